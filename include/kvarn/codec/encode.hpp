@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The paper's encoder: asymmetric min-max rounding per axis-0 index of a normalised tile (paper section 4.3, format.md
+// section 4). In: a float tile [axis 0][axis 1] with its factors s0, s1. Out: packed codes, and the record's scalars as floats
+// (scale = s0 * scale of the rounding, zero = s0 * zero). float arithmetic, fixed order. No allocation; thread safe.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/codec/packing.hpp>
+#include <kvarn/simd/lanes.hpp>
+
+namespace kvarn {
+
+/// How codes and scalars are chosen; the record and its decoder are the same for all.
+enum class encoder : std::uint8_t {
+    paper,  ///< min-max rounding, byte for byte the method of the paper
+};
+
+namespace detail {
+
+/// Values of this magnitude and above round to an infinite half.
+inline constexpr float half_overflow = 65520.0f;
+
+/// Rounds tile / s0 / s1 to codes of `bits` bits. scale and zero hold size0 floats rounded up to sixteen, reciprocal1 size1
+/// likewise (working memory). With `packed` null only scale and zero are computed. Returns whether all scalars fit a half.
+/// Columns of the tile from size1 up to whole lanes are overwritten.
+template <class Arch, class Size1>
+bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, const float* s0, const float* s1,
+                   float* reciprocal1, int bits, std::uint8_t* packed, float* scale, float* zero) noexcept
+{
+    using v = simd::lanes<Arch>;
+    using k = simd::kernels<Arch>;
+    constexpr int block = simd::lane_count;
+    const int padded1 = simd::whole_lanes(size1);
+    const float levels = static_cast<float>((1 << bits) - 1);
+
+    for (int j = 0; j < size1; j += simd::lane_count) div(v::broadcast(1.0f), v::load(s1 + j)).store(reciprocal1 + j);
+    for (int j = size1; j < padded1; ++j) {  // padding repeats column 0, so that it changes no minimum and no maximum
+        reciprocal1[j] = reciprocal1[0];
+        for (int i = 0; i < size0; ++i) tile[i * stride + j] = tile[i * stride];
+    }
+
+    v largest = v::broadcast(0.0f);
+    alignas(64) std::uint8_t codes[block * max_head_dim + simd::lane_count];
+    alignas(64) float low[block] = {}, high[block] = {}, inverse[block];
+    for (int i0 = 0; i0 < size0; i0 += block) {
+        const int rows = size0 - i0 < block ? size0 - i0 : block;
+        for (int i = 0; i < rows; ++i) {
+            const float* const row = tile + (i0 + i) * stride;
+            v least = mul(v::load(row), v::load(reciprocal1)), most = least;
+            for (int j = simd::lane_count; j < size1; j += simd::lane_count) {
+                const v x = mul(v::load(row + j), v::load(reciprocal1 + j));
+                least = min(least, x);
+                most = max(most, x);
+            }
+            low[i] = reduce_min(least);
+            high[i] = reduce_max(most);
+        }
+        // s0 divides out of x - min and of the range alike: only the floor of the scale knows it. Adding +0 turns -0 into +0.
+        const v least = add(v::load(low), v::broadcast(0.0f));
+        const v floor = mul(v::load(s0 + i0), v::broadcast(1e-10f));
+        const v range = add(v::load(high), mul(least, v::broadcast(-1.0f)));
+        const v step = max(div(range, v::broadcast(levels)), floor);
+        least.store(zero + i0);
+        step.store(scale + i0);
+        div(v::broadcast(1.0f), step).store(inverse);
+        largest = max(largest, max(step, max(least, mul(least, v::broadcast(-1.0f)))));
+        if (packed == nullptr) continue;
+
+        for (int i = 0; i < rows; ++i) {
+            const float* const row = tile + (i0 + i) * stride;
+            const auto step_inverse = k::broadcast(inverse[i]);
+            const v minus_zero = v::broadcast(-zero[i0 + i]);
+            for (int j = 0; j < size1; j += simd::lane_count)  // may run over into the next row's codes, which come later
+                k::store_codes(codes + i * size1 + j, fma(v::load(row + j), v::load(reciprocal1 + j), minus_zero).r, step_inverse);
+        }
+        const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
+        std::uint8_t* const to = packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
+        with_bits(bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
+    }
+    return reduce_max(largest) < half_overflow;
+}
+
+}  // namespace detail
+}  // namespace kvarn

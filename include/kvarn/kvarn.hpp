@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Everything for the CPU but the overloads that allocate (interop/owning.hpp) and the Eigen types (interop/eigen.hpp).
+// Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then quantize.hpp.
+
+#include <kvarn/base/element.hpp>
+#include <kvarn/base/status.hpp>
+#include <kvarn/base/view.hpp>
+#include <kvarn/codec/packing.hpp>
+#include <kvarn/layout/format.hpp>
+#include <kvarn/layout/record.hpp>
+#include <kvarn/quantize.hpp>
+#include <kvarn/rotate/hadamard.hpp>
+#include <kvarn/version.hpp>

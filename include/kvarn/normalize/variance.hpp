@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Iterative normalisation of the standard deviation along both axes of a tile (paper section 4.2, format.md section 3).
+// In: a float tile [axis 0][axis 1]. Out: one factor per axis-0 index (s0) and per axis-1 index (s1), so that
+// tile / s0 / s1 is balanced. float arithmetic in a fixed order. No allocation; thread safe.
+//
+// No normalised tile is ever written. An index's own factor cancels out of its own moments, so the sums of m * r and
+// (m * r)^2 with the other axis' reciprocal factors r are all that is needed, and one pass over the tile serves both axes:
+// for sixteen rows at a time it takes the rows' moments, updates their factors, and adds the rows into the columns' sums.
+
+#include <cstddef>
+
+#include <kvarn/simd/lanes.hpp>
+
+namespace kvarn {
+
+/// Working memory and result of normalize_variance; each array holds its axis' size rounded up to 16 floats.
+struct variance_factors {
+    float* s0 = nullptr;           ///< result, axis 0
+    float* s1 = nullptr;           ///< result, axis 1
+    float* current0 = nullptr;     ///< factors of the present iterate
+    float* current1 = nullptr;
+    float* reciprocal0 = nullptr;  ///< 1 / current
+    float* reciprocal1 = nullptr;
+    float* deviation0 = nullptr;   ///< standard deviations of the present iterate
+    float* deviation1 = nullptr;
+    float* sum1 = nullptr;         ///< over axis 0: sum of m * reciprocal0, and of its square
+    float* square1 = nullptr;
+};
+
+/// Floats that the arrays of `variance_factors` need together.
+[[nodiscard]] KVARN_INLINE constexpr std::size_t variance_floats(int size0, int size1) noexcept
+{
+    return 4 * static_cast<std::size_t>(simd::whole_lanes(size0)) + 6 * static_cast<std::size_t>(simd::whole_lanes(size1));
+}
+
+/// Places the arrays in `memory`, variance_floats(size0, size1) floats.
+[[nodiscard]] KVARN_INLINE constexpr variance_factors place_variance_factors(float* memory, int size0, int size1) noexcept
+{
+    const int n0 = simd::whole_lanes(size0), n1 = simd::whole_lanes(size1);
+    variance_factors f;
+    f.s0 = memory;
+    f.current0 = f.s0 + n0;
+    f.reciprocal0 = f.current0 + n0;
+    f.deviation0 = f.reciprocal0 + n0;
+    f.s1 = f.deviation0 + n0;
+    f.current1 = f.s1 + n1;
+    f.reciprocal1 = f.current1 + n1;
+    f.deviation1 = f.reciprocal1 + n1;
+    f.sum1 = f.deviation1 + n1;
+    f.square1 = f.sum1 + n1;
+    return f;
+}
+
+/// Normalises tile[i * stride + j], i < size0, j < size1. The tile must be readable, and zero, up to whole lanes of sixteen in
+/// both directions. `Size1` is int or an integral constant. At most `iterations` rounds; it stops early when no later iterate
+/// could be kept: the imbalance max/min + max/min is never below 2, and must fall by one part in 10^5 to count.
+template <class Arch, class Size1>
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations,
+                        const variance_factors& f) noexcept;
+
+namespace detail {
+
+inline constexpr float factor_floor = 0.740818220681717866f;    // exp(-0.3)
+inline constexpr float factor_ceiling = 22026.4657948067165f;   // exp(10)
+inline constexpr float deviation_floor = 1e-3f;
+inline constexpr float deviation_ceiling = 1e3f;
+inline constexpr float least_deviation = 1e-8f;                 // in max / min
+inline constexpr float needed_gain = 1.0f - 1e-5f;
+
+template <class Arch>
+struct variance_pass {
+    using v = simd::lanes<Arch>;
+    using k = simd::kernels<Arch>;
+
+    /// Sample standard deviation of n numbers from their sum and their sum of squares.
+    KVARN_INLINE static v deviation(const v& sum, const v& square, float inverse_n, float inverse_n1) noexcept
+    {
+        const v centred = fnma(sum, mul(sum, v::broadcast(inverse_n)), square);
+        return sqrt(mul(max(centred, v::broadcast(0.0f)), v::broadcast(inverse_n1)));
+    }
+
+    KVARN_INLINE static v clamp(const v& x, float low, float high) noexcept
+    {
+        return min(max(x, v::broadcast(low)), v::broadcast(high));
+    }
+
+    /// s <- clamp(s * clamp(deviation of the present iterate)); returns the new s.
+    KVARN_INLINE static v updated(const v& s, const v& present) noexcept
+    {
+        return clamp(mul(s, clamp(present, deviation_floor, deviation_ceiling)), factor_floor, factor_ceiling);
+    }
+
+    /// Sums over axis 1 of m * r and its square for Rows rows, folded to one register each.
+    template <int Rows, class Size1>
+    KVARN_INLINE static void row_sums(const float* row, std::ptrdiff_t stride, Size1 size1, const float* r, float* sum,
+                                      float* square) noexcept
+    {
+        v s[Rows], q[Rows];
+        KVARN_UNROLL
+        for (int i = 0; i < Rows; ++i) s[i] = q[i] = v::broadcast(0.0f);
+        for (int j = 0; j < size1; j += simd::lane_count) {
+            const v factor = v::load(r + j);
+            KVARN_UNROLL
+            for (int i = 0; i < Rows; ++i) {
+                const v u = mul(factor, v::load(row + i * stride + j));
+                s[i] = add(s[i], u);
+                q[i] = fma(u, u, q[i]);
+            }
+        }
+        KVARN_UNROLL
+        for (int i = 0; i < Rows; ++i) {
+            k::store(sum + i * k::width, fold(s[i]));
+            k::store(square + i * k::width, fold(q[i]));
+        }
+    }
+
+    /// One pass: deviations of axis 0 (and, if Update, new factors for it), then the sums over axis 0.
+    template <bool Update, class Size1>
+    KVARN_NOINLINE static void run(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, const variance_factors& f) noexcept
+    {
+        constexpr int block = simd::lane_count;
+        constexpr int together = v::registers == 1 ? 4 : 2;
+        const float inverse_n = 1.0f / static_cast<float>(size1), inverse_n1 = 1.0f / static_cast<float>(size1 - 1);
+        alignas(64) float sum[block * k::width], square[block * k::width];
+        for (int i0 = 0; i0 < size0; i0 += block) {
+            const float* const rows = tile + i0 * stride;
+            for (int i = 0; i < block; i += together)
+                row_sums<together>(rows + i * stride, stride, size1, f.reciprocal1, sum + i * k::width, square + i * k::width);
+            const v raw = deviation(simd::sum_folded_rows<Arch>(sum), simd::sum_folded_rows<Arch>(square), inverse_n, inverse_n1);
+            if constexpr (Update) {
+                const v s = updated(v::load(f.current0 + i0), mul(raw, v::load(f.reciprocal0 + i0)));
+                const v r = div(v::broadcast(1.0f), s);
+                s.store(f.current0 + i0);
+                r.store(f.reciprocal0 + i0);
+                mul(raw, r).store(f.deviation0 + i0);
+            } else {
+                raw.store(f.deviation0 + i0);
+            }
+            for (int j = 0; j < size1; j += simd::lane_count) {
+                v s = v::broadcast(0.0f), q = s;
+                KVARN_UNROLL
+                for (int i = 0; i < block; ++i) {
+                    const v u = mul(v::broadcast(f.reciprocal0[i0 + i]), v::load(rows + i * stride + j));
+                    s = add(s, u);
+                    q = fma(u, u, q);
+                }
+                if (i0 != 0) {
+                    s = add(v::load(f.sum1 + j), s);
+                    q = add(v::load(f.square1 + j), q);
+                }
+                s.store(f.sum1 + j);
+                q.store(f.square1 + j);
+            }
+        }
+    }
+
+    /// Deviations along axis 0 from the sums; with Update also new factors for axis 1 (whose deviations then are of the iterate
+    /// with the new factors).
+    template <bool Update>
+    KVARN_INLINE static void columns(int size0, int size1, const variance_factors& f) noexcept
+    {
+        const float inverse_n = 1.0f / static_cast<float>(size0), inverse_n1 = 1.0f / static_cast<float>(size0 - 1);
+        for (int j = 0; j < size1; j += simd::lane_count) {
+            const v raw = deviation(v::load(f.sum1 + j), v::load(f.square1 + j), inverse_n, inverse_n1);
+            v r = v::load(f.reciprocal1 + j);
+            if constexpr (Update) {
+                const v s = updated(v::load(f.current1 + j), mul(raw, r));
+                r = div(v::broadcast(1.0f), s);
+                s.store(f.current1 + j);
+                r.store(f.reciprocal1 + j);
+            }
+            mul(raw, r).store(f.deviation1 + j);
+        }
+    }
+
+    /// max / min of n deviations.
+    KVARN_INLINE static float spread(const float* deviations, int n) noexcept
+    {
+        float low = deviations[0], high = low;
+        int i = 0;
+        if (n >= simd::lane_count) {
+            v least = v::load(deviations), most = least;
+            for (; i + simd::lane_count <= n; i += simd::lane_count) {
+                least = min(least, v::load(deviations + i));
+                most = max(most, v::load(deviations + i));
+            }
+            low = reduce_min(least);
+            high = reduce_max(most);
+        }
+        for (; i < n; ++i) {
+            low = deviations[i] < low ? deviations[i] : low;
+            high = deviations[i] > high ? deviations[i] : high;
+        }
+        return high / (low > least_deviation ? low : least_deviation);
+    }
+
+    KVARN_INLINE static void fill(float* to, int n, float value) noexcept
+    {
+        for (int i = 0; i < n; i += simd::lane_count) v::broadcast(value).store(to + i);
+    }
+    KVARN_INLINE static void copy(const float* from, int n, float* to) noexcept
+    {
+        for (int i = 0; i < n; i += simd::lane_count) v::load(from + i).store(to + i);
+    }
+};
+
+}  // namespace detail
+
+template <class Arch, class Size1>
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations,
+                        const variance_factors& f) noexcept
+{
+    using pass = detail::variance_pass<Arch>;
+    for (float* const ones : {f.s0, f.current0, f.reciprocal0}) pass::fill(ones, size0, 1.0f);
+    for (float* const ones : {f.s1, f.current1, f.reciprocal1}) pass::fill(ones, size1, 1.0f);
+
+    pass::template run<false>(tile, stride, size0, size1, f);
+    pass::template columns<false>(size0, size1, f);
+    float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
+    for (int i = 0; i < iterations; ++i) {
+        if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
+        pass::template columns<true>(size0, size1, f);
+        pass::template run<true>(tile, stride, size0, size1, f);
+        pass::template columns<false>(size0, size1, f);
+        const float imbalance = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
+        if (imbalance < best * detail::needed_gain) {
+            best = imbalance;
+            pass::copy(f.current0, size0, f.s0);
+            pass::copy(f.current1, size1, f.s1);
+        }
+    }
+}
+
+}  // namespace kvarn

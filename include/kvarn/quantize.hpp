@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// quantize_kv and dequantize_kv: K and V of any strides to records and back, many heads and tiles in one call.
+// In: float, half or bfloat16 views [token][head][channel], original basis. Out: records (format.md section 5), or views.
+// The caller owns all memory; nothing allocates. A record depends only on format, options and the tile's values: not on the
+// instruction set, the thread, the strides or the rest of the call. Errors are found before anything is written.
+//
+// Threads: work item i is the record (tile i / heads, head i % heads). Give each thread its own range and its own scratch.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <kvarn/base/extent.hpp>
+#include <kvarn/base/view.hpp>
+#include <kvarn/codec/decode.hpp>
+#include <kvarn/codec/encode.hpp>
+#include <kvarn/layout/record.hpp>
+#include <kvarn/normalize/variance.hpp>
+#include <kvarn/rotate/hadamard.hpp>
+
+namespace kvarn {
+
+struct encode_options {
+    kvarn::encoder encoder = kvarn::encoder::paper;
+    int iterations = 8;  ///< at most this many rounds of variance normalisation, 0..64
+};
+
+/// The work items of one call, [begin, end), clipped to the grid. The default is all of them.
+struct record_range {
+    std::size_t begin = 0;
+    std::size_t end = SIZE_MAX;
+};
+
+/// Bytes of scratch that one call of quantize_kv or dequantize_kv needs (per thread), at any alignment.
+[[nodiscard]] constexpr std::size_t scratch_bytes(const format& f) noexcept;
+
+/// Seals tiles: quantizes the tokens of `k` and `v` into `records`.
+/// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (an empty view if the
+/// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
+/// Padding between a record's content and its stride is set to zero, at most up to the next record.
+/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records or scratch), bad_argument (options),
+/// not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
+template <class Arch = simd::native_arch, element T>
+[[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
+                                 std::span<std::byte> scratch, const encode_options& options = {},
+                                 record_range range = {}) noexcept;
+
+/// Decodes records into `k` and `v`, in the original basis or as they are stored (rotated). Exact channels come back
+/// unchanged. Half results saturate at +-65504. Shapes as for quantize_kv; either view may be empty (data null) to skip it.
+/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small, bad_argument, not_finite (a scalar of a record).
+template <class Arch = simd::native_arch, class Byte, element T>
+[[nodiscard]] status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, kv_view<T> v, basis wanted,
+                                   std::span<std::byte> scratch, record_range range = {}) noexcept;
+
+/// Which code a format runs on, for logs and for tests of a build.
+struct kernel_path {
+    const char* arch;           ///< instruction set: portable, avx2, avx512, neon64
+    bool keys_specialised;      ///< loops over tokens of K have compile-time bounds
+    bool values_specialised;    ///< loops over channels of V have compile-time bounds
+    const char* reason;         ///< one sentence
+};
+
+template <class Arch = simd::native_arch>
+[[nodiscard]] constexpr kernel_path kernel_path_of(const format& f) noexcept
+{
+    const bool keys = detail::is_common_extent(f.head_dim_k()) && detail::is_common_extent(f.group());
+    const bool values = f.has_values() && detail::is_common_extent(f.head_dim_v());
+    const char* reason = keys && (values || !f.has_values()) ? "head_dim and group are 64, 128 or 256: compile-time loop bounds"
+                         : keys || values ? "one of K and V has compile-time loop bounds; the other runs the same code with run-time bounds"
+                                          : "head_dim or group is not 64, 128 or 256: the same code with run-time loop bounds";
+    return {simd::arch_traits<Arch>::name, keys, values, reason};
+}
+
+namespace detail {
+
+inline constexpr int tile_padding = 16;   // floats beyond a row, against cache-set conflicts
+inline constexpr int staged_tokens = 16;  // tokens gathered at a time from views with a channel stride
+
+/// Channels [first, first + channels) of one tile: token t starts at data + t * token_stride.
+template <class T>
+struct tile_source {
+    T* data;
+    std::ptrdiff_t token_stride;
+    std::ptrdiff_t channel_stride;
+};
+
+/// Scratch, carved into aligned pieces. K tiles are held [channel][token], V tiles [token][channel]: axis 0 first, as in
+/// format.md section 3, so that normaliser and encoder know only one orientation.
+struct tile_memory {
+    float* tile;
+    float* factors;
+    float* scale;
+    float* zero;
+    float* stage;  // [staged_tokens][widest]
+    std::uint8_t* codes;  // shares the tile's memory; used when decoding
+};
+
+[[nodiscard]] KVARN_INLINE constexpr std::size_t tile_floats(const format& f) noexcept
+{
+    const auto rows = [](int n) { return static_cast<std::size_t>(simd::whole_lanes(n)); };
+    const std::size_t k = rows(f.head_dim_k()) * (rows(f.group()) + tile_padding);
+    const std::size_t v = rows(f.group()) * (rows(f.head_dim_v()) + tile_padding);
+    return k > v ? k : v;
+}
+
+[[nodiscard]] KVARN_INLINE constexpr int widest_axis(const format& f) noexcept
+{
+    const int d = f.head_dim_k() > f.head_dim_v() ? f.head_dim_k() : f.head_dim_v();
+    return simd::whole_lanes(d > f.group() ? d : f.group());
+}
+
+[[nodiscard]] KVARN_INLINE tile_memory carve(const format& f, std::byte* scratch) noexcept
+{
+    const auto address = reinterpret_cast<std::uintptr_t>(scratch);
+    float* at = reinterpret_cast<float*>(scratch + (64 - address % 64) % 64);
+    const auto widest = static_cast<std::size_t>(widest_axis(f));
+    tile_memory m;
+    m.tile = at;
+    m.codes = reinterpret_cast<std::uint8_t*>(at);
+    m.factors = m.tile + tile_floats(f);
+    m.scale = m.factors + variance_floats(static_cast<int>(widest), static_cast<int>(widest));
+    m.zero = m.scale + widest;
+    m.stage = m.zero + widest;
+    return m;
+}
+
+/// Points to contiguous channels of tokens [first, first + count): the source itself, or floats gathered into `stage`.
+template <class T, class F>
+KVARN_INLINE void with_contiguous(const tile_source<const T>& from, int first, int count, int channels, float* stage, F&& f) noexcept
+{
+    if (from.channel_stride == 1) return f(from.data + first * from.token_stride, from.token_stride);
+    for (int t = 0; t < count; ++t)
+        gather(from.data + (first + t) * from.token_stride, from.channel_stride, channels, stage + t * channels);
+    f(static_cast<const float*>(stage), static_cast<std::ptrdiff_t>(channels));
+}
+
+template <class Arch>
+KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
+{
+    for (std::ptrdiff_t i = 0; i < count; i += simd::lane_count) simd::lanes<Arch>::broadcast(0.0f).store(from + i);
+}
+
+/// K: tokens to tile[channel * stride + token], rotated.
+template <class Arch, class T, class Dim, class Group>
+KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, Dim dim, Group group, const tile_memory& m,
+                                  std::ptrdiff_t stride) noexcept
+{
+    constexpr int width = simd::kernels<Arch>::width;
+    for (int t = 0; t < group; t += width)
+        with_contiguous(from, t, width, dim, m.stage, [&](auto* tokens, std::ptrdiff_t token_stride) __attribute__((always_inline)) {
+            if (rotated) transform_transposed<Arch, direction::forward, true>(tokens, token_stride, width, m.tile + t, stride, dim);
+            else transform_transposed<Arch, direction::forward, false>(tokens, token_stride, width, m.tile + t, stride, dim);
+        });
+    clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
+}
+
+/// V: tokens to tile[token * stride + channel], rotated.
+template <class Arch, class T, class Dim, class Group>
+KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, Dim dim, Group group, const tile_memory& m,
+                                    std::ptrdiff_t stride) noexcept
+{
+    for (int t = 0; t < group; t += staged_tokens)
+        with_contiguous(from, t, staged_tokens, dim, m.stage, [&](auto* tokens, std::ptrdiff_t token_stride) __attribute__((always_inline)) {
+            float* const rows = m.tile + t * stride;
+            if (rotated) transform_rows<Arch, direction::forward>(tokens, token_stride, staged_tokens, rows, stride, dim);
+            else
+                for (int i = 0; i < staged_tokens; ++i) copy_row<Arch>(tokens + i * token_stride, dim, rows + i * stride);
+            for (int i = 0; i < staged_tokens; ++i)
+                for (int d = dim; d < simd::whole_lanes(dim); ++d) rows[i * stride + d] = 0.0f;
+        });
+}
+
+/// One part of a record, from values to codes and scalars. `record` null: only report whether the scalars fit.
+/// The fields are axis-0 scales and zeros and the axis-1 scales, whatever K or V calls them.
+template <class Arch, class Size1>
+KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, int bits, int iterations,
+                              std::byte* record, std::size_t codes, std::size_t scale0, std::size_t zero0, std::size_t scale1) noexcept
+{
+    const variance_factors f = place_variance_factors(m.factors, size0, size1);
+    normalize_variance<Arch>(m.tile, stride, size0, size1, iterations, f);
+    std::uint8_t* const packed = record ? reinterpret_cast<std::uint8_t*>(record + codes) : nullptr;
+    const bool fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
+    if (record == nullptr) return fits;
+    store_scalars<Arch>(m.scale, size0, record + scale0);
+    store_scalars<Arch>(m.zero, size0, record + zero0);
+    store_scalars<Arch>(f.s1, size1, record + scale1);
+    return fits;
+}
+
+template <class Arch, class T>
+bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memory& m, int iterations, std::byte* record) noexcept
+{
+    const record_layout at = layout_of(f);
+    bool fits = false;
+    const auto run = [&](auto dim, auto group) __attribute__((always_inline)) {
+        const std::ptrdiff_t stride = simd::whole_lanes(group) + tile_padding;
+        load_key_tile<Arch>(k, f.rotated(), dim, group, m, stride);
+        fits = encode_part<Arch>(m, stride, dim, group, f.key_bits(), iterations, record, at.k_codes, at.k_channel_scale,
+                                 at.k_channel_zero, at.k_token_scale);
+    };
+    if (is_common_extent(f.head_dim_k()) && is_common_extent(f.group()))
+        with_extent(f.group(), [&](auto group) { with_extent(f.head_dim_k(), [&](auto dim) { run(dim, group); }); });
+    else
+        run(f.head_dim_k(), f.group());
+    return fits;
+}
+
+template <class Arch, class T>
+bool encode_values(const format& f, const tile_source<const T>& v, const tile_memory& m, int iterations, std::byte* record) noexcept
+{
+    const record_layout at = layout_of(f);
+    bool fits = false;
+    with_extent(f.head_dim_v(), [&](auto dim) {
+        const std::ptrdiff_t stride = simd::whole_lanes(dim) + tile_padding;
+        load_value_tile<Arch>(v, f.rotated(), dim, f.group(), m, stride);
+        fits = encode_part<Arch>(m, stride, f.group(), dim, f.value_bits(), iterations, record, at.v_codes, at.v_token_scale,
+                                 at.v_token_zero, at.v_channel_scale);
+    });
+    return fits;
+}
+
+/// The largest magnitude among `channels` of all tokens of a tile; infinity if one value is not finite.
+template <class Arch, class T>
+KVARN_NOINLINE float largest_value(const tile_source<const T>& from, int tokens, int channels) noexcept
+{
+    std::uint32_t most = 0;
+    for (int t = 0; t < tokens; ++t) {
+        const T* const token = from.data + t * from.token_stride;
+        std::uint32_t bits = 0;
+        if (from.channel_stride == 1) {
+            bits = simd::kernels<Arch>::largest_magnitude(token, static_cast<std::size_t>(channels));
+        } else {
+            for (int d = 0; d < channels; ++d) {
+                const std::uint32_t one = simd::kernels<simd::portable>::largest_magnitude(token + d * from.channel_stride, 1);
+                bits = one > bits ? one : bits;
+            }
+        }
+        most = bits > most ? bits : most;
+    }
+    float value;
+    if constexpr (sizeof(T) == 2) {
+        const T largest{static_cast<std::uint16_t>(most)};
+        value = to_float(largest);
+    } else {
+        value = std::bit_cast<float>(most);
+    }
+    return value - value == 0.0f ? value : std::bit_cast<float>(0x7f800000u);
+}
+
+template <class T>
+KVARN_INLINE tile_source<T> source_of(const kv_view<T>& x, std::size_t tile, std::size_t head, int group) noexcept
+{
+    return {x.at(tile * static_cast<std::size_t>(group), head), x.token_stride, x.channel_stride};
+}
+
+/// The view with the library's storage type as its element.
+template <element T>
+KVARN_INLINE auto as_storage(const kv_view<T>& x) noexcept
+{
+    using storage = std::conditional_t<std::is_const_v<T>, const storage_t<T>, storage_t<T>>;
+    return kv_view<storage>{reinterpret_cast<storage*>(x.data), x.tokens, x.heads, x.channels,
+                            x.token_stride, x.head_stride, x.channel_stride};
+}
+
+template <class T, class Byte>
+KVARN_INLINE status check_view(const format& f, const kv_view<T>& x, int channels, const record_grid<Byte>& records) noexcept
+{
+    if (x.heads != records.heads || x.tokens != records.tiles * static_cast<std::size_t>(f.group()) ||
+        x.channels != static_cast<std::size_t>(channels))
+        return status::shape_mismatch;
+    return status::ok;
+}
+
+/// Whether the items [begin, end) of the grid lie inside its buffer, and scratch is large enough.
+template <class Byte>
+KVARN_INLINE status check_memory(const format& f, const record_grid<Byte>& records, std::span<std::byte> scratch, record_range range) noexcept
+{
+    if (records.data == nullptr || scratch.data() == nullptr) return status::null_pointer;
+    if (scratch.size() < scratch_bytes(f)) return status::buffer_too_small;
+    const std::size_t content = layout_of(f).content_bytes;
+    if ((records.heads > 1 && records.head_stride < content) || (records.tiles > 1 && records.tile_stride < content))
+        return status::shape_mismatch;
+    const std::size_t last_tile = (range.end - 1) / records.heads;
+    const std::size_t last_head = last_tile > range.begin / records.heads ? records.heads - 1 : (range.end - 1) % records.heads;
+    const std::size_t limit = records.bytes;
+    if (content > limit) return status::buffer_too_small;
+    if (last_tile != 0 && records.tile_stride > (limit - content) / last_tile) return status::buffer_too_small;
+    const std::size_t left = limit - content - last_tile * records.tile_stride;
+    if (last_head != 0 && records.head_stride > left / last_head) return status::buffer_too_small;
+    return status::ok;
+}
+
+/// Below `none` no scalar can overflow a half, whatever the tile: |scale * code + zero| <= |rotated value| / smallest factor.
+KVARN_INLINE float safe_magnitude(const format& f, int dim) noexcept
+{
+    return f.rotated() ? 48000.0f / std::sqrt(static_cast<float>(dim)) : 48000.0f;
+}
+
+inline constexpr float hopeless_magnitude = 1e11f;  // above: the scalars of a tile cannot hold it, and squares may overflow
+
+/// Checks one part of one tile: ok, not_finite, or scale_overflow (found by a trial encoding where it is not plain).
+template <class T, class Trial>
+KVARN_INLINE status check_part(const format& f, float largest, int dim, Trial&& trial) noexcept
+{
+    if (!(largest - largest == 0.0f)) return status::not_finite;
+    if (largest <= safe_magnitude(f, dim)) return status::ok;
+    if (largest > hopeless_magnitude || !trial()) return status::scale_overflow;
+    return status::ok;
+}
+
+template <class Arch, class T>
+status check_tile(const format& f, const tile_source<const T>& k, const tile_source<const T>& v, const tile_memory& m, int iterations) noexcept
+{
+    const status keys = check_part<T>(f, largest_value<Arch>(k, f.group(), f.head_dim_k()), f.head_dim_k(),
+                                      [&] { return encode_keys<Arch>(f, k, m, iterations, nullptr); });
+    if (keys != status::ok) return keys;
+    if (f.exact_channels() != 0) {
+        const tile_source<const T> exact{k.data + f.head_dim_k() * k.channel_stride, k.token_stride, k.channel_stride};
+        const float largest = largest_value<Arch>(exact, f.group(), f.exact_channels());
+        if (!(largest - largest == 0.0f)) return status::not_finite;
+        if (largest >= half_overflow) return status::scale_overflow;
+    }
+    if (!f.has_values()) return status::ok;
+    return check_part<T>(f, largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),
+                         [&] { return encode_values<Arch>(f, v, m, iterations, nullptr); });
+}
+
+template <class Arch, class T>
+void encode_exact(const format& f, const tile_source<const T>& k, std::byte* to) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    half* p = reinterpret_cast<half*>(to);
+    for (int t = 0; t < f.group(); ++t)
+        for (int c = 0; c < f.exact_channels(); ++c)
+            one::store(p++, one::load(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride));
+}
+
+template <class Arch, class T>
+void decode_exact(const format& f, const std::byte* from, const tile_source<T>& k) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    const half* p = reinterpret_cast<const half*>(from);
+    for (int t = 0; t < f.group(); ++t)
+        for (int c = 0; c < f.exact_channels(); ++c)
+            one::store(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride, one::load(p++));
+}
+
+/// Rows of floats to tokens of T with any channel stride.
+template <class Arch, class T>
+KVARN_INLINE void store_token(const float* row, int dim, T* to, std::ptrdiff_t channel_stride) noexcept
+{
+    if (channel_stride == 1) store_row<Arch>(row, dim, to);
+    else scatter(row, dim, to, channel_stride);
+}
+
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void decode_keys(const format& f, const std::byte* record, const tile_source<T>& k, bool unrotated, const tile_memory& m,
+                                Dim dim) noexcept
+{
+    using kern = simd::kernels<Arch>;
+    constexpr int width = kern::width;
+    const record_layout at = layout_of(f);
+    const int group = f.group();
+    const auto count = static_cast<std::size_t>(dim) * static_cast<std::size_t>(group);
+    const int padded = simd::whole_lanes(dim);
+    float* const scale = m.factors;
+    float* const zero = scale + padded;
+    float* const token_scale = zero + padded;
+    with_bits(f.key_bits(), [&](auto b) {
+        unpack_stream<Arch, b()>(reinterpret_cast<const std::uint8_t*>(record + at.k_codes), count, m.codes);
+    });
+    load_scalars<Arch>(record + at.k_channel_scale, dim, scale);
+    load_scalars<Arch>(record + at.k_channel_zero, dim, zero);
+    load_scalars<Arch>(record + at.k_token_scale, group, token_scale);
+
+    const hadamard_factors factors = factor_head_dim(dim);
+    float block[max_head_dim * width];  // [channel][token]
+    for (int t = 0; t < group; t += width) {
+        const auto tokens = kern::load(token_scale + t);
+        if (unrotated) {
+            for (int d = 0; d < dim; ++d)
+                kern::store(block + d * width, decode_channel<Arch>(m.codes + d * group + t, scale[d], zero[d], tokens));
+            finish_transform<Arch, direction::inverse>(block, width, factors.outer, factors.inner, 1, hadamard_scale(dim));
+        }
+        for (int d = 0; d < dim; d += width) {
+            typename kern::reg x[width];
+            KVARN_UNROLL
+            for (int c = 0; c < width; ++c) {
+                if (d + c >= dim) x[c] = kern::broadcast(0.0f);
+                else if (unrotated) x[c] = kern::load(block + (d + c) * width);
+                else x[c] = decode_channel<Arch>(m.codes + (d + c) * group + t, scale[d + c], zero[d + c], tokens);
+            }
+            if (k.channel_stride == 1) store_transposed<Arch>(k.data + t * k.token_stride, k.token_stride, width, d, dim, x);
+            else store_transposed<Arch>(m.stage, dim, width, d, dim, x);
+        }
+        if (k.channel_stride != 1)
+            for (int i = 0; i < width; ++i) scatter(m.stage + i * dim, dim, k.data + (t + i) * k.token_stride, k.channel_stride);
+    }
+}
+
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, const tile_source<T>& v, bool unrotated,
+                                  const tile_memory& m, Dim dim) noexcept
+{
+    const record_layout at = layout_of(f);
+    const int group = f.group();
+    float* const channel_scale = m.factors;
+    float* const scale = channel_scale + simd::whole_lanes(dim);
+    float* const zero = scale + group;
+    load_scalars<Arch>(record + at.v_channel_scale, dim, channel_scale);
+    load_scalars<Arch>(record + at.v_token_scale, group, scale);
+    load_scalars<Arch>(record + at.v_token_zero, group, zero);
+    const auto count = static_cast<std::size_t>(staged_tokens) * static_cast<std::size_t>(dim);
+    const std::uint8_t* packed = reinterpret_cast<const std::uint8_t*>(record + at.v_codes);
+    for (int t = 0; t < group; t += staged_tokens) {
+        with_bits(f.value_bits(), [&](auto b) { unpack_stream<Arch, b()>(packed, count, m.codes); });
+        packed += count * static_cast<std::size_t>(f.value_bits()) / 8;
+        for (int i = 0; i < staged_tokens; ++i) {
+            T* const token = v.data + (t + i) * v.token_stride;
+            const std::uint8_t* const codes = m.codes + i * dim;
+            if (!unrotated && v.channel_stride == 1) {
+                decode_token<Arch>(codes, scale[t + i], zero[t + i], channel_scale, dim, token);
+                continue;
+            }
+            decode_token<Arch>(codes, scale[t + i], zero[t + i], channel_scale, dim, m.stage + i * dim);
+        }
+        if (unrotated)
+            transform_rows<Arch, direction::inverse>(static_cast<const float*>(m.stage), dim, staged_tokens, m.stage, dim, dim);
+        if (unrotated || v.channel_stride != 1)
+            for (int i = 0; i < staged_tokens; ++i)
+                store_token<Arch>(m.stage + i * dim, dim, v.data + (t + i) * v.token_stride, v.channel_stride);
+    }
+}
+
+/// Whether all half scalars in [from, to) of a record are finite.
+template <class Arch>
+KVARN_INLINE bool scalars_finite(const std::byte* record, std::size_t from, std::size_t to) noexcept
+{
+    return simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const half*>(record + from), (to - from) / 2) < 0x7c00u;
+}
+
+}  // namespace detail
+
+constexpr std::size_t scratch_bytes(const format& f) noexcept
+{
+    const auto widest = static_cast<std::size_t>(detail::widest_axis(f));
+    const std::size_t floats = detail::tile_floats(f) + variance_floats(static_cast<int>(widest), static_cast<int>(widest)) +
+                               2 * widest + detail::staged_tokens * widest;
+    return floats * sizeof(float) + 63;
+}
+
+template <class Arch, element T>
+status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records, std::span<std::byte> scratch,
+                   const encode_options& options, record_range range) noexcept
+{
+    using storage = storage_t<T>;
+    if (options.encoder != encoder::paper || options.iterations < 0 || options.iterations > 64) return status::bad_argument;
+    if (const status s = detail::check_view(f, k, f.key_channels(), records); s != status::ok) return s;
+    if (f.has_values()) {
+        if (const status s = detail::check_view(f, v, f.head_dim_v(), records); s != status::ok) return s;
+    } else if (v.data != nullptr) {
+        return status::shape_mismatch;
+    }
+    if (records.tiles != 0 && records.heads > SIZE_MAX / records.tiles) return status::shape_mismatch;
+    const std::size_t items = records.tiles * records.heads;
+    if (range.end > items) range.end = items;
+    if (range.begin > range.end) return status::bad_argument;
+    if (range.begin == range.end) return status::ok;
+    if (k.data == nullptr || (f.has_values() && v.data == nullptr)) return status::null_pointer;
+    if (const status s = detail::check_memory(f, records, scratch, range); s != status::ok) return s;
+
+    const simd::float_environment guard;
+    const kv_view<const storage> keys = detail::as_storage(k), values = detail::as_storage(v);
+    const detail::tile_memory memory = detail::carve(f, scratch.data());
+    const auto source = [&](const kv_view<const storage>& x, std::size_t i) {
+        return x.data ? detail::source_of(x, i / records.heads, i % records.heads, f.group()) : detail::tile_source<const storage>{};
+    };
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+        const status s = detail::check_tile<Arch, storage>(f, source(keys, i), source(values, i), memory, options.iterations);
+        if (s != status::ok) return s;
+    }
+    const record_layout at = layout_of(f);
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+        std::byte* const record = records.at(i / records.heads, i % records.heads);
+        detail::encode_keys<Arch, storage>(f, source(keys, i), memory, options.iterations, record);
+        if (f.has_values()) detail::encode_values<Arch, storage>(f, source(values, i), memory, options.iterations, record);
+        if (f.exact_channels() != 0) detail::encode_exact<Arch, storage>(f, source(keys, i), record + at.exact);
+    }
+    return status::ok;
+}
+
+template <class Arch, class Byte, element T>
+status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, kv_view<T> v, basis wanted,
+                     std::span<std::byte> scratch, record_range range) noexcept
+{
+    static_assert(std::is_same_v<std::remove_const_t<Byte>, std::byte>, "records are bytes");
+    static_assert(!std::is_const_v<T>, "dequantize_kv writes its views");
+    if (wanted != basis::original && wanted != basis::rotated) return status::bad_argument;
+    if (k.data != nullptr)
+        if (const status s = detail::check_view(f, k, f.key_channels(), records); s != status::ok) return s;
+    if (v.data != nullptr) {
+        if (!f.has_values()) return status::shape_mismatch;
+        if (const status s = detail::check_view(f, v, f.head_dim_v(), records); s != status::ok) return s;
+    }
+    if (records.tiles != 0 && records.heads > SIZE_MAX / records.tiles) return status::shape_mismatch;
+    const std::size_t items = records.tiles * records.heads;
+    if (range.end > items) range.end = items;
+    if (range.begin > range.end) return status::bad_argument;
+    if (range.begin == range.end) return status::ok;
+    if (k.data == nullptr && v.data == nullptr) return status::null_pointer;
+    if (const status s = detail::check_memory(f, records, scratch, range); s != status::ok) return s;
+
+    const simd::float_environment guard;
+    const record_layout at = layout_of(f);
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+        const std::byte* const record = records.at(i / records.heads, i % records.heads);
+        if (!detail::scalars_finite<Arch>(record, at.k_channel_scale, at.v_codes) ||
+            !detail::scalars_finite<Arch>(record, at.v_channel_scale, at.content_bytes))
+            return status::not_finite;
+    }
+    const auto keys = detail::as_storage(k);
+    const auto values = detail::as_storage(v);
+    const detail::tile_memory memory = detail::carve(f, scratch.data());
+    const bool unrotated = f.rotated() && wanted == basis::original;
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+        const std::byte* const record = records.at(i / records.heads, i % records.heads);
+        if (keys.data != nullptr) {
+            const auto to = detail::source_of(keys, i / records.heads, i % records.heads, f.group());
+            detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, to, unrotated, memory, dim); });
+            if (f.exact_channels() != 0) detail::decode_exact<Arch>(f, record + at.exact, to);
+        }
+        if (values.data != nullptr) {
+            const auto to = detail::source_of(values, i / records.heads, i % records.heads, f.group());
+            detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, to, unrotated, memory, dim); });
+        }
+    }
+    return status::ok;
+}
+
+}  // namespace kvarn

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The rotation y = H x / sqrt(head_dim) along channels and its inverse (paper section 4.1, format.md section 2).
+// In: vectors of float, half or bfloat16. Out: float, or the input in place. float arithmetic, one fixed order of additions.
+// No allocation; a few dozen KiB of stack. Thread safe.
+//
+// head_dim = outer * inner. Along the inner index, a power of two, runs the Walsh-Hadamard butterfly with spans 1, 2, 4, ...;
+// along the outer one (12, 20, 28, 36) the sum of paley.hpp. The same code transforms "units" of one register: consecutive
+// pieces of a vector, or, for a transposed block, one channel of several tokens.
+
+#include <cmath>
+#include <cstddef>
+
+#include <kvarn/base/extent.hpp>
+#include <kvarn/base/view.hpp>
+#include <kvarn/layout/format.hpp>
+#include <kvarn/rotate/paley.hpp>
+#include <kvarn/simd/environment.hpp>
+#include <kvarn/simd/lanes.hpp>
+
+namespace kvarn {
+
+/// Rotates every vector of `x` in place: x <- H x / sqrt(d), d = x.channels. For queries, so that scores against rotated keys
+/// survive: <q, k> = <Hq, Hk>. Errors: null_pointer, unsupported_head_dim. Zero tokens or heads are fine.
+template <class Arch = simd::native_arch, element T>
+[[nodiscard]] status rotate(kv_view<T> x) noexcept;
+
+/// The inverse, in place: x <- transpose(H) x / sqrt(d). For attention outputs computed in the rotated basis.
+template <class Arch = simd::native_arch, element T>
+[[nodiscard]] status unrotate(kv_view<T> x) noexcept;
+
+namespace detail {
+
+enum class direction { forward, inverse };
+
+/// 1 / sqrt(n), rounded to float once.
+KVARN_INLINE float hadamard_scale(int n) noexcept { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(n))); }
+
+/// log2(R) butterfly levels, spans `span`, 2 span, ..., over `units` registers at x[u * stride]; times `scale` if Last.
+template <class Arch, int R, bool Last>
+KVARN_INLINE void radix_pass(float* x, std::ptrdiff_t stride, int units, int span, typename simd::kernels<Arch>::reg scale) noexcept
+{
+    using k = simd::kernels<Arch>;
+    for (int block = 0; block < units; block += R * span)
+        for (int j = 0; j < span; ++j) {
+            float* const at = x + (block + j) * stride;
+            const std::ptrdiff_t step = span * stride;
+            typename k::reg v[R];
+            KVARN_UNROLL
+            for (int i = 0; i < R; ++i) v[i] = k::load(at + i * step);
+            KVARN_UNROLL
+            for (int h = 1; h < R; h *= 2) {
+                KVARN_UNROLL
+                for (int i = 0; i < R; ++i)
+                    if (!(i & h)) {
+                        const auto a = v[i], b = v[i + h];
+                        v[i] = k::add(a, b);
+                        v[i + h] = k::sub(a, b);
+                    }
+            }
+            KVARN_UNROLL
+            for (int i = 0; i < R; ++i) k::store(at + i * step, Last ? k::mul(v[i], scale) : v[i]);
+        }
+}
+
+/// Levels with spans `span` .. inner / 2 (in units), a few at a time; the last pass multiplies by `scale` if `finish`.
+template <class Arch>
+KVARN_INLINE void inner_levels(float* x, std::ptrdiff_t stride, int units, int inner, int span, bool finish, float factor) noexcept
+{
+    const auto scale = simd::kernels<Arch>::broadcast(factor);
+    while (span < inner) {
+        const int left = inner / span;  // 2^levels that remain
+        const bool last = finish && left <= 8;
+        if (left == 2) {
+            last ? radix_pass<Arch, 2, true>(x, stride, units, span, scale) : radix_pass<Arch, 2, false>(x, stride, units, span, scale);
+            span *= 2;
+        } else if (left == 8 || left >= 32) {
+            last ? radix_pass<Arch, 8, true>(x, stride, units, span, scale) : radix_pass<Arch, 8, false>(x, stride, units, span, scale);
+            span *= 8;
+        } else {
+            finish && left == 4 ? radix_pass<Arch, 4, true>(x, stride, units, span, scale)
+                                : radix_pass<Arch, 4, false>(x, stride, units, span, scale);
+            span *= 4;
+        }
+    }
+}
+
+/// The outer transform of order M over x[(l * inner + j) * stride], l < M, for each j < inner; times `scale`.
+template <class Arch, int M, direction Direction>
+KVARN_NOINLINE void outer_transform(float* x, std::ptrdiff_t stride, int inner, float factor) noexcept
+{
+    using k = simd::kernels<Arch>;
+    constexpr const auto& table = paley_table<M, Direction == direction::inverse>;
+    const auto scale = k::broadcast(factor);
+    float combinations[M / 4][8][k::width];
+    for (int j = 0; j < inner; ++j) {
+        const auto at = [&](int l) __attribute__((always_inline)) { return x + (l * inner + j) * stride; };
+        for (int g = 0; g < M / 4; ++g) {
+            const auto a = k::load(at(4 * g)), b = k::load(at(4 * g + 1)), c = k::load(at(4 * g + 2)), d = k::load(at(4 * g + 3));
+            const auto first_sum = k::add(a, b), first_difference = k::sub(a, b);
+            const auto second_sum = k::add(c, d), second_difference = k::sub(c, d);
+            k::store(combinations[g][0], k::add(first_sum, second_sum));
+            k::store(combinations[g][1], k::sub(first_sum, second_sum));
+            k::store(combinations[g][2], k::add(first_sum, second_difference));
+            k::store(combinations[g][3], k::sub(first_sum, second_difference));
+            k::store(combinations[g][4], k::add(first_difference, second_sum));
+            k::store(combinations[g][5], k::sub(first_difference, second_sum));
+            k::store(combinations[g][6], k::add(first_difference, second_difference));
+            k::store(combinations[g][7], k::sub(first_difference, second_difference));
+        }
+        for (int i = 0; i < M; ++i) {
+            auto sum = k::mul(k::load(combinations[0][table.at[i][0].index]), k::broadcast(table.at[i][0].sign));
+            KVARN_UNROLL
+            for (int g = 1; g < M / 4; ++g)  // the products with +-1 are exact: this is addition or subtraction
+                sum = k::fma(k::load(combinations[g][table.at[i][g].index]), k::broadcast(table.at[i][g].sign), sum);
+            k::store(at(i), k::mul(sum, scale));
+        }
+    }
+}
+
+/// What remains of the transform after the levels below `span`: `units` = outer * inner registers at x[u * stride].
+template <class Arch, direction Direction>
+KVARN_INLINE void finish_transform(float* x, std::ptrdiff_t stride, int outer, int inner, int span, float scale) noexcept
+{
+    inner_levels<Arch>(x, stride, outer * inner, inner, span, outer == 1, scale);
+    switch (outer) {
+    case 12: return outer_transform<Arch, 12, Direction>(x, stride, inner, scale);
+    case 20: return outer_transform<Arch, 20, Direction>(x, stride, inner, scale);
+    case 28: return outer_transform<Arch, 28, Direction>(x, stride, inner, scale);
+    case 36: return outer_transform<Arch, 36, Direction>(x, stride, inner, scale);
+    default: return;
+    }
+}
+
+/// All levels inside a register, then those across Registers registers.
+template <class Arch, int Registers>
+KVARN_INLINE void butterflies(typename simd::kernels<Arch>::reg (&v)[Registers]) noexcept
+{
+    using k = simd::kernels<Arch>;
+    KVARN_UNROLL
+    for (int i = 0; i < Registers; ++i) {
+        if constexpr (k::width > 1) v[i] = k::template butterfly<1>(v[i]);
+        if constexpr (k::width > 2) v[i] = k::template butterfly<2>(v[i]);
+        if constexpr (k::width > 4) v[i] = k::template butterfly<4>(v[i]);
+        if constexpr (k::width > 8) v[i] = k::template butterfly<8>(v[i]);
+    }
+    KVARN_UNROLL
+    for (int h = 1; h < Registers; h *= 2) {
+        KVARN_UNROLL
+        for (int i = 0; i < Registers; ++i)
+            if (!(i & h)) {
+                const auto a = v[i], b = v[i + h];
+                v[i] = k::add(a, b);
+                v[i + h] = k::sub(a, b);
+            }
+    }
+}
+
+/// One vector whose inner size is a multiple of Registers * width: blocks of Registers registers, then the rest in memory.
+template <class Arch, direction Direction, int Registers, class T, class Dim>
+KVARN_INLINE void transform_vector(const T* in, float* out, Dim dim, int outer, int inner) noexcept
+{
+    using k = simd::kernels<Arch>;
+    constexpr int block = Registers * k::width;
+    const float factor = hadamard_scale(dim);
+    const auto scale = k::broadcast(factor);
+    for (int d = 0; d < dim; d += block) {
+        typename k::reg v[Registers];
+        KVARN_UNROLL
+        for (int i = 0; i < Registers; ++i) v[i] = k::load(in + d + i * k::width);
+        butterflies<Arch, Registers>(v);
+        KVARN_UNROLL
+        for (int i = 0; i < Registers; ++i) k::store(out + d + i * k::width, dim == block ? k::mul(v[i], scale) : v[i]);
+    }
+    finish_transform<Arch, Direction>(out, k::width, outer, inner / k::width, Registers, factor);
+}
+
+/// Loads the width x width block of channels [d, d + width) of `rows` tokens, transposed: register c holds channel d + c of
+/// the tokens, one a lane. Channels beyond `dim` and tokens beyond `rows` read as zero.
+template <class Arch, class T>
+KVARN_INLINE void load_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, int d, int dim,
+                                  typename simd::kernels<Arch>::reg (&x)[simd::kernels<Arch>::width]) noexcept
+{
+    using k = simd::kernels<Arch>;
+    if (d + k::width <= dim && rows == k::width) {
+        KVARN_UNROLL
+        for (int j = 0; j < k::width; ++j) x[j] = k::load(tokens + j * token_stride + d);
+    } else {
+        using scalar = simd::kernels<simd::portable>;
+        float padded[k::width] = {};
+        for (int j = 0; j < k::width; ++j) {
+            for (int c = 0; c < k::width; ++c)
+                padded[c] = j < rows && d + c < dim ? scalar::load(tokens + j * token_stride + d + c) : 0.0f;
+            x[j] = k::load(padded);
+        }
+    }
+    k::transpose(x);
+}
+
+/// Stores a block of load_transposed back as rows of tokens, as many as there are.
+template <class Arch, class T>
+KVARN_INLINE void store_transposed(T* tokens, std::ptrdiff_t token_stride, int rows, int d, int dim,
+                                   typename simd::kernels<Arch>::reg (&x)[simd::kernels<Arch>::width]) noexcept
+{
+    using k = simd::kernels<Arch>;
+    k::transpose(x);
+    if (d + k::width <= dim && rows == k::width) {
+        KVARN_UNROLL
+        for (int j = 0; j < k::width; ++j) k::store(tokens + j * token_stride + d, x[j]);
+    } else {
+        float padded[k::width];
+        for (int j = 0; j < rows; ++j) {
+            k::store(padded, x[j]);
+            for (int c = 0; c < k::width && d + c < dim; ++c)
+                simd::kernels<simd::portable>::store(tokens + j * token_stride + d + c, padded[c]);
+        }
+    }
+}
+
+/// Transposes `rows` <= width tokens of `dim` channels to out[channel * stride], and rotates them on the way.
+template <class Arch, direction Direction, bool Rotate, class T, class Dim>
+KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, float* out, std::ptrdiff_t stride,
+                                       Dim dim) noexcept
+{
+    using k = simd::kernels<Arch>;
+    const hadamard_factors factors = Rotate ? factor_head_dim(dim) : hadamard_factors{1, 1};
+    for (int d = 0; d < dim; d += k::width) {
+        typename k::reg x[k::width];
+        load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
+        KVARN_UNROLL
+        for (int h = 1; h < k::width; h *= 2) {
+            if (h >= factors.inner) break;
+            KVARN_UNROLL
+            for (int i = 0; i < k::width; ++i)
+                if (!(i & h)) {
+                    const auto a = x[i], b = x[i + h];
+                    x[i] = k::add(a, b);
+                    x[i + h] = k::sub(a, b);
+                }
+        }
+        KVARN_UNROLL
+        for (int c = 0; c < k::width; ++c)
+            if (d + c < dim) k::store(out + (d + c) * stride, x[c]);
+    }
+    if constexpr (Rotate) {
+        const int done = factors.inner < k::width ? factors.inner : k::width;
+        finish_transform<Arch, Direction>(out, stride, factors.outer, factors.inner, done, hadamard_scale(dim));
+    }
+}
+
+/// Rotates `rows` vectors, channels contiguous, to float rows. `Dim` is int or an integral constant.
+template <class Arch, direction Direction, class T, class Dim>
+KVARN_INLINE void transform_rows(const T* in, std::ptrdiff_t in_stride, int rows, float* out, std::ptrdiff_t out_stride, Dim dim) noexcept
+{
+    using k = simd::kernels<Arch>;
+    const hadamard_factors factors = factor_head_dim(dim);
+    if (factors.inner % k::width == 0) {
+        const int registers = factors.inner / k::width;
+        for (int t = 0; t < rows; ++t) {
+            const T* from = in + t * in_stride;
+            float* to = out + t * out_stride;
+            if (registers >= 8) transform_vector<Arch, Direction, 8>(from, to, dim, factors.outer, factors.inner);
+            else if (registers == 4) transform_vector<Arch, Direction, 4>(from, to, dim, factors.outer, factors.inner);
+            else if (registers == 2) transform_vector<Arch, Direction, 2>(from, to, dim, factors.outer, factors.inner);
+            else transform_vector<Arch, Direction, 1>(from, to, dim, factors.outer, factors.inner);
+        }
+        return;
+    }
+    float block[max_head_dim * k::width];  // too few contiguous channels for a register: several tokens side by side
+    for (int t = 0; t < rows; t += k::width) {
+        const int some = rows - t < k::width ? rows - t : k::width;
+        transform_transposed<Arch, Direction, true>(in + t * in_stride, in_stride, some, block, k::width, dim);
+        for (int d = 0; d < dim; d += k::width) {
+            typename k::reg x[k::width];
+            KVARN_UNROLL
+            for (int c = 0; c < k::width; ++c) x[c] = d + c < dim ? k::load(block + (d + c) * k::width) : k::broadcast(0.0f);
+            store_transposed<Arch>(out + t * out_stride, out_stride, some, d, dim, x);
+        }
+    }
+}
+
+/// Copies one vector of any channel stride to contiguous floats, or back.
+template <class T>
+KVARN_INLINE void gather(const T* in, std::ptrdiff_t stride, int dim, float* out) noexcept
+{
+    for (int d = 0; d < dim; ++d) out[d] = simd::kernels<simd::portable>::load(in + d * stride);
+}
+template <class T>
+KVARN_INLINE void scatter(const float* in, int dim, T* out, std::ptrdiff_t stride) noexcept
+{
+    for (int d = 0; d < dim; ++d) simd::kernels<simd::portable>::store(out + d * stride, in[d]);
+}
+
+/// Contiguous T to contiguous floats.
+template <class Arch, class T>
+KVARN_INLINE void copy_row(const T* in, int dim, float* out) noexcept
+{
+    using k = simd::kernels<Arch>;
+    int d = 0;
+    for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
+    gather(in + d, 1, dim - d, out + d);
+}
+
+/// Stores contiguous floats as contiguous T.
+template <class Arch, class T>
+KVARN_INLINE void store_row(const float* in, int dim, T* out) noexcept
+{
+    using k = simd::kernels<Arch>;
+    int d = 0;
+    for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
+    scatter(in + d, dim - d, out + d, 1);
+}
+
+template <class Arch, direction Direction, class T, class Dim>
+void transform_in_place(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, Dim dim) noexcept
+{
+    constexpr int block = 16;
+    float rows[block * max_head_dim];
+    for (std::size_t t = 0; t < tokens; t += block) {
+        const int some = static_cast<int>(tokens - t < block ? tokens - t : block);
+        T* const at = data + static_cast<std::ptrdiff_t>(t) * token_stride;
+        if (channel_stride == 1) {
+            transform_rows<Arch, Direction>(at, token_stride, some, rows, dim, dim);
+            for (int i = 0; i < some; ++i) store_row<Arch>(rows + i * dim, dim, at + i * token_stride);
+        } else {
+            for (int i = 0; i < some; ++i) gather(at + i * token_stride, channel_stride, dim, rows + i * dim);
+            transform_rows<Arch, Direction>(static_cast<const float*>(rows), dim, some, rows, dim, dim);
+            for (int i = 0; i < some; ++i) scatter(rows + i * dim, dim, at + i * token_stride, channel_stride);
+        }
+    }
+}
+
+template <class Arch, direction Direction, element T>
+status transform_view(kv_view<T> x) noexcept
+{
+    static_assert(!std::is_const_v<T>, "rotation works in place: the view must be writable");
+    using storage = storage_t<T>;
+    if (x.channels < static_cast<std::size_t>(min_head_dim) || x.channels > static_cast<std::size_t>(max_head_dim) ||
+        factor_head_dim(static_cast<int>(x.channels)).outer == 0)
+        return status::unsupported_head_dim;
+    if (x.tokens == 0 || x.heads == 0) return status::ok;
+    if (x.data == nullptr) return status::null_pointer;
+    const simd::float_environment guard;
+    with_extent(static_cast<int>(x.channels), [&](auto dim) {
+        for (std::size_t h = 0; h < x.heads; ++h)
+            transform_in_place<Arch, Direction>(reinterpret_cast<storage*>(x.at(0, h)), x.token_stride, x.channel_stride,
+                                                x.tokens, dim);
+    });
+    return status::ok;
+}
+
+}  // namespace detail
+
+template <class Arch, element T>
+status rotate(kv_view<T> x) noexcept
+{
+    return detail::transform_view<Arch, detail::direction::forward>(x);
+}
+
+template <class Arch, element T>
+status unrotate(kv_view<T> x) noexcept
+{
+    return detail::transform_view<Arch, detail::direction::inverse>(x);
+}
+
+}  // namespace kvarn

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Architecture tags. A tag names the instruction set that a template is compiled for; it is part of every kernel's mangled
+// name, so that one binary can hold several. `native_arch` is the best one that this translation unit's flags allow.
+
+#include <kvarn/base/config.hpp>
+
+namespace kvarn::simd {
+
+struct portable {};  ///< scalar C++ with std::fma; the bit oracle of all others
+struct avx2 {};      ///< x86-64 with AVX2, FMA and F16C (x86-64-v3)
+struct avx512 {};    ///< x86-64 with AVX-512 F, BW, DQ, VL on top (x86-64-v4)
+struct neon64 {};    ///< AArch64
+
+template <class Arch>
+struct arch_traits;
+template <> struct arch_traits<portable> { static constexpr const char* name = "portable"; };
+template <> struct arch_traits<avx2> { static constexpr const char* name = "avx2"; };
+template <> struct arch_traits<avx512> { static constexpr const char* name = "avx512"; };
+template <> struct arch_traits<neon64> { static constexpr const char* name = "neon64"; };
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define KVARN_HAS_AVX2 1
+#endif
+#if defined(KVARN_HAS_AVX2) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VL__)
+#define KVARN_HAS_AVX512 1
+#endif
+#if defined(__aarch64__) && defined(__ARM_FEATURE_FMA)
+#define KVARN_HAS_NEON64 1
+#endif
+
+#if defined(KVARN_HAS_AVX512)
+using native_arch = avx512;
+#elif defined(KVARN_HAS_AVX2)
+using native_arch = avx2;
+#elif defined(KVARN_HAS_NEON64)
+using native_arch = neon64;
+#else
+using native_arch = portable;
+#endif
+
+}  // namespace kvarn::simd

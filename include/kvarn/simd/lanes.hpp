@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// lanes<Arch>: sixteen floats, however many registers that takes. The stages are written once, against sixteen virtual lanes,
+// so that a sum runs in the same order on every instruction set: lane j adds the elements j, j + 16, j + 32, ... and the
+// lanes are then added in halves (8, 4, 2, 1).
+
+#include <kvarn/simd/xsimd.hpp>
+
+namespace kvarn::simd {
+
+inline constexpr int lane_count = 16;
+
+/// `n` rounded up to whole lanes.
+[[nodiscard]] KVARN_INLINE constexpr int whole_lanes(int n) noexcept { return (n + lane_count - 1) / lane_count * lane_count; }
+
+template <class Arch>
+struct lanes {
+    using k = kernels<Arch>;
+    static constexpr int registers = lane_count / k::width;
+    typename k::reg r[registers];
+
+    template <class F>
+    KVARN_INLINE static lanes make(F&& f) noexcept
+    {
+        lanes x;
+        KVARN_UNROLL
+        for (int i = 0; i < registers; ++i) x.r[i] = f(i);
+        return x;
+    }
+
+    KVARN_INLINE static lanes broadcast(float v) noexcept
+    {
+        return make([&](int) __attribute__((always_inline)) { return k::broadcast(v); });
+    }
+    template <class T>
+    KVARN_INLINE static lanes load(const T* p) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::load(p + i * k::width); });
+    }
+    template <class T>
+    KVARN_INLINE void store(T* p) const noexcept
+    {
+        KVARN_UNROLL
+        for (int i = 0; i < registers; ++i) k::store(p + i * k::width, r[i]);
+    }
+
+    KVARN_INLINE friend lanes add(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::add(a.r[i], b.r[i]); });
+    }
+    KVARN_INLINE friend lanes mul(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::mul(a.r[i], b.r[i]); });
+    }
+    KVARN_INLINE friend lanes div(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::div(a.r[i], b.r[i]); });
+    }
+    KVARN_INLINE friend lanes sqrt(const lanes& a) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::sqrt(a.r[i]); });
+    }
+    KVARN_INLINE friend lanes fma(const lanes& a, const lanes& b, const lanes& c) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::fma(a.r[i], b.r[i], c.r[i]); });
+    }
+    KVARN_INLINE friend lanes fnma(const lanes& a, const lanes& b, const lanes& c) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::fnma(a.r[i], b.r[i], c.r[i]); });
+    }
+    KVARN_INLINE friend lanes min(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::min(a.r[i], b.r[i]); });
+    }
+    KVARN_INLINE friend lanes max(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::max(a.r[i], b.r[i]); });
+    }
+
+    KVARN_INLINE friend float reduce_min(const lanes& a) noexcept
+    {
+        auto x = a.r[0];
+        KVARN_UNROLL
+        for (int i = 1; i < registers; ++i) x = k::min(x, a.r[i]);
+        return k::reduce_min(x);
+    }
+    KVARN_INLINE friend float reduce_max(const lanes& a) noexcept
+    {
+        auto x = a.r[0];
+        KVARN_UNROLL
+        for (int i = 1; i < registers; ++i) x = k::max(x, a.r[i]);
+        return k::reduce_max(x);
+    }
+
+    /// The first folds of a sum over the lanes, until one register is left.
+    KVARN_INLINE friend typename k::reg fold(const lanes& a) noexcept
+    {
+        lanes x = a;
+        KVARN_UNROLL
+        for (int half = registers / 2; half >= 1; half /= 2)
+            for (int i = 0; i < half; ++i) x.r[i] = k::add(x.r[i], x.r[i + half]);
+        return x.r[0];
+    }
+};
+
+/// Sums of sixteen rows that were folded to one register each: `folded` is [16][width]; lane i of the result is row i's sum.
+template <class Arch>
+KVARN_INLINE lanes<Arch> sum_folded_rows(const float* folded) noexcept
+{
+    using k = kernels<Arch>;
+    return lanes<Arch>::make([&](int i) __attribute__((always_inline)) {
+        typename k::reg rows[k::width];
+        KVARN_UNROLL
+        for (int j = 0; j < k::width; ++j) rows[j] = k::load(folded + (i * k::width + j) * k::width);
+        return k::sum_rows(rows);
+    });
+}
+
+}  // namespace kvarn::simd

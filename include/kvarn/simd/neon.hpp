@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The members of kernels<neon64> that need AArch64 intrinsics. Included by simd/xsimd.hpp only.
+
+#include <arm_neon.h>
+
+#include <kvarn/simd/xsimd.hpp>
+
+namespace kvarn::simd {
+
+template <>
+struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
+    using base = xsimd_kernels<xsimd::neon64>;
+    using base::load;
+    using base::store;
+
+    // xsimd 8.1 multiplies and adds apart here; vfmaq rounds once.
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return reg(vfmaq_f32(c, a, b)); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return reg(vfmsq_f32(c, a, b)); }
+
+    KVARN_INLINE static reg load(const half* p) noexcept
+    {
+        return reg(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)))));
+    }
+    KVARN_INLINE static reg load(const bfloat16* p) noexcept
+    {
+        return reg(vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16)));
+    }
+    KVARN_INLINE static void store(half* p, reg x) noexcept
+    {
+        const float32x4_t bounded = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-65504.0f)), vdupq_n_f32(65504.0f));
+        vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(bounded)));
+    }
+    KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
+    {
+        const uint32x4_t u = vreinterpretq_u32_f32(x);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+        const uint32x4_t rounded = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+        vst1_u16(reinterpret_cast<std::uint16_t*>(p), vshrn_n_u32(rounded, 16));
+    }
+
+    KVARN_INLINE static float reduce_min(reg x) noexcept { return vminvq_f32(x); }
+    KVARN_INLINE static float reduce_max(reg x) noexcept { return vmaxvq_f32(x); }
+
+    KVARN_INLINE static void transpose(reg (&x)[4]) noexcept
+    {
+        const auto zip = [](float32x4_t a, float32x4_t b, bool high) {
+            return vreinterpretq_f64_f32(high ? vtrn2q_f32(a, b) : vtrn1q_f32(a, b));
+        };
+        const float64x2_t a = zip(x[0], x[1], false), b = zip(x[0], x[1], true);
+        const float64x2_t c = zip(x[2], x[3], false), d = zip(x[2], x[3], true);
+        x[0] = reg(vreinterpretq_f32_f64(vtrn1q_f64(a, c)));
+        x[1] = reg(vreinterpretq_f32_f64(vtrn1q_f64(b, d)));
+        x[2] = reg(vreinterpretq_f32_f64(vtrn2q_f64(a, c)));
+        x[3] = reg(vreinterpretq_f32_f64(vtrn2q_f64(b, d)));
+    }
+
+    KVARN_INLINE static reg sum_rows(const reg (&x)[4]) noexcept
+    {
+        reg t[4] = {x[0], x[1], x[2], x[3]};
+        transpose(t);
+        return add(add(t[0], t[2]), add(t[1], t[3]));
+    }
+
+    template <int Span>
+    KVARN_INLINE static reg butterfly(reg x) noexcept
+    {
+        if constexpr (Span == 1) {
+            const float32x4_t sign = {1, -1, 1, -1};
+            return fma(x, reg(sign), reg(vrev64q_f32(x)));
+        } else {
+            const float32x4_t sign = {1, 1, -1, -1};
+            return fma(x, reg(sign), reg(vextq_f32(x, x, 2)));
+        }
+    }
+
+    KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
+    {
+        std::uint32_t four;
+        std::memcpy(&four, p, sizeof four);
+        const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(four));
+        return reg(vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes)))));
+    }
+    KVARN_INLINE static void store_codes(std::uint8_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        const reg magic = broadcast(12582912.0f);
+        uint16x4_t w[4];
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) w[i] = vmovn_u32(vreinterpretq_u32_f32(fma(x[i], scale, magic)));
+        const uint8x8_t low = vmovn_u16(vcombine_u16(w[0], w[1])), high = vmovn_u16(vcombine_u16(w[2], w[3]));
+        vst1q_u8(p, vcombine_u8(low, high));
+    }
+
+    template <int Bits>
+    KVARN_INLINE static void pack32(const std::uint8_t* codes, std::uint8_t* packed) noexcept
+    {
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            std::uint64_t x;
+            std::memcpy(&x, codes + 8 * i, 8);
+            if constexpr (Bits < 8) {
+                x = (x & 0x00ff00ff00ff00ffu) | (x & 0xff00ff00ff00ff00u) >> (8 - Bits);
+                x = (x & 0x0000ffff0000ffffu) | (x & 0xffff0000ffff0000u) >> (16 - 2 * Bits);
+                x = (x & 0x00000000ffffffffu) | (x & 0xffffffff00000000u) >> (32 - 4 * Bits);
+            }
+            std::memcpy(packed + i * Bits, &x, 8);
+        }
+    }
+    template <int Bits>
+    KVARN_INLINE static void unpack32(const std::uint8_t* packed, std::uint8_t* codes) noexcept
+    {
+        constexpr std::uint64_t m4 = (std::uint64_t{1} << (4 * Bits)) - 1, m2 = (std::uint64_t{1} << (2 * Bits)) - 1;
+        constexpr std::uint64_t m1 = (std::uint64_t{1} << Bits) - 1;
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            std::uint64_t x;
+            std::memcpy(&x, packed + i * Bits, 8);
+            if constexpr (Bits < 8) {
+                x = (x & m4) | (x >> (4 * Bits) & m4) << 32;
+                x = (x & m2 * 0x0000000100000001u) | (x & (m2 << (2 * Bits)) * 0x0000000100000001u) << (16 - 2 * Bits);
+                x = (x & m1 * 0x0001000100010001u) | (x & (m1 << Bits) * 0x0001000100010001u) << (8 - Bits);
+            }
+            std::memcpy(codes + 8 * i, &x, 8);
+        }
+    }
+};
+
+}  // namespace kvarn::simd

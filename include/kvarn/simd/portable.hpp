@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// kernels<portable>: one lane, plain C++. The reference for the bits of every other kernels<Arch>, and the list of what such
+// a type must provide. docs/adding-a-kernel.md explains each member; tests/simd compares all of them with this one.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <kvarn/base/element.hpp>
+#include <kvarn/simd/arch.hpp>
+
+namespace kvarn::simd {
+
+/// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Products and sums
+/// are rounded one by one: no compiler may fuse or reorder them (`pin` hides each from the optimizer).
+template <class Arch>
+struct kernels;
+
+/// Makes a value opaque, so that it is neither fused into a following operation nor reassociated.
+KVARN_INLINE void pin(float& x) noexcept
+{
+#if defined(__SSE__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#elif defined(__GNUC__)
+    asm("" : "+m"(x));
+#else
+    volatile float y = x;
+    x = y;
+#endif
+}
+
+template <>
+struct kernels<portable> {
+    static constexpr int width = 1;
+    using reg = float;
+
+    KVARN_INLINE static reg broadcast(float x) noexcept { return x; }
+    KVARN_INLINE static reg load(const float* p) noexcept { return *p; }
+    KVARN_INLINE static void store(float* p, reg x) noexcept { *p = x; }
+
+    /// 16-bit elements: exact on load, nearest-even on store; a stored half saturates at +-65504.
+    KVARN_INLINE static reg load(const half* p) noexcept
+    {
+        half h;
+        std::memcpy(&h, p, sizeof h);
+        return to_float(h);
+    }
+    KVARN_INLINE static reg load(const bfloat16* p) noexcept
+    {
+        bfloat16 b;
+        std::memcpy(&b, p, sizeof b);
+        return to_float(b);
+    }
+    KVARN_INLINE static void store(half* p, reg x) noexcept
+    {
+        const half h = saturate_to<half>(x);
+        std::memcpy(p, &h, sizeof h);
+    }
+    KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
+    {
+        const bfloat16 b = saturate_to<bfloat16>(x);
+        std::memcpy(p, &b, sizeof b);
+    }
+
+    KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }
+    KVARN_INLINE static reg sub(reg a, reg b) noexcept { return pinned(a - b); }
+    KVARN_INLINE static reg mul(reg a, reg b) noexcept { return pinned(a * b); }
+    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / b); }
+    KVARN_INLINE static reg sqrt(reg a) noexcept { return std::sqrt(a); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return std::fma(a, b, c); }   // a * b + c, rounded once
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return std::fma(-a, b, c); }  // c - a * b, rounded once
+    KVARN_INLINE static reg min(reg a, reg b) noexcept { return a < b ? a : b; }
+    KVARN_INLINE static reg max(reg a, reg b) noexcept { return a > b ? a : b; }
+
+    KVARN_INLINE static float reduce_min(reg x) noexcept { return x; }
+    KVARN_INLINE static float reduce_max(reg x) noexcept { return x; }
+
+    /// width registers of width lanes: lane i of x[j] becomes lane j of x[i].
+    KVARN_INLINE static void transpose(reg (&)[width]) noexcept {}
+    /// Lane i of the result is the sum of the lanes of x[i], halves first: (l, l + width/2), then width/4, ...
+    KVARN_INLINE static reg sum_rows(const reg (&x)[width]) noexcept { return x[0]; }
+    /// One level of the Walsh-Hadamard transform inside a register: lanes i and i ^ Span, Span < width.
+    template <int Span>
+    KVARN_INLINE static reg butterfly(reg x) noexcept
+    {
+        return x;
+    }
+
+    /// Bytes to floats and integral floats 0..255 to bytes.
+    KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept { return static_cast<float>(*p); }
+    /// 16 codes from 16 / width registers, each lane round_half_even(x * scale) for 0 <= x * scale <= 255.
+    KVARN_INLINE static void store_codes(std::uint8_t* p, const reg (&x)[16 / width], reg scale) noexcept
+    {
+        for (int i = 0; i < 16; ++i) {
+            const float shifted = fma(x[i], scale, 12582912.0f);  // 1.5 * 2^23: the sum's low mantissa bits are the integer
+            p[i] = static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(shifted));
+        }
+    }
+
+    /// The largest of `count` elements' bits without the sign: above the bits of the largest finite value if one is not finite.
+    KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count) noexcept
+    {
+        std::uint32_t most = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::uint32_t bits = std::bit_cast<std::uint32_t>(p[i]) & 0x7fffffffu;
+            most = bits > most ? bits : most;
+        }
+        return most;
+    }
+    template <class T>
+        requires(sizeof(T) == 2)
+    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
+    {
+        std::uint32_t most = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            std::uint16_t bits;
+            std::memcpy(&bits, p + i, sizeof bits);
+            most = (bits & 0x7fffu) > most ? bits & 0x7fffu : most;
+        }
+        return most;
+    }
+
+    /// 32 codes of Bits bits, one a byte, to 4 * Bits bytes, and back. `pack32` may write, `unpack32` may read up to 32 bytes.
+    template <int Bits>
+    KVARN_INLINE static void pack32(const std::uint8_t* codes, std::uint8_t* packed) noexcept
+    {
+        for (int i = 0; i < 4; ++i) {
+            std::uint64_t x = 0;
+            for (int j = 0; j < 8; ++j) x |= static_cast<std::uint64_t>(codes[8 * i + j]) << (j * Bits);
+            for (int j = 0; j < Bits; ++j) packed[i * Bits + j] = static_cast<std::uint8_t>(x >> (8 * j));
+        }
+    }
+    template <int Bits>
+    KVARN_INLINE static void unpack32(const std::uint8_t* packed, std::uint8_t* codes) noexcept
+    {
+        for (int i = 0; i < 4; ++i) {
+            std::uint64_t x = 0;
+            for (int j = 0; j < Bits; ++j) x |= static_cast<std::uint64_t>(packed[i * Bits + j]) << (8 * j);
+            for (int j = 0; j < 8; ++j) codes[8 * i + j] = static_cast<std::uint8_t>(x >> (j * Bits) & ((1u << Bits) - 1u));
+        }
+    }
+
+private:
+    KVARN_INLINE static float pinned(float x) noexcept
+    {
+        pin(x);
+        return x;
+    }
+};
+
+}  // namespace kvarn::simd

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// kernels<avx2>, kernels<avx512>, kernels<neon64>: arithmetic through xsimd, and through the instruction set's own intrinsics
+// where xsimd has no word for it (half conversion, transposes, code packing). Same bits as kernels<portable>.
+
+#include <type_traits>
+
+#include <kvarn/simd/portable.hpp>
+
+#if defined(KVARN_HAS_AVX2) || defined(KVARN_HAS_NEON64)
+#include <xsimd/xsimd.hpp>
+
+namespace kvarn::simd {
+
+/// What every xsimd architecture with a fused multiply-add shares.
+template <class XsimdArch>
+struct xsimd_kernels {
+    using reg = xsimd::batch<float, XsimdArch>;
+    static constexpr int width = static_cast<int>(reg::size);
+
+    KVARN_INLINE static reg broadcast(float x) noexcept { return reg(x); }
+    KVARN_INLINE static reg load(const float* p) noexcept { return reg::load_unaligned(p); }
+    KVARN_INLINE static void store(float* p, reg x) noexcept { x.store_unaligned(p); }
+
+    KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }
+    KVARN_INLINE static reg sub(reg a, reg b) noexcept { return pinned(a - b); }
+    KVARN_INLINE static reg mul(reg a, reg b) noexcept { return pinned(a * b); }
+    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / b); }
+    KVARN_INLINE static reg sqrt(reg a) noexcept { return xsimd::sqrt(a); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return xsimd::fma(a, b, c); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return xsimd::fnma(a, b, c); }
+    KVARN_INLINE static reg min(reg a, reg b) noexcept { return xsimd::min(a, b); }
+    KVARN_INLINE static reg max(reg a, reg b) noexcept { return xsimd::max(a, b); }
+
+    template <class T>
+    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
+    {
+        using bits = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint32_t>;
+        using many = xsimd::batch<bits, XsimdArch>;
+        const many mask(static_cast<bits>(static_cast<bits>(~bits{0}) >> 1));
+        many most(bits{0});
+        std::size_t i = 0;
+        for (; i + many::size <= count; i += many::size)
+            most = xsimd::max(most, many::load_unaligned(reinterpret_cast<const bits*>(p + i)) & mask);
+        bits each[many::size];
+        most.store_unaligned(each);
+        std::uint32_t largest = kernels<portable>::largest_magnitude(p + i, count - i);
+        for (const bits b : each) largest = b > largest ? b : largest;
+        return largest;
+    }
+
+protected:
+    KVARN_INLINE static reg pinned(reg x) noexcept
+    {
+#if defined(__aarch64__)
+        asm("" : "+w"(x.data));
+#elif defined(__AVX512F__)
+        asm("" : "+v"(x.data));
+#else
+        asm("" : "+x"(x.data));
+#endif
+        return x;
+    }
+};
+
+}  // namespace kvarn::simd
+
+#if defined(KVARN_HAS_AVX2)
+#include <kvarn/simd/x86.hpp>
+#endif
+#if defined(KVARN_HAS_NEON64)
+#include <kvarn/simd/neon.hpp>
+#endif
+#endif
