@@ -213,6 +213,10 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
     using base::load;
     using base::store;
 
+    // xsimd 8.1 has no fnma here and would round twice.
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return reg(_mm512_fmadd_ps(a, b, c)); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return reg(_mm512_fnmadd_ps(a, b, c)); }
+
     KVARN_INLINE static reg load(const half* p) noexcept
     {
         return reg(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
