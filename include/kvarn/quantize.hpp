@@ -75,7 +75,7 @@ template <class Arch = simd::native_arch>
 namespace detail {
 
 inline constexpr int tile_padding = 16;   // floats beyond a row, against cache-set conflicts
-inline constexpr int staged_tokens = 16;  // tokens gathered at a time from views with a channel stride
+inline constexpr int staged_tokens = 32;  // tokens gathered or decoded at a time
 
 /// Channels [first, first + channels) of one tile: token t starts at data + t * token_stride.
 template <class T>
@@ -346,12 +346,32 @@ void decode_exact(const format& f, const std::byte* from, const tile_source<T>& 
             one::store(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride, one::load(p++));
 }
 
-/// Rows of floats to tokens of T with any channel stride.
-template <class Arch, class T>
-KVARN_INLINE void store_token(const float* row, int dim, T* to, std::ptrdiff_t channel_stride) noexcept
+/// Writes `tokens` <= staged_tokens decoded tokens; row_of(t) gives the t-th as a key_row or value_row. Straight to the output
+/// where its channels are contiguous and the transform runs on single vectors, through `stage` otherwise.
+template <class Arch, class T, class Dim, class RowOf>
+KVARN_INLINE void store_tokens(const tile_source<T>& to, int first, int tokens, Dim dim, bool unrotated, float* stage, RowOf&& row_of) noexcept
 {
-    if (channel_stride == 1) store_row<Arch>(row, dim, to);
-    else scatter(row, dim, to, channel_stride);
+    using kern = simd::kernels<Arch>;
+    const hadamard_factors factors = factor_head_dim(dim);
+    if (to.channel_stride == 1 && dim % kern::width == 0 && (!unrotated || is_vector_transform<Arch>(factors))) {
+        for (int t = 0; t < tokens; ++t) {
+            const auto row = row_of(t);
+            T* const token = to.data + (first + t) * to.token_stride;
+            if (unrotated) {
+                transform_vector<Arch, direction::inverse>(row, stage, token, dim, factors);
+            } else {
+                for (int d = 0; d < dim; d += kern::width) kern::store(token + d, row(d));
+            }
+        }
+        return;
+    }
+    const int stride = simd::whole_lanes(dim);
+    for (int t = 0; t < tokens; ++t) {
+        const auto row = row_of(t);
+        for (int d = 0; d < dim; d += kern::width) kern::store(stage + t * stride + d, row(d));
+    }
+    if (unrotated) transform_rows<Arch, direction::inverse>(static_cast<const float*>(stage), stride, tokens, stage, stride, dim);
+    for (int t = 0; t < tokens; ++t) scatter(stage + t * stride, dim, to.data + (first + t) * to.token_stride, to.channel_stride);
 }
 
 template <class Arch, class T, class Dim>
@@ -359,43 +379,26 @@ KVARN_NOINLINE void decode_keys(const format& f, const std::byte* record, const 
                                 Dim dim) noexcept
 {
     using kern = simd::kernels<Arch>;
-    constexpr int width = kern::width;
     const record_layout at = layout_of(f);
-    const int group = f.group();
+    const int group = f.group(), padded = simd::whole_lanes(dim);
     const auto count = static_cast<std::size_t>(dim) * static_cast<std::size_t>(group);
-    const int padded = simd::whole_lanes(dim);
     float* const scale = m.factors;
     float* const zero = scale + padded;
     float* const token_scale = zero + padded;
-    with_bits(f.key_bits(), [&](auto b) {
-        unpack_stream<Arch, b()>(reinterpret_cast<const std::uint8_t*>(record + at.k_codes), count, m.codes);
-    });
     load_scalars<Arch>(record + at.k_channel_scale, dim, scale);
     load_scalars<Arch>(record + at.k_channel_zero, dim, zero);
     load_scalars<Arch>(record + at.k_token_scale, group, token_scale);
-
-    const hadamard_factors factors = factor_head_dim(dim);
-    float block[max_head_dim * width];  // [channel][token]
-    for (int t = 0; t < group; t += width) {
-        const auto tokens = kern::load(token_scale + t);
-        if (unrotated) {
-            for (int d = 0; d < dim; ++d)
-                kern::store(block + d * width, decode_channel<Arch>(m.codes + d * group + t, scale[d], zero[d], tokens));
-            finish_transform<Arch, direction::inverse>(block, width, factors.outer, factors.inner, 1, hadamard_scale(dim));
-        }
-        for (int d = 0; d < dim; d += width) {
-            typename kern::reg x[width];
-            KVARN_UNROLL
-            for (int c = 0; c < width; ++c) {
-                if (d + c >= dim) x[c] = kern::broadcast(0.0f);
-                else if (unrotated) x[c] = kern::load(block + (d + c) * width);
-                else x[c] = decode_channel<Arch>(m.codes + (d + c) * group + t, scale[d + c], zero[d + c], tokens);
-            }
-            if (k.channel_stride == 1) store_transposed<Arch>(k.data + t * k.token_stride, k.token_stride, width, d, dim, x);
-            else store_transposed<Arch>(m.stage, dim, width, d, dim, x);
-        }
-        if (k.channel_stride != 1)
-            for (int i = 0; i < width; ++i) scatter(m.stage + i * dim, dim, k.data + (t + i) * k.token_stride, k.channel_stride);
+    with_bits(f.key_bits(), [&](auto b) {
+        unpack_stream<Arch, b()>(reinterpret_cast<const std::uint8_t*>(record + at.k_codes), count, m.codes);
+    });
+    std::uint8_t* const turned = m.codes + padded * group;  // [channel / width][token][width] of staged_tokens tokens
+    constexpr int block_bytes = staged_tokens * kern::width;
+    for (int t = 0; t < group; t += staged_tokens) {
+        for (int d = 0; d < dim; d += kern::width)
+            kern::transpose_codes(m.codes + d * group + t, group, turned + d / kern::width * block_bytes);
+        store_tokens<Arch>(k, t, staged_tokens, dim, unrotated, m.stage, [&](int i) __attribute__((always_inline)) {
+            return key_row<Arch>{turned + i * kern::width, block_bytes, scale, zero, kern::broadcast(token_scale[t + i])};
+        });
     }
 }
 
@@ -403,6 +406,7 @@ template <class Arch, class T, class Dim>
 KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, const tile_source<T>& v, bool unrotated,
                                   const tile_memory& m, Dim dim) noexcept
 {
+    using kern = simd::kernels<Arch>;
     const record_layout at = layout_of(f);
     const int group = f.group();
     float* const channel_scale = m.factors;
@@ -416,20 +420,9 @@ KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, cons
     for (int t = 0; t < group; t += staged_tokens) {
         with_bits(f.value_bits(), [&](auto b) { unpack_stream<Arch, b()>(packed, count, m.codes); });
         packed += count * static_cast<std::size_t>(f.value_bits()) / 8;
-        for (int i = 0; i < staged_tokens; ++i) {
-            T* const token = v.data + (t + i) * v.token_stride;
-            const std::uint8_t* const codes = m.codes + i * dim;
-            if (!unrotated && v.channel_stride == 1) {
-                decode_token<Arch>(codes, scale[t + i], zero[t + i], channel_scale, dim, token);
-                continue;
-            }
-            decode_token<Arch>(codes, scale[t + i], zero[t + i], channel_scale, dim, m.stage + i * dim);
-        }
-        if (unrotated)
-            transform_rows<Arch, direction::inverse>(static_cast<const float*>(m.stage), dim, staged_tokens, m.stage, dim, dim);
-        if (unrotated || v.channel_stride != 1)
-            for (int i = 0; i < staged_tokens; ++i)
-                store_token<Arch>(m.stage + i * dim, dim, v.data + (t + i) * v.token_stride, v.channel_stride);
+        store_tokens<Arch>(v, t, staged_tokens, dim, unrotated, m.stage, [&](int i) __attribute__((always_inline)) {
+            return value_row<Arch>{m.codes + i * dim, kern::broadcast(scale[t + i]), kern::broadcast(zero[t + i]), channel_scale};
+        });
     }
 }
 

@@ -34,27 +34,35 @@ KVARN_INLINE void store_scalars(const float* from, int n, std::byte* to) noexcep
     for (; i < n; ++i) simd::kernels<simd::portable>::store(p + i, from[i]);
 }
 
-/// One V token: out[d] = (codes[d] * scale + zero) * channel_scale[d]. `codes` is readable up to whole registers.
-template <class Arch, class T, class Dim>
-KVARN_INLINE void decode_token(const std::uint8_t* codes, float scale, float zero, const float* channel_scale, Dim dim, T* out) noexcept
-{
-    using k = simd::kernels<Arch>;
-    const auto s = k::broadcast(scale), z = k::broadcast(zero);
-    int d = 0;
-    for (; d + k::width <= dim; d += k::width)
-        k::store(out + d, k::mul(k::fma(k::load_codes(codes + d), s, z), k::load(channel_scale + d)));
-    using one = simd::kernels<simd::portable>;
-    for (; d < dim; ++d)
-        one::store(out + d, one::mul(one::fma(one::load_codes(codes + d), scale, zero), channel_scale[d]));
-}
-
-/// `width` tokens of one K channel: lanes (codes[lane] * scale + zero) * token_scale[lane].
+/// One token of K: row(d) gives channels d .. d + width. `codes` is [channel / width][tokens][width], at the token.
 template <class Arch>
-KVARN_INLINE typename simd::kernels<Arch>::reg decode_channel(const std::uint8_t* codes, float scale, float zero,
-                                                              typename simd::kernels<Arch>::reg token_scale) noexcept
-{
+struct key_row {
     using k = simd::kernels<Arch>;
-    return k::mul(k::fma(k::load_codes(codes), k::broadcast(scale), k::broadcast(zero)), token_scale);
-}
+    const std::uint8_t* codes;
+    int block_bytes;  // from one block of width channels to the next
+    const float* scale;
+    const float* zero;
+    typename k::reg token_scale;
+
+    KVARN_INLINE typename k::reg operator()(int d) const noexcept
+    {
+        return k::mul(k::fma(k::load_codes(codes + d / k::width * block_bytes), k::load(scale + d), k::load(zero + d)), token_scale);
+    }
+};
+
+/// One token of V: row(d) gives channels d .. d + width. `codes` is [channel].
+template <class Arch>
+struct value_row {
+    using k = simd::kernels<Arch>;
+    const std::uint8_t* codes;
+    typename k::reg scale;
+    typename k::reg zero;
+    const float* channel_scale;
+
+    KVARN_INLINE typename k::reg operator()(int d) const noexcept
+    {
+        return k::mul(k::fma(k::load_codes(codes + d), scale, zero), k::load(channel_scale + d));
+    }
+};
 
 }  // namespace kvarn::detail

@@ -36,18 +36,25 @@ enum class direction { forward, inverse };
 /// 1 / sqrt(n), rounded to float once.
 KVARN_INLINE float hadamard_scale(int n) noexcept { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(n))); }
 
-/// log2(R) butterfly levels, spans `span`, 2 span, ..., over `units` registers at x[u * stride]; times `scale` if Last.
-template <class Arch, int R, bool Last>
-KVARN_INLINE void radix_pass(float* x, std::ptrdiff_t stride, int units, int span, typename simd::kernels<Arch>::reg scale) noexcept
+/// A row of registers in memory: register u lies at data[u * stride].
+template <class T>
+struct unit_row {
+    T* data;
+    std::ptrdiff_t stride;
+
+    KVARN_INLINE T* at(int u) const noexcept { return data + u * stride; }
+};
+
+/// log2(R) butterfly levels, spans `span`, 2 span, ..., over `units` registers; times `scale` if Last. `to` may be `x`.
+template <class Arch, int R, bool Last, class T>
+KVARN_INLINE void radix_pass(unit_row<float> x, unit_row<T> to, int units, int span, typename simd::kernels<Arch>::reg scale) noexcept
 {
     using k = simd::kernels<Arch>;
     for (int block = 0; block < units; block += R * span)
-        for (int j = 0; j < span; ++j) {
-            float* const at = x + (block + j) * stride;
-            const std::ptrdiff_t step = span * stride;
+        for (int j = block; j < block + span; ++j) {
             typename k::reg v[R];
             KVARN_UNROLL
-            for (int i = 0; i < R; ++i) v[i] = k::load(at + i * step);
+            for (int i = 0; i < R; ++i) v[i] = k::load(x.at(j + i * span));
             KVARN_UNROLL
             for (int h = 1; h < R; h *= 2) {
                 KVARN_UNROLL
@@ -59,42 +66,39 @@ KVARN_INLINE void radix_pass(float* x, std::ptrdiff_t stride, int units, int spa
                     }
             }
             KVARN_UNROLL
-            for (int i = 0; i < R; ++i) k::store(at + i * step, Last ? k::mul(v[i], scale) : v[i]);
+            for (int i = 0; i < R; ++i) k::store(to.at(j + i * span), Last ? k::mul(v[i], scale) : v[i]);
         }
 }
 
-/// Levels with spans `span` .. inner / 2 (in units), a few at a time; the last pass multiplies by `scale` if `finish`.
-template <class Arch>
-KVARN_INLINE void inner_levels(float* x, std::ptrdiff_t stride, int units, int inner, int span, bool finish, float factor) noexcept
+/// Levels with spans `span` .. inner / 2 (in units), a few at a time, in place. If Finish, the last pass multiplies by `factor`
+/// and stores to `to` (nothing happens when no level is left).
+template <class Arch, bool Finish, class T>
+KVARN_INLINE void inner_levels(unit_row<float> x, unit_row<T> to, int units, int inner, int span, float factor) noexcept
 {
     const auto scale = simd::kernels<Arch>::broadcast(factor);
+    const auto pass = [&](auto radix) __attribute__((always_inline)) {
+        if (Finish && span * radix() == inner) radix_pass<Arch, radix(), true>(x, to, units, span, scale);
+        else radix_pass<Arch, radix(), false>(x, x, units, span, scale);
+        span *= radix();
+    };
     while (span < inner) {
         const int left = inner / span;  // 2^levels that remain
-        const bool last = finish && left <= 8;
-        if (left == 2) {
-            last ? radix_pass<Arch, 2, true>(x, stride, units, span, scale) : radix_pass<Arch, 2, false>(x, stride, units, span, scale);
-            span *= 2;
-        } else if (left == 8 || left >= 32) {
-            last ? radix_pass<Arch, 8, true>(x, stride, units, span, scale) : radix_pass<Arch, 8, false>(x, stride, units, span, scale);
-            span *= 8;
-        } else {
-            finish && left == 4 ? radix_pass<Arch, 4, true>(x, stride, units, span, scale)
-                                : radix_pass<Arch, 4, false>(x, stride, units, span, scale);
-            span *= 4;
-        }
+        if (left == 2) pass(std::integral_constant<int, 2>{});
+        else if (left == 8 || left >= 32) pass(std::integral_constant<int, 8>{});
+        else pass(std::integral_constant<int, 4>{});
     }
 }
 
-/// The outer transform of order M over x[(l * inner + j) * stride], l < M, for each j < inner; times `scale`.
-template <class Arch, int M, direction Direction>
-KVARN_NOINLINE void outer_transform(float* x, std::ptrdiff_t stride, int inner, float factor) noexcept
+/// The outer transform of order M over the units l * inner + j, l < M, for each j < inner; times `factor`. `to` may be `x`.
+template <class Arch, int M, direction Direction, class T>
+KVARN_NOINLINE void outer_transform(unit_row<float> x, unit_row<T> to, int inner, float factor) noexcept
 {
     using k = simd::kernels<Arch>;
     constexpr const auto& table = paley_table<M, Direction == direction::inverse>;
     const auto scale = k::broadcast(factor);
     float combinations[M / 4][8][k::width];
     for (int j = 0; j < inner; ++j) {
-        const auto at = [&](int l) __attribute__((always_inline)) { return x + (l * inner + j) * stride; };
+        const auto at = [&](int l) __attribute__((always_inline)) { return x.at(l * inner + j); };
         for (int g = 0; g < M / 4; ++g) {
             const auto a = k::load(at(4 * g)), b = k::load(at(4 * g + 1)), c = k::load(at(4 * g + 2)), d = k::load(at(4 * g + 3));
             const auto first_sum = k::add(a, b), first_difference = k::sub(a, b);
@@ -113,21 +117,22 @@ KVARN_NOINLINE void outer_transform(float* x, std::ptrdiff_t stride, int inner, 
             KVARN_UNROLL
             for (int g = 1; g < M / 4; ++g)  // the products with +-1 are exact: this is addition or subtraction
                 sum = k::fma(k::load(combinations[g][table.at[i][g].index]), k::broadcast(table.at[i][g].sign), sum);
-            k::store(at(i), k::mul(sum, scale));
+            k::store(to.at(i * inner + j), k::mul(sum, scale));
         }
     }
 }
 
-/// What remains of the transform after the levels below `span`: `units` = outer * inner registers at x[u * stride].
-template <class Arch, direction Direction>
-KVARN_INLINE void finish_transform(float* x, std::ptrdiff_t stride, int outer, int inner, int span, float scale) noexcept
+/// What remains of the transform after the levels below `span`, of `outer * inner` registers, from `x` (overwritten) to `to`.
+template <class Arch, direction Direction, class T>
+KVARN_INLINE void finish_transform(unit_row<float> x, unit_row<T> to, int outer, int inner, int span, float scale) noexcept
 {
-    inner_levels<Arch>(x, stride, outer * inner, inner, span, outer == 1, scale);
+    if (outer == 1) return inner_levels<Arch, true>(x, to, inner, inner, span, scale);
+    inner_levels<Arch, false>(x, x, outer * inner, inner, span, scale);
     switch (outer) {
-    case 12: return outer_transform<Arch, 12, Direction>(x, stride, inner, scale);
-    case 20: return outer_transform<Arch, 20, Direction>(x, stride, inner, scale);
-    case 28: return outer_transform<Arch, 28, Direction>(x, stride, inner, scale);
-    case 36: return outer_transform<Arch, 36, Direction>(x, stride, inner, scale);
+    case 12: return outer_transform<Arch, 12, Direction>(x, to, inner, scale);
+    case 20: return outer_transform<Arch, 20, Direction>(x, to, inner, scale);
+    case 28: return outer_transform<Arch, 28, Direction>(x, to, inner, scale);
+    case 36: return outer_transform<Arch, 36, Direction>(x, to, inner, scale);
     default: return;
     }
 }
@@ -156,9 +161,10 @@ KVARN_INLINE void butterflies(typename simd::kernels<Arch>::reg (&v)[Registers])
     }
 }
 
-/// One vector whose inner size is a multiple of Registers * width: blocks of Registers registers, then the rest in memory.
-template <class Arch, direction Direction, int Registers, class T, class Dim>
-KVARN_INLINE void transform_vector(const T* in, float* out, Dim dim, int outer, int inner) noexcept
+/// One vector, in blocks of Registers registers, then across blocks in memory. load(d) gives channels d .. d + width;
+/// `work` is room for the vector and may be `out` if that is float.
+template <class Arch, direction Direction, int Registers, class Load, class T, class Dim>
+KVARN_INLINE void transform_blocks(Load&& load, float* work, T* out, Dim dim, const hadamard_factors& factors) noexcept
 {
     using k = simd::kernels<Arch>;
     constexpr int block = Registers * k::width;
@@ -167,12 +173,34 @@ KVARN_INLINE void transform_vector(const T* in, float* out, Dim dim, int outer, 
     for (int d = 0; d < dim; d += block) {
         typename k::reg v[Registers];
         KVARN_UNROLL
-        for (int i = 0; i < Registers; ++i) v[i] = k::load(in + d + i * k::width);
+        for (int i = 0; i < Registers; ++i) v[i] = load(d + i * k::width);
         butterflies<Arch, Registers>(v);
         KVARN_UNROLL
-        for (int i = 0; i < Registers; ++i) k::store(out + d + i * k::width, dim == block ? k::mul(v[i], scale) : v[i]);
+        for (int i = 0; i < Registers; ++i) {
+            if (dim == block) k::store(out + d + i * k::width, k::mul(v[i], scale));
+            else k::store(work + d + i * k::width, v[i]);
+        }
     }
-    finish_transform<Arch, Direction>(out, k::width, outer, inner / k::width, Registers, factor);
+    finish_transform<Arch, Direction>(unit_row<float>{work, k::width}, unit_row<T>{out, k::width}, factors.outer,
+                                      factors.inner / k::width, Registers, factor);
+}
+
+/// Whether transform_vector can take vectors of this shape: their contiguous butterflies fill a register.
+template <class Arch>
+KVARN_INLINE bool is_vector_transform(const hadamard_factors& factors) noexcept
+{
+    return factors.inner % simd::kernels<Arch>::width == 0;
+}
+
+/// One vector of any size that is_vector_transform allows.
+template <class Arch, direction Direction, class Load, class T, class Dim>
+KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, Dim dim, const hadamard_factors& factors) noexcept
+{
+    const int registers = factors.inner / simd::kernels<Arch>::width;
+    if (registers >= 8) transform_blocks<Arch, Direction, 8>(load, work, out, dim, factors);
+    else if (registers == 4) transform_blocks<Arch, Direction, 4>(load, work, out, dim, factors);
+    else if (registers == 2) transform_blocks<Arch, Direction, 2>(load, work, out, dim, factors);
+    else transform_blocks<Arch, Direction, 1>(load, work, out, dim, factors);
 }
 
 /// Loads the width x width block of channels [d, d + width) of `rows` tokens, transposed: register c holds channel d + c of
@@ -244,25 +272,26 @@ KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_str
     }
     if constexpr (Rotate) {
         const int done = factors.inner < k::width ? factors.inner : k::width;
-        finish_transform<Arch, Direction>(out, stride, factors.outer, factors.inner, done, hadamard_scale(dim));
+        const unit_row<float> units{out, stride};
+        finish_transform<Arch, Direction>(units, units, factors.outer, factors.inner, done, hadamard_scale(dim));
     }
 }
 
-/// Rotates `rows` vectors, channels contiguous, to float rows. `Dim` is int or an integral constant.
-template <class Arch, direction Direction, class T, class Dim>
-KVARN_INLINE void transform_rows(const T* in, std::ptrdiff_t in_stride, int rows, float* out, std::ptrdiff_t out_stride, Dim dim) noexcept
+/// Rotates `rows` vectors, channels contiguous. In place if `out` is `in`. `Dim` is int or an integral constant.
+template <class Arch, direction Direction, class T, class U, class Dim>
+KVARN_INLINE void transform_rows(const T* in, std::ptrdiff_t in_stride, int rows, U* out, std::ptrdiff_t out_stride, Dim dim) noexcept
 {
     using k = simd::kernels<Arch>;
     const hadamard_factors factors = factor_head_dim(dim);
-    if (factors.inner % k::width == 0) {
-        const int registers = factors.inner / k::width;
+    if (is_vector_transform<Arch>(factors)) {
+        float buffer[std::is_same_v<U, float> ? 1 : max_head_dim];
         for (int t = 0; t < rows; ++t) {
-            const T* from = in + t * in_stride;
-            float* to = out + t * out_stride;
-            if (registers >= 8) transform_vector<Arch, Direction, 8>(from, to, dim, factors.outer, factors.inner);
-            else if (registers == 4) transform_vector<Arch, Direction, 4>(from, to, dim, factors.outer, factors.inner);
-            else if (registers == 2) transform_vector<Arch, Direction, 2>(from, to, dim, factors.outer, factors.inner);
-            else transform_vector<Arch, Direction, 1>(from, to, dim, factors.outer, factors.inner);
+            const T* const from = in + t * in_stride;
+            U* const to = out + t * out_stride;
+            float* work = buffer;
+            if constexpr (std::is_same_v<U, float>) work = to;
+            transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(from + d); }, work, to, dim,
+                                              factors);
         }
         return;
     }
@@ -301,16 +330,7 @@ KVARN_INLINE void copy_row(const T* in, int dim, float* out) noexcept
     gather(in + d, 1, dim - d, out + d);
 }
 
-/// Stores contiguous floats as contiguous T.
-template <class Arch, class T>
-KVARN_INLINE void store_row(const float* in, int dim, T* out) noexcept
-{
-    using k = simd::kernels<Arch>;
-    int d = 0;
-    for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
-    scatter(in + d, dim - d, out + d, 1);
-}
-
+/// Rotates the tokens of one head in place.
 template <class Arch, direction Direction, class T, class Dim>
 void transform_in_place(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, Dim dim) noexcept
 {
@@ -320,8 +340,7 @@ void transform_in_place(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t cha
         const int some = static_cast<int>(tokens - t < block ? tokens - t : block);
         T* const at = data + static_cast<std::ptrdiff_t>(t) * token_stride;
         if (channel_stride == 1) {
-            transform_rows<Arch, Direction>(at, token_stride, some, rows, dim, dim);
-            for (int i = 0; i < some; ++i) store_row<Arch>(rows + i * dim, dim, at + i * token_stride);
+            transform_rows<Arch, Direction>(static_cast<const T*>(at), token_stride, some, at, token_stride, dim);
         } else {
             for (int i = 0; i < some; ++i) gather(at + i * token_stride, channel_stride, dim, rows + i * dim);
             transform_rows<Arch, Direction>(static_cast<const float*>(rows), dim, some, rows, dim, dim);

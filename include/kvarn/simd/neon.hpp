@@ -93,6 +93,16 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
         vst1q_u8(p, vcombine_u8(low, high));
     }
 
+    KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
+    {
+        for (int t = 0; t < 32; t += 16) {
+            uint8x16x4_t rows;
+            KVARN_UNROLL
+            for (int i = 0; i < 4; ++i) rows.val[i] = vld1q_u8(codes + i * stride + t);
+            vst4q_u8(out + 4 * t, rows);
+        }
+    }
+
     template <int Bits>
     KVARN_INLINE static void pack32(const std::uint8_t* codes, std::uint8_t* packed) noexcept
     {

@@ -101,6 +101,12 @@ struct kernels<portable> {
         }
     }
 
+    /// 32 tokens of `width` channels, codes[channel * stride + token], to out[token][channel].
+    KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t, std::uint8_t* out) noexcept
+    {
+        std::memcpy(out, codes, 32);
+    }
+
     /// The largest of `count` elements' bits without the sign: above the bits of the largest finite value if one is not finite.
     KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count) noexcept
     {

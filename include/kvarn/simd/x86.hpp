@@ -45,6 +45,39 @@ struct avx2_packing {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), x);
     }
 
+protected:
+    KVARN_INLINE static __m256i load_bytes(const std::uint8_t* p) noexcept
+    {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+    KVARN_INLINE static void store_halves(__m256i x, std::uint8_t* p, int distance) noexcept
+    {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(x));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p + distance), _mm256_extracti128_si256(x, 1));
+    }
+    /// One level of a byte transpose: items of Bytes bytes of neighbouring channels side by side, so that the items double.
+    /// After it, x[c * tokens_parts + part] holds the channels of group c for the tokens of `part`.
+    template <int Rows, int Bytes>
+    KVARN_INLINE static void interleave(__m256i (&x)[Rows]) noexcept
+    {
+        constexpr int parts = Bytes;  // of 16 / parts tokens in each 128-bit lane
+        __m256i y[Rows];
+        KVARN_UNROLL
+        for (int c = 0; c < Rows / parts; c += 2) {
+            KVARN_UNROLL
+            for (int part = 0; part < parts; ++part) {
+                const __m256i a = x[c * parts + part], b = x[(c + 1) * parts + part];
+                const int at = c * parts + 2 * part;
+                if constexpr (Bytes == 1) y[at] = _mm256_unpacklo_epi8(a, b), y[at + 1] = _mm256_unpackhi_epi8(a, b);
+                else if constexpr (Bytes == 2) y[at] = _mm256_unpacklo_epi16(a, b), y[at + 1] = _mm256_unpackhi_epi16(a, b);
+                else if constexpr (Bytes == 4) y[at] = _mm256_unpacklo_epi32(a, b), y[at + 1] = _mm256_unpackhi_epi32(a, b);
+                else y[at] = _mm256_unpacklo_epi64(a, b), y[at + 1] = _mm256_unpackhi_epi64(a, b);
+            }
+        }
+        KVARN_UNROLL
+        for (int i = 0; i < Rows; ++i) x[i] = y[i];
+    }
+
 private:
     template <int Shift>
     KVARN_INLINE static __m256i squeeze(__m256i x, __m256i low_fields) noexcept
@@ -197,6 +230,18 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
 
+    KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
+    {
+        __m256i x[8];
+        KVARN_UNROLL
+        for (int i = 0; i < 8; ++i) x[i] = load_bytes(codes + i * stride);
+        interleave<8, 1>(x);
+        interleave<8, 2>(x);
+        interleave<8, 4>(x);
+        KVARN_UNROLL
+        for (int i = 0; i < 8; ++i) store_halves(x[i], out + 16 * i, 128);
+    }
+
 private:
     // round_half_even(x * scale) as a float, from the exact product: one fused addition of 1.5 * 2^23 does the rounding.
     KVARN_INLINE static __m256 mul_exact_round(reg x, reg scale) noexcept
@@ -311,6 +356,19 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
     {
         const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(shifted)));
+    }
+
+    KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
+    {
+        __m256i x[16];
+        KVARN_UNROLL
+        for (int i = 0; i < 16; ++i) x[i] = load_bytes(codes + i * stride);
+        interleave<16, 1>(x);
+        interleave<16, 2>(x);
+        interleave<16, 4>(x);
+        interleave<16, 8>(x);
+        KVARN_UNROLL
+        for (int i = 0; i < 16; ++i) store_halves(x[i], out + 16 * i, 256);
     }
 
 private:
