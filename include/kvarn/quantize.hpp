@@ -433,6 +433,29 @@ KVARN_INLINE bool scalars_finite(const std::byte* record, std::size_t from, std:
     return simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const half*>(record + from), (to - from) / 2) < 0x7c00u;
 }
 
+/// The largest of `n` scalars of a record.
+template <class Arch>
+KVARN_INLINE float largest_scalar(const std::byte* scalars, int n) noexcept
+{
+    const std::uint32_t bits = simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const half*>(scalars), static_cast<std::size_t>(n));
+    return to_float(half{static_cast<std::uint16_t>(bits)});
+}
+
+/// Calls decode(to), with the cheaper store of bounded_half when no decoded value can exceed a half: their magnitude is at most
+/// (scale * levels + zero) * other axis' scale, and that times sqrt(dim) in the original basis.
+template <class Arch, class T, class F>
+KVARN_INLINE void with_bound(const tile_source<T>& to, const std::byte* scale, const std::byte* zero, int n, const std::byte* other,
+                             int others, int bits, int spread, F&& decode) noexcept
+{
+    if constexpr (std::is_same_v<T, half>) {
+        const float bound = (largest_scalar<Arch>(scale, n) * static_cast<float>(1 << bits) + largest_scalar<Arch>(zero, n)) *
+                            largest_scalar<Arch>(other, others) * std::sqrt(static_cast<float>(spread));
+        if (bound < 65000.0f)
+            return decode(tile_source<bounded_half>{reinterpret_cast<bounded_half*>(to.data), to.token_stride, to.channel_stride});
+    }
+    decode(to);
+}
+
 }  // namespace detail
 
 constexpr std::size_t scratch_bytes(const format& f) noexcept
@@ -520,12 +543,20 @@ status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, k
         const std::byte* const record = records.at(i / records.heads, i % records.heads);
         if (keys.data != nullptr) {
             const auto to = detail::source_of(keys, i / records.heads, i % records.heads, f.group());
-            detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, to, unrotated, memory, dim); });
+            detail::with_bound<Arch>(
+                to, record + at.k_channel_scale, record + at.k_channel_zero, f.head_dim_k(), record + at.k_token_scale, f.group(),
+                f.key_bits(), unrotated ? f.head_dim_k() : 1, [&](const auto& out) {
+                    detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, out, unrotated, memory, dim); });
+                });
             if (f.exact_channels() != 0) detail::decode_exact<Arch>(f, record + at.exact, to);
         }
         if (values.data != nullptr) {
             const auto to = detail::source_of(values, i / records.heads, i % records.heads, f.group());
-            detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, to, unrotated, memory, dim); });
+            detail::with_bound<Arch>(
+                to, record + at.v_token_scale, record + at.v_token_zero, f.group(), record + at.v_channel_scale, f.head_dim_v(),
+                f.value_bits(), unrotated ? f.head_dim_v() : 1, [&](const auto& out) {
+                    detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, out, unrotated, memory, dim); });
+                });
         }
     }
     return status::ok;

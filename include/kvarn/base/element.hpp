@@ -26,6 +26,11 @@ struct bfloat16 {
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
 
+/// A half that receives only values of magnitude at most 65504, so that a store need not saturate. For kernels.
+struct bounded_half {
+    std::uint16_t bits;
+};
+
 /// Exact for every half, subnormals, infinities and NaN included.
 [[nodiscard]] KVARN_INLINE constexpr float to_float(half h) noexcept
 {
@@ -82,6 +87,8 @@ template <class T>
 {
     if constexpr (std::is_same_v<T, half>)
         return to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);
+    else if constexpr (std::is_same_v<T, bounded_half>)
+        return {to_half(f).bits};
     else if constexpr (std::is_same_v<T, bfloat16>)
         return to_bfloat16(f);
     else

@@ -31,7 +31,11 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
     KVARN_INLINE static void store(half* p, reg x) noexcept
     {
         const float32x4_t bounded = vminq_f32(vmaxq_f32(x, vdupq_n_f32(-65504.0f)), vdupq_n_f32(65504.0f));
-        vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(bounded)));
+        store(reinterpret_cast<bounded_half*>(p), reg(bounded));
+    }
+    KVARN_INLINE static void store(bounded_half* p, reg x) noexcept
+    {
+        vst1_u16(reinterpret_cast<std::uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
     }
     KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
     {

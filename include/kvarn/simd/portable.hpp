@@ -55,15 +55,12 @@ struct kernels<portable> {
         std::memcpy(&b, p, sizeof b);
         return to_float(b);
     }
-    KVARN_INLINE static void store(half* p, reg x) noexcept
+    template <class T>
+        requires(sizeof(T) == 2)
+    KVARN_INLINE static void store(T* p, reg x) noexcept
     {
-        const half h = saturate_to<half>(x);
-        std::memcpy(p, &h, sizeof h);
-    }
-    KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
-    {
-        const bfloat16 b = saturate_to<bfloat16>(x);
-        std::memcpy(p, &b, sizeof b);
+        const T rounded = saturate_to<T>(x);
+        std::memcpy(p, &rounded, sizeof rounded);
     }
 
     KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }

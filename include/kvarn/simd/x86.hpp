@@ -138,7 +138,11 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing {
     KVARN_INLINE static void store(half* p, reg x) noexcept
     {
         const __m256 bounded = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-65504.0f)), _mm256_set1_ps(65504.0f));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT));
+        store(reinterpret_cast<bounded_half*>(p), reg(bounded));
+    }
+    KVARN_INLINE static void store(bounded_half* p, reg x) noexcept
+    {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
     KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
     {
@@ -274,7 +278,11 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
     KVARN_INLINE static void store(half* p, reg x) noexcept
     {
         const __m512 bounded = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-65504.0f)), _mm512_set1_ps(65504.0f));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bounded, _MM_FROUND_TO_NEAREST_INT));
+        store(reinterpret_cast<bounded_half*>(p), reg(bounded));
+    }
+    KVARN_INLINE static void store(bounded_half* p, reg x) noexcept
+    {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
     KVARN_INLINE static void store(bfloat16* p, reg x) noexcept
     {
