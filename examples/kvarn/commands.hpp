@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The commands quantize, dequantize and inspect. Each takes its parsed options and either does all of its work or throws
+// a failure and leaves no file behind.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <kvarn/kvarn.hpp>
+
+#include "codec.hpp"
+#include "container.hpp"
+#include "failure.hpp"
+#include "files.hpp"
+#include "npy.hpp"
+
+namespace kvarn_cli {
+
+template <class... Arguments>
+[[nodiscard]] std::string text(const char* pattern, Arguments... arguments)
+{
+    const int length = std::snprintf(nullptr, 0, pattern, arguments...);
+    std::string out(static_cast<std::size_t>(length), '\0');
+    std::snprintf(out.data(), out.size() + 1, pattern, arguments...);
+    return out;
+}
+
+struct codec_options {
+    std::string format = "k4v2_g128";
+    kvarn::record_stride stride = kvarn::record_stride::packed;
+    kvarn::rotation rotation = kvarn::rotation::hadamard;
+    int exact_channels = 0;
+    bool raw = false;
+    unsigned threads = 0;  ///< 0: one per core
+};
+
+struct quantize_options : codec_options {
+    kvarn::encoder encoder = kvarn::encoder::paper;
+    int iterations = 8;
+    std::string k, v, out;  ///< v empty: none given
+};
+
+struct dequantize_options : codec_options {
+    kvarn::basis basis = kvarn::basis::original;
+    std::optional<element_type> type;
+    int heads = 0, head_dim_k = 0, head_dim_v = 0;
+    std::string in, k, v;
+};
+
+/// The name without head dimensions, for example k4v2_g128.
+[[nodiscard]] inline std::string name_of(const kvarn::format& f)
+{
+    return text("k%dv%d_g%d", f.key_bits(), f.value_bits(), f.group());
+}
+
+/// Parses a format name, then applies what the name does not say.
+[[nodiscard]] inline kvarn::format make_format(const std::string& name, std::size_t head_dim_k, std::size_t head_dim_v,
+                                               kvarn::rotation rotation, int exact_channels)
+{
+    const auto small = [](std::size_t n) { return static_cast<int>(std::min<std::size_t>(n, 1u << 20)); };
+    // The name alone first, so that its errors are not mixed up with those of the sizes.
+    const auto named = kvarn::parse_format(name, 128);
+    check(named.error, "format " + name);
+    kvarn::format_spec spec = named->spec();
+    spec.head_dim_k = small(head_dim_k);
+    spec.head_dim_v = spec.value_bits != 0 ? small(head_dim_v) : spec.head_dim_k;
+    spec.rotation = rotation;
+    spec.exact_channels = exact_channels;
+    const auto made = kvarn::make_format(spec);
+    check(made.error, text("format %s, head_dim %zu%s", name.c_str(), head_dim_k,
+                           spec.value_bits != 0 && head_dim_v != head_dim_k ? text(" (K) and %zu (V)", head_dim_v).c_str() : ""));
+    return *made;
+}
+
+[[nodiscard]] inline bool stores_values(const std::string& format_name)
+{
+    const auto parsed = kvarn::parse_format(format_name, 128);
+    check(parsed.error, "format " + format_name);
+    return parsed->has_values();
+}
+
+/// V must fit K.
+inline void require_same_shape(const tensor& k, const std::string& k_path, const tensor& v, const std::string& v_path)
+{
+    if (k.heads != v.heads || k.tokens != v.tokens)
+        throw failure(text("%s and %s: shapes do not match: %zu heads of %zu tokens, and %zu heads of %zu tokens", k_path.c_str(),
+                           v_path.c_str(), k.heads, k.tokens, v.heads, v.tokens));
+    if (k.type != v.type)
+        throw failure(text("%s and %s: element types do not match: %s and %s", k_path.c_str(), v_path.c_str(), name_of(k.type),
+                           name_of(v.type)));
+}
+
+/// The last tokens of every head, as they are.
+[[nodiscard]] inline std::vector<std::byte> tail_of(const tensor& array, std::size_t tail_tokens)
+{
+    std::vector<std::byte> tail;
+    if (tail_tokens == 0) return tail;
+    const std::size_t head_bytes = array.tokens * array.vector_bytes(), tail_bytes = tail_tokens * array.vector_bytes();
+    tail.reserve(array.heads * tail_bytes);
+    for (std::size_t head = 0; head < array.heads; ++head) {
+        const auto end = array.data.begin() + static_cast<std::ptrdiff_t>((head + 1) * head_bytes);
+        tail.insert(tail.end(), end - static_cast<std::ptrdiff_t>(tail_bytes), end);
+    }
+    return tail;
+}
+
+inline void quantize(quantize_options options)
+{
+    const bool with_values = stores_values(options.format);
+    if (!with_values && options.out.empty()) std::swap(options.v, options.out);  // `K.npy OUT`
+    if (options.out.empty()) throw failure("OUT is missing: format " + options.format + " needs K.npy V.npy OUT");
+
+    const tensor k = read_npy(options.k);
+    tensor v;
+    if (options.exact_channels < 0 || static_cast<std::size_t>(options.exact_channels) >= k.channels)
+        throw failure(text("--exact-channels %d: must be less than the %zu channels of %s", options.exact_channels, k.channels,
+                           options.k.c_str()));
+    if (with_values) {
+        v = read_npy(options.v);
+        require_same_shape(k, options.k, v, options.v);
+    }
+    container c;
+    c.format = make_format(options.format, k.channels - static_cast<std::size_t>(options.exact_channels), v.channels,
+                           options.rotation, options.exact_channels);
+    c.stride = options.stride;
+    c.encoder = static_cast<std::uint8_t>(options.encoder);
+    c.iterations = static_cast<std::uint32_t>(options.iterations);
+    c.type = k.type;
+    c.heads = k.heads;
+    c.tokens = k.tokens;
+    if (c.heads > UINT32_MAX) throw failure(options.k + ": too many heads");
+    if (options.raw && c.tail_tokens() != 0)
+        throw failure(text("--raw: %s has %zu tokens, which do not fill the last tile of %zu (%zu left over); bare records hold "
+                           "whole tiles only",
+                           options.k.c_str(), k.tokens, c.group(), c.tail_tokens()));
+    container_sizes sizes;
+    if (!sizes_of(c, sizes)) throw failure(options.k + ": too large");
+    require_finite(k, options.k);
+    if (with_values) require_finite(v, options.v);
+
+    output_file out(options.out);  // an impossible target shows before the long work
+    const std::size_t whole = c.tiles() * c.group();
+    const kvarn::encode_options how{options.encoder, options.iterations};
+    const auto run = [&]<class T>(T) {
+        return encode(c.format, view_of<T>(k, whole), with_values ? view_of<T>(v, whole) : kvarn::kv_view<const T>{}, c.records,
+                      c.stride, how, options.threads);
+    };
+    check(k.type == element_type::float16 ? run(kvarn::half{}) : run(float{}),
+          with_values ? options.k + ", " + options.v : options.k);
+
+    if (options.raw) {
+        out.write(c.records);
+        out.finish();
+    } else {
+        c.k_tail = tail_of(k, c.tail_tokens());
+        if (with_values) c.v_tail = tail_of(v, c.tail_tokens());
+        write_container(out, c);
+    }
+    out.commit();
+}
+
+/// Bare records: everything a container's header says comes from the options and the size of the file.
+[[nodiscard]] inline container raw_container(std::vector<std::byte> file, const dequantize_options& options)
+{
+    if (is_container(file)) throw failure(options.in + ": is a container, not bare records; leave out --raw");
+    container c;
+    const int head_dim_v = options.head_dim_v != 0 ? options.head_dim_v : options.head_dim_k;
+    c.format = make_format(options.format, static_cast<std::size_t>(options.head_dim_k), static_cast<std::size_t>(head_dim_v),
+                           options.rotation, options.exact_channels);
+    c.stride = options.stride;
+    c.heads = static_cast<std::size_t>(options.heads);
+    std::size_t per_tile = 0;
+    if (!multiply(c.heads, c.record_bytes(), per_tile)) throw failure("--heads: too large");
+    if (file.empty() || file.size() % per_tile != 0)
+        throw failure(text("%s: %zu bytes are no whole number of tiles (%zu heads of %zu-byte records: %zu bytes each); "
+                           "truncated, or other options are needed",
+                           options.in.c_str(), file.size(), c.heads, c.record_bytes(), per_tile));
+    c.tokens = file.size() / per_tile * c.group();
+    c.records = std::move(file);
+    return c;
+}
+
+/// Copies tail tokens behind the decoded tiles and brings them into the basis asked for.
+inline void place_tail(const std::vector<std::byte>& tail, const container& c, kvarn::kv_view<float> all, int head_dim,
+                       kvarn::basis basis)
+{
+    std::size_t index = 0;
+    for (std::size_t head = 0; head < c.heads; ++head)
+        for (std::size_t token = c.tokens - c.tail_tokens(); token < c.tokens; ++token)
+            for (std::size_t channel = 0; channel < all.channels; ++channel, ++index) {
+                const std::byte* from = tail.data() + index * element_bytes(c.type);
+                if (c.type == element_type::float16) {
+                    kvarn::half h;
+                    std::memcpy(&h, from, sizeof h);
+                    all.at(token, head)[channel] = kvarn::to_float(h);
+                } else {
+                    std::memcpy(all.at(token, head) + channel, from, sizeof(float));
+                }
+            }
+    if (basis != kvarn::basis::rotated || !c.format.rotated()) return;
+    kvarn::kv_view<float> rotatable = all;  // the exact channels behind head_dim are never rotated
+    rotatable.data = all.at(c.tokens - c.tail_tokens(), 0);
+    rotatable.tokens = c.tail_tokens();
+    rotatable.channels = static_cast<std::size_t>(head_dim);
+    check(kvarn::rotate(rotatable), "tail tokens");
+}
+
+inline void dequantize(const dequantize_options& options)
+{
+    if (!options.v.empty() && options.k == options.v) throw failure(options.k + ": K and V cannot be written to the same file");
+    std::vector<std::byte> file = read_file(options.in);
+    const container c = options.raw ? raw_container(std::move(file), options) : parse_container(file, options.in);
+    file = {};
+    const bool with_values = c.format.has_values();
+    if (with_values && options.v.empty()) throw failure("V.npy is missing: " + options.in + " holds K and V");
+    if (!with_values && !options.v.empty()) throw failure(options.v + ": cannot be written: " + options.in + " holds no V");
+    const element_type type = options.type.value_or(c.type);
+
+    output_file k_out(options.k);
+    std::optional<output_file> v_out;
+    if (with_values) v_out.emplace(options.v);
+
+    const auto key_channels = static_cast<std::size_t>(c.format.key_channels()),
+               value_channels = static_cast<std::size_t>(c.format.head_dim_v());
+    std::size_t k_elements = 0, v_elements = 0;
+    if (!multiply(c.heads, c.tokens, k_elements) || !multiply(k_elements, value_channels, v_elements) ||
+        !multiply(k_elements, key_channels, k_elements))
+        throw failure(options.in + ": too large");
+    std::vector<float> k(k_elements), v(v_elements);
+    kvarn::kv_view<float> k_view = view_of(k, c.heads, c.tokens, key_channels);
+    kvarn::kv_view<float> v_view = with_values ? view_of(v, c.heads, c.tokens, value_channels) : kvarn::kv_view<float>{};
+    kvarn::kv_view<float> k_tiles = k_view, v_tiles = v_view;
+    k_tiles.tokens = c.tiles() * c.group();
+    if (with_values) v_tiles.tokens = k_tiles.tokens;
+    check(decode(c.format, c.records, k_tiles, v_tiles, c.stride, options.basis, options.threads), options.in);
+    if (c.tail_tokens() != 0) {
+        place_tail(c.k_tail, c, k_view, c.format.head_dim_k(), options.basis);
+        if (with_values) place_tail(c.v_tail, c, v_view, c.format.head_dim_v(), options.basis);
+    }
+    for (const std::vector<float>* values : {&k, &v})
+        for (const float x : *values)
+            if (!std::isfinite(x))
+                throw failure(options.in + ": its records hold NaN or infinite scales; damaged, or other options are needed");
+
+    write_npy(k_out, type, c.heads, c.tokens, key_channels, k);
+    if (with_values) write_npy(*v_out, type, c.heads, c.tokens, value_channels, v);
+    k_out.commit();
+    if (with_values) {
+        try {
+            v_out->commit();
+        } catch (...) {
+            k_out.revoke();
+            throw;
+        }
+    }
+}
+
+/// 12345678 -> 12,345,678
+[[nodiscard]] inline std::string grouped(std::size_t number)
+{
+    std::string digits = std::to_string(number);
+    for (std::ptrdiff_t at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3)
+        digits.insert(static_cast<std::size_t>(at), 1, ',');
+    return digits;
+}
+
+inline void inspect(const std::string& path)
+{
+    const std::vector<std::byte> file = read_file(path);
+    const container c = parse_container(file, path);
+    const kvarn::format& f = c.format;
+    const std::size_t channels = static_cast<std::size_t>(f.key_channels() + f.head_dim_v());
+    const double elements = static_cast<double>(c.heads) * static_cast<double>(c.tokens) * static_cast<double>(channels);
+    const std::size_t sealed = c.tiles() * c.group();
+    std::string out;
+    const auto row = [&out](const char* name, const std::string& value) { out += text("%-12s%s\n", name, value.c_str()); };
+
+    row("file",
+        path + ", " + grouped(file.size()) + " bytes, container version " + std::to_string(container_version) + ", checksum ok");
+    std::string dims = f.has_values() && f.head_dim_v() != f.head_dim_k()
+                           ? text("head_dim %d (K) and %d (V)", f.head_dim_k(), f.head_dim_v())
+                           : text("head_dim %d", f.head_dim_k());
+    if (!f.has_values()) dims += ", no V part";
+    if (f.exact_channels() != 0) dims += text(", %d exact channels", f.exact_channels());
+    row("format", name_of(f) + ", " + dims + ", rotation " + (f.rotated() ? "hadamard" : "none"));
+    row("encoder", (c.encoder == static_cast<std::uint8_t>(kvarn::encoder::paper) ? std::string("paper")
+                                                                                  : text("number %d", int{c.encoder})) +
+                       text(", %u iterations", static_cast<unsigned>(c.iterations)));
+    row("tokens", text("%s per head (%s in %s tiles, %zu in the exact %s tail), %zu head%s", grouped(c.tokens).c_str(),
+                       grouped(sealed).c_str(), grouped(c.tiles()).c_str(), c.tail_tokens(), name_of(c.type), c.heads,
+                       c.heads == 1 ? "" : "s"));
+    row("record", text("%s bytes (%s stride), %s records", grouped(c.record_bytes()).c_str(),
+                       c.stride == kvarn::record_stride::packed ? "packed" : "reference", grouped(c.tiles() * c.heads).c_str()));
+    row("", text("%.2f bytes per token and head, %.4f bits per element", static_cast<double>(c.record_bytes()) / f.group(),
+                 kvarn::bits_per_element(f, c.stride)));
+    row("whole file", text("%.2f bytes per token and head, %.4f bits per element",
+                           static_cast<double>(file.size()) / (static_cast<double>(c.heads) * static_cast<double>(c.tokens)),
+                           8.0 * static_cast<double>(file.size()) / elements));
+    if (c.tiles() == 0) {
+        print(out);
+        return;
+    }
+
+    out += text("\n%-6s%-18s%12s%12s%12s\n", "head", "scale", "min", "mean", "max");
+    const kvarn::record_layout at = kvarn::layout_of(f);
+    const auto group = c.group(), dk = static_cast<std::size_t>(f.head_dim_k()), dv = static_cast<std::size_t>(f.head_dim_v());
+    struct field {
+        const char* name;
+        std::size_t offset, count;
+    };
+    std::vector<field> fields{{"K channel scale", at.k_channel_scale, dk}, {"K token scale", at.k_token_scale, group}};
+    if (f.has_values()) {
+        fields.push_back({"V channel scale", at.v_channel_scale, dv});
+        fields.push_back({"V token scale", at.v_token_scale, group});
+    }
+    for (std::size_t head = 0; head < c.heads; ++head)
+        for (const field& one : fields) {
+            double least = INFINITY, most = -INFINITY, sum = 0;
+            for (std::size_t tile = 0; tile < c.tiles(); ++tile) {
+                const std::byte* record = c.records.data() + (tile * c.heads + head) * c.record_bytes();
+                for (std::size_t i = 0; i < one.count; ++i) {
+                    kvarn::half h;
+                    std::memcpy(&h, record + one.offset + 2 * i, sizeof h);
+                    const double x = static_cast<double>(kvarn::to_float(h));
+                    least = std::fmin(least, x);
+                    most = std::fmax(most, x);
+                    sum += x;
+                }
+            }
+            out += text("%-6zu%-18s%12.5g%12.5g%12.5g\n", head, one.name, least, sum / static_cast<double>(one.count * c.tiles()),
+                        most);
+        }
+    print(out);
+}
+
+}  // namespace kvarn_cli

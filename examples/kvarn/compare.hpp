@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The command compare: every format and every baseline over the same tokens, as a table and as an HTML report.
+// In: K and V (and Q) [heads, tokens, head_dim], converted to float once.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <filesystem>
+#include <limits>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "baselines.hpp"
+#include "codec.hpp"
+#include "commands.hpp"
+#include "files.hpp"
+#include "measures.hpp"
+#include "npy.hpp"
+#include "report.hpp"
+
+namespace kvarn_cli {
+
+struct compare_options {
+    std::vector<std::string> formats{"k2v2_g128", "k3v3_g128", "k4v2_g128", "k4v4_g128", "k8v8_g128"};
+    kvarn::encoder encoder = kvarn::encoder::paper;
+    std::string encoder_name = "paper";
+    int iterations = 8;
+    unsigned threads = 0;
+    std::string k, v, q, html;  ///< q, html empty: none
+};
+
+/// The first `tokens` tokens of an array as float.
+[[nodiscard]] inline matrix to_matrix(const tensor& array, std::size_t tokens)
+{
+    matrix m{array.heads, tokens, array.channels, std::vector<float>(array.heads * tokens * array.channels)};
+    for (std::size_t head = 0; head < m.heads; ++head)
+        for (std::size_t i = 0; i < tokens * m.channels; ++i)
+            m.token(head, 0)[i] = array.value(head * array.tokens * array.channels + i);
+    return m;
+}
+
+/// Fills in the measures of one method from what it decoded; `v` empty: the format stores no V.
+inline void measure(method_result& row, const matrix& k, const matrix& v, const matrix& k_decoded, const matrix& v_decoded,
+                    const std::optional<matrix>& q, const std::vector<float>& exact_output, std::size_t step)
+{
+    row.k_error = relative_error(k.values, k_decoded.values);
+    row.k_scale = token_scale_errors(k, k_decoded);
+    if (v_decoded.values.empty()) return;
+    row.v_error = relative_error(v.values, v_decoded.values);
+    row.v_scale = token_scale_errors(v, v_decoded);
+    if (q) row.attention_error = relative_error(exact_output, attend(*q, k_decoded, v_decoded, step));
+}
+
+/// Aligned columns: the first to the left, the others to the right.
+[[nodiscard]] inline std::string aligned(const std::vector<std::vector<std::string>>& rows)
+{
+    std::vector<std::size_t> widths(rows.front().size());
+    for (const auto& row : rows)
+        for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    std::string out;
+    for (const auto& row : rows) {
+        for (std::size_t i = 0; i < row.size(); ++i) {
+            const std::string blanks(widths[i] - row[i].size(), ' ');
+            if (i != 0) out += "  ";
+            out += i == 0 ? row[i] + blanks : blanks + row[i];
+        }
+        out.erase(out.find_last_not_of(' ') + 1);
+        out += '\n';
+    }
+    return out;
+}
+
+inline void compare(const compare_options& options)
+{
+    const tensor k_file = read_npy(options.k), v_file = read_npy(options.v);
+    if (k_file.heads != v_file.heads || k_file.tokens != v_file.tokens)
+        throw failure(text("%s and %s: shapes do not match: %zu heads of %zu tokens, and %zu heads of %zu tokens",
+                           options.k.c_str(), options.v.c_str(), k_file.heads, k_file.tokens, v_file.heads, v_file.tokens));
+    require_finite(k_file, options.k);
+    require_finite(v_file, options.v);
+
+    std::vector<kvarn::format> formats;
+    std::size_t largest_group = 128;  // kivi g128 is always among the baselines
+    for (const std::string& name : options.formats) {
+        formats.push_back(make_format(name, k_file.channels, v_file.channels, kvarn::rotation::hadamard, 0));
+        largest_group = std::max(largest_group, static_cast<std::size_t>(formats.back().group()));
+    }
+    if (formats.empty()) throw failure("--formats: the list is empty");
+    report_data report;
+    report.tokens = k_file.tokens / largest_group * largest_group;
+    if (report.tokens == 0)
+        throw failure(
+            text("%s: %zu tokens are too few, the largest group needs %zu", options.k.c_str(), k_file.tokens, largest_group));
+    const matrix k = to_matrix(k_file, report.tokens), v = to_matrix(v_file, report.tokens);
+
+    std::optional<matrix> q;
+    std::size_t step = 1;
+    if (!options.q.empty()) {
+        const tensor q_file = read_npy(options.q);
+        if (q_file.tokens != k_file.tokens || q_file.channels != k_file.channels || q_file.heads % k_file.heads != 0)
+            throw failure(text("%s: shape does not match K: %zu heads of %zu tokens x %zu channels, K has %zu heads of %zu x %zu",
+                               options.q.c_str(), q_file.heads, q_file.tokens, q_file.channels, k_file.heads, k_file.tokens,
+                               k_file.channels));
+        require_finite(q_file, options.q);
+        q = to_matrix(q_file, report.tokens);
+        step = query_step(q->heads, report.tokens);
+    }
+    std::optional<output_file> html;
+    if (!options.html.empty()) html.emplace(options.html);
+
+    const auto file_name = [](const std::string& path) { return std::filesystem::path(path).filename().string(); };
+    report.k_path = file_name(options.k);
+    report.v_path = file_name(options.v);
+    report.q_path = file_name(options.q);
+    report.heads = k.heads;
+    report.query_heads = q ? q->heads : 0;
+    report.query_step = step;
+    report.head_dim_k = k.channels;
+    report.head_dim_v = v.channels;
+    std::vector<float> exact_output;
+    if (q) exact_output = attend(*q, k, v, step);
+
+    const kvarn::encode_options how{options.encoder, options.iterations};
+    const std::vector<baseline> baselines = baselines_for(k.channels, v.channels, true);
+    const double vectors = static_cast<double>(k.heads) * static_cast<double>(report.tokens);
+    const auto dk = static_cast<double>(k.channels), dv = static_cast<double>(v.channels);
+    progress shown("comparing");
+    for (const kvarn::format& f : formats) {
+        shown.show(report.methods.size(), formats.size() + baselines.size(), name_of(f));
+        method_result row;
+        row.series = text("kvarn/%s g%d", options.encoder_name.c_str(), f.group());
+        row.name = name_of(f);
+        row.ours = true;
+        row.mixed = f.key_bits() != f.value_bits();
+        const kvarn::record_layout at = kvarn::layout_of(f);
+        const double group = static_cast<double>(f.group());
+        row.k_bits = 8 * static_cast<double>(at.v_codes) / (group * dk);
+        row.v_bits = f.has_values() ? 8 * static_cast<double>(at.exact - at.v_codes) / (group * dv) : NAN;
+        row.bits = kvarn::bits_per_element(f);
+        row.bytes = static_cast<double>(kvarn::record_bytes(f)) / group * vectors;
+
+        matrix k_decoded = k, v_decoded;
+        if (f.has_values()) v_decoded = v;
+        const kvarn::kv_view<float> v_view = f.has_values() ? v_decoded.view() : kvarn::kv_view<float>{};
+        std::vector<std::byte> records;
+        check(encode<const float>(f, k_decoded.view(), v_view, records, kvarn::record_stride::packed, how, options.threads),
+              row.name);
+        if (report.stages.empty() && f.has_values()) {
+            // One tile in the middle of the sequence, head 0.
+            const std::size_t tile = kvarn::full_tiles(f, report.tokens) / 2;
+            report.stage_format = row.name;
+            report.stage_tile = tile;
+            const bytes record = bytes(records).subspan(tile * k.heads * kvarn::record_bytes(f), kvarn::record_bytes(f));
+            report.stages = tile_stages(f, record, k.token(0, tile * static_cast<std::size_t>(f.group())),
+                                        v.token(0, tile * static_cast<std::size_t>(f.group())));
+        }
+        check(decode(f, records, k_decoded.view(), v_view, kvarn::record_stride::packed, kvarn::basis::original, options.threads),
+              row.name);
+        measure(row, k, v, k_decoded, v_decoded, q, exact_output, step);
+        report.methods.push_back(std::move(row));
+    }
+    for (const baseline& b : baselines) {
+        shown.show(report.methods.size(), formats.size() + baselines.size(), b.name);
+        method_result row;
+        row.series = b.series;
+        row.name = b.name;
+        const double k_bytes = bytes_per_token(b, k.channels, true), v_bytes = bytes_per_token(b, v.channels, false);
+        row.k_bits = 8 * k_bytes / dk;
+        row.v_bits = 8 * v_bytes / dv;
+        row.bits = 8 * (k_bytes + v_bytes) / (dk + dv);
+        row.bytes = (k_bytes + v_bytes) * vectors;
+        matrix k_decoded = k, v_decoded = v;
+        round_trip(b, k_decoded, true);
+        round_trip(b, v_decoded, false);
+        measure(row, k, v, k_decoded, v_decoded, q, exact_output, step);
+        report.methods.push_back(std::move(row));
+    }
+
+    std::vector<std::vector<std::string>> table{
+        {"", "bits per", "", "K rel", "K scale", "K scale", "K scale", "V rel", "V scale", "V scale", "V scale"},
+        {"method", "element", "bytes", "error", "mean", "p99", "worst", "error", "mean", "p99", "worst"}};
+    if (q) {
+        table[0].push_back("attention");
+        table[1].push_back("rel error");
+    }
+    const auto number = [](double x) { return std::isnan(x) ? std::string("-") : text("%.4f", x); };
+    for (const method_result& row : report.methods) {
+        const spread ks = spread_of(row.k_scale), vs = spread_of(row.v_scale);
+        const bool no_v = row.v_scale.empty() && std::isnan(row.v_error);
+        table.push_back({full_name(row), text("%.4f", row.bits), grouped(static_cast<std::size_t>(std::llround(row.bytes))),
+                         number(row.k_error), number(ks.mean), number(ks.p99), number(ks.worst), number(row.v_error),
+                         number(no_v ? NAN : vs.mean), number(no_v ? NAN : vs.p99), number(no_v ? NAN : vs.worst)});
+        if (q) table.back().push_back(number(row.attention_error));
+    }
+    std::string out = text("%zu of %zu tokens, %zu head%s, head_dim %zu (K) and %zu (V); float16 would take %s bytes\n",
+                           report.tokens, k_file.tokens, k.heads, k.heads == 1 ? "" : "s", k.channels, v.channels,
+                           grouped(static_cast<std::size_t>(vectors * (dk + dv) * 2)).c_str());
+    if (q)
+        out += text("attention: %zu query heads on %zu, causal, %s\n", q->heads, k.heads,
+                    step == 1 ? "every query" : text("one query in %zu (the others left out for speed)", step).c_str());
+    out += "rel error: ||X - X'|| / ||X||; scale: token-scale error | ||x'|| / ||x|| - 1 | per token\n\n" + aligned(table);
+
+    if (html) {
+        html->write(html_report(report));
+        html->finish();
+    }
+    print(out);
+    if (html) html->commit();
+}
+
+}  // namespace kvarn_cli

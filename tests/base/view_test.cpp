@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <vector>
+
+#include <kvarn/base/view.hpp>
+
+#include "../catch.hpp"
+
+TEST_CASE("base/view: dense views address [token][head][channel] and [head][token][channel]", "[unit]")
+{
+    std::vector<float> data(5 * 3 * 4);
+    const auto by_token = kvarn::token_major(data.data(), 5, 3, 4);
+    const auto by_head = kvarn::head_major(data.data(), 5, 3, 4);
+    for (std::size_t t = 0; t < 5; ++t)
+        for (std::size_t h = 0; h < 3; ++h) {
+            CHECK(by_token.at(t, h) == data.data() + (t * 3 + h) * 4);
+            CHECK(by_head.at(t, h) == data.data() + (h * 5 + t) * 4);
+        }
+    const kvarn::kv_view<const float> constant = by_token;
+    CHECK(constant.at(4, 2) == data.data() + 14 * 4);
+    CHECK((constant.tokens == 5 && constant.heads == 3 && constant.channels == 4 && constant.channel_stride == 1));
+}
+
+TEST_CASE("base/view: strides may be negative", "[unit]")
+{
+    std::vector<float> data(20);
+    const kvarn::kv_view<float> reversed{data.data() + 16, 5, 1, 4, -4, 0, 1};
+    CHECK(reversed.at(0, 0) == data.data() + 16);
+    CHECK(reversed.at(4, 0) == data.data());
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Quantizes and dequantizes pseudo-random tiles of many formats and prints an FNV-1a digest of each: the text must be the same
+// from every compiler, instruction set and optimisation level. Nothing here depends on any of them: integers make the values.
+// To save time a variant may leave out element types, and the comparison of its native kernels with the portable ones.
+#include <cstdio>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include <kvarn/kvarn.hpp>
+
+#if !defined(KVARN_DIGEST_HALF)
+#define KVARN_DIGEST_HALF 1
+#endif
+#if !defined(KVARN_DIGEST_BFLOAT16)
+#define KVARN_DIGEST_BFLOAT16 1
+#endif
+#if !defined(KVARN_DIGEST_PORTABLE)
+#define KVARN_DIGEST_PORTABLE 1
+#endif
+
+namespace {
+
+struct generator {
+    std::uint32_t state;
+
+    std::uint32_t bits() noexcept { return (state = state * 1664525u + 1013904223u) >> 16; }
+    /// A sum of four uniform integers, roughly normal, |x| < 2^17.
+    std::int32_t value() noexcept
+    {
+        std::int32_t sum = 0;
+        for (int i = 0; i < 4; ++i) sum += static_cast<std::int32_t>(bits()) - 32768;
+        return sum;
+    }
+};
+
+enum class content { random, outliers, zero, constant, tiny };
+
+template <class T>
+T make(float x)
+{
+    return kvarn::saturate_to<T>(x);
+}
+
+/// Exact in float: an integer of less than 24 bits times a power of two.
+template <class T>
+std::vector<T> fill(std::size_t tokens, std::size_t channels, content c, std::uint32_t seed)
+{
+    generator g{seed};
+    std::vector<T> x(tokens * channels);
+    for (std::size_t t = 0; t < tokens; ++t)
+        for (std::size_t d = 0; d < channels; ++d) {
+            float value = static_cast<float>(g.value()) * 0x1p-15f;
+            if (c == content::outliers) {
+                value = static_cast<float>(g.value() * (d % 13 == 5 ? 12 : 1)) * (t % 7 == 3 ? 0x1p-12f : 0x1p-14f);
+                if (d % 29 == 7) value += 16.0f;
+            }
+            if (c == content::zero) value = 0.0f;
+            if (c == content::constant) value = 1.5f;
+            if (c == content::tiny) value *= 0x1p-126f;
+            x[t * channels + d] = make<T>(value);
+        }
+    return x;
+}
+
+unsigned long long digest(const void* data, std::size_t bytes)
+{
+    std::uint64_t hash = 14695981039346656037u;
+    const auto* p = static_cast<const unsigned char*>(data);
+    for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ p[i]) * 1099511628211u;
+    return hash;
+}
+
+int failures = 0;
+
+template <class Arch, class T>
+std::vector<std::byte> run(const char* type, const kvarn::format& f, content c, std::uint32_t seed, bool report)
+{
+    const auto group = static_cast<std::size_t>(f.group());
+    const auto dk = static_cast<std::size_t>(f.key_channels());
+    const auto dv = static_cast<std::size_t>(f.head_dim_v());
+    const std::size_t heads = 2;
+    const std::vector<T> k = fill<T>(group * heads, dk, c, seed);
+    const std::vector<T> v = fill<T>(group * heads, dv, c, seed + 1);
+    std::vector<std::byte> records(kvarn::grid_bytes(f, 1, heads));
+    std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
+    const auto grid = kvarn::tile_major(f, records.data(), records.size(), 1, heads);
+
+    const auto keys = kvarn::token_major(k.data(), group, heads, dk);
+    const auto values = f.has_values() ? kvarn::head_major(v.data(), group, heads, dv) : kvarn::kv_view<const T>{};
+    const kvarn::status quantized = kvarn::quantize_kv<Arch>(f, keys, values, grid, scratch);
+
+    std::vector<T> k_back(k.size()), v_back(v.size());
+    const auto keys_back = kvarn::head_major(k_back.data(), group, heads, dk);
+    const auto values_back = f.has_values() ? kvarn::token_major(v_back.data(), group, heads, dv) : kvarn::kv_view<T>{};
+    unsigned long long decoded[2] = {};
+    for (int b = 0; b < 2; ++b) {
+        const auto basis = b == 0 ? kvarn::basis::original : kvarn::basis::rotated;
+        const kvarn::status done = kvarn::dequantize_kv<Arch>(f, grid, keys_back, values_back, basis, scratch);
+        if (done != kvarn::status::ok) ++failures;
+        decoded[b] = digest(k_back.data(), k_back.size() * sizeof(T)) ^ digest(v_back.data(), v_back.size() * sizeof(T)) << 1;
+    }
+    if (quantized != kvarn::status::ok) ++failures;
+    if (report)
+        std::printf("%s k%dv%d_g%d D%d/%d+%d rot%d content%d: %s, %zu bytes, record %016llx, original %016llx, rotated %016llx\n",
+                    type, f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(), f.head_dim_v(), f.exact_channels(),
+                    f.rotated() ? 1 : 0, static_cast<int>(c), kvarn::message(quantized), records.size(),
+                    digest(records.data(), records.size()), decoded[0], decoded[1]);
+    // The decoded values belong to what is compared between the two kernels.
+    records.resize(records.size() + sizeof decoded);
+    std::memcpy(records.data() + records.size() - sizeof decoded, decoded, sizeof decoded);
+    return records;
+}
+
+template <class T>
+void both(const char* type, const kvarn::format_spec& spec, content c, std::uint32_t seed)
+{
+    const auto f = kvarn::make_format(spec);
+    if (!f) {
+        std::printf("%s D%d: %s\n", type, spec.head_dim_k, kvarn::message(f.error));
+        ++failures;
+        return;
+    }
+    const auto native = run<kvarn::simd::native_arch, T>(type, *f, c, seed, true);
+#if KVARN_DIGEST_PORTABLE
+    if constexpr (std::is_same_v<T, float>) {  // the variants whose native kernels are the portable ones cover the other types
+        const auto portable = run<kvarn::simd::portable, T>(type, *f, c, seed, false);
+        if (native != portable) {
+            std::printf("  the native and the portable kernels differ\n");
+            ++failures;
+        }
+    }
+#else
+    static_cast<void>(native);
+#endif
+}
+
+}  // namespace
+
+int main()
+{
+    using kvarn::rotation;
+    const kvarn::format_spec specs[] = {
+        {32, 32, 4, 2, 32, rotation::hadamard, 0},   {36, 36, 8, 8, 32, rotation::hadamard, 0},
+        {64, 64, 4, 2, 64, rotation::hadamard, 0},   {80, 80, 3, 5, 64, rotation::hadamard, 0},
+        {96, 96, 5, 3, 32, rotation::hadamard, 0},   {112, 112, 6, 6, 64, rotation::hadamard, 0},
+        {128, 128, 4, 2, 128, rotation::hadamard, 0}, {128, 128, 2, 2, 128, rotation::hadamard, 0},
+        {128, 64, 3, 4, 64, rotation::hadamard, 0},  {144, 144, 2, 8, 32, rotation::hadamard, 0},
+        {192, 128, 5, 6, 32, rotation::hadamard, 0}, {256, 256, 4, 4, 64, rotation::hadamard, 0},
+        {512, 512, 4, 0, 64, rotation::hadamard, 64}, {576, 576, 4, 2, 32, rotation::hadamard, 0},
+        {64, 64, 8, 3, 256, rotation::hadamard, 0},  {100, 44, 4, 3, 32, rotation::none, 0},
+        {128, 128, 6, 5, 32, rotation::none, 8},
+    };
+    std::uint32_t seed = 1;
+    const auto all_types = [&seed](const kvarn::format_spec& spec, content a, [[maybe_unused]] content b) {
+        both<float>("float", spec, a, seed += 1000);
+#if KVARN_DIGEST_HALF
+        both<kvarn::half>("half", spec, b, seed + 300);
+#endif
+#if KVARN_DIGEST_BFLOAT16
+        both<kvarn::bfloat16>("bfloat16", spec, a, seed + 600);
+#endif
+    };
+    for (const auto& spec : specs) all_types(spec, content::outliers, content::random);
+    for (const content c : {content::zero, content::constant, content::tiny})
+        for (const int i : {2, 3, 4, 6}) all_types(specs[i], c, c);
+    std::printf("%d failures\n", failures);
+    return failures != 0;
+}

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every way to consume the library gave the same output.
+set(first "")
+foreach(mode IN LISTS MODES)
+  if(NOT EXISTS "${OUTPUT}/${mode}.txt")
+    message(FATAL_ERROR "the consumer ${mode} left no output")
+  endif()
+  file(READ "${OUTPUT}/${mode}.txt" text)
+  message(STATUS "${mode}: ${text}")
+  if(first STREQUAL "")
+    set(first "${text}")
+  elseif(NOT text STREQUAL first)
+    message(FATAL_ERROR "the consumers disagree")
+  endif()
+endforeach()
