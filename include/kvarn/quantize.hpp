@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 #include <kvarn/base/extent.hpp>
@@ -33,12 +34,12 @@ struct record_range {
 };
 
 /// Bytes of scratch that one call of quantize_kv or dequantize_kv needs (per thread), at any alignment.
-[[nodiscard]] constexpr std::size_t scratch_bytes(const format& f) noexcept;
+[[nodiscard]] KVARN_INLINE constexpr std::size_t scratch_bytes(const format& f) noexcept;
 
 /// Seals tiles: quantizes the tokens of `k` and `v` into `records`.
 /// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (an empty view if the
 /// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
-/// Padding between a record's content and its stride is set to zero, at most up to the next record.
+/// Bytes between a record's content and the grid's record_bytes are set to zero.
 /// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records or scratch), bad_argument (options),
 /// not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
 template <class Arch = simd::native_arch, element T>
@@ -62,7 +63,7 @@ struct kernel_path {
 };
 
 template <class Arch = simd::native_arch>
-[[nodiscard]] constexpr kernel_path kernel_path_of(const format& f) noexcept
+[[nodiscard]] KVARN_INLINE constexpr kernel_path kernel_path_of(const format& f) noexcept
 {
     const bool keys = detail::is_common_extent(f.head_dim_k()) && detail::is_common_extent(f.group());
     const bool values = f.has_values() && detail::is_common_extent(f.head_dim_v());
@@ -98,10 +99,9 @@ struct tile_memory {
 
 [[nodiscard]] KVARN_INLINE constexpr std::size_t tile_floats(const format& f) noexcept
 {
-    const auto rows = [](int n) { return static_cast<std::size_t>(simd::whole_lanes(n)); };
-    const std::size_t k = rows(f.head_dim_k()) * (rows(f.group()) + tile_padding);
-    const std::size_t v = rows(f.group()) * (rows(f.head_dim_v()) + tile_padding);
-    return k > v ? k : v;
+    const int k = simd::whole_lanes(f.head_dim_k()) * (f.group() + tile_padding);
+    const int v = f.group() * (simd::whole_lanes(f.head_dim_v()) + tile_padding);
+    return static_cast<std::size_t>(k > v ? k : v);
 }
 
 [[nodiscard]] KVARN_INLINE constexpr int widest_axis(const format& f) noexcept
@@ -125,16 +125,6 @@ struct tile_memory {
     return m;
 }
 
-/// Points to contiguous channels of tokens [first, first + count): the source itself, or floats gathered into `stage`.
-template <class T, class F>
-KVARN_INLINE void with_contiguous(const tile_source<const T>& from, int first, int count, int channels, float* stage, F&& f) noexcept
-{
-    if (from.channel_stride == 1) return f(from.data + first * from.token_stride, from.token_stride);
-    for (int t = 0; t < count; ++t)
-        gather(from.data + (first + t) * from.token_stride, from.channel_stride, channels, stage + t * channels);
-    f(static_cast<const float*>(stage), static_cast<std::ptrdiff_t>(channels));
-}
-
 template <class Arch>
 KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
 {
@@ -142,33 +132,45 @@ KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
 }
 
 /// K: tokens to tile[channel * stride + token], rotated.
-template <class Arch, class T, class Dim, class Group>
-KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, Dim dim, Group group, const tile_memory& m,
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
                                   std::ptrdiff_t stride) noexcept
 {
     constexpr int width = simd::kernels<Arch>::width;
-    for (int t = 0; t < group; t += width)
-        with_contiguous(from, t, width, dim, m.stage, [&](auto* tokens, std::ptrdiff_t token_stride) __attribute__((always_inline)) {
-            if (rotated) transform_transposed<Arch, direction::forward, true>(tokens, token_stride, width, m.tile + t, stride, dim);
-            else transform_transposed<Arch, direction::forward, false>(tokens, token_stride, width, m.tile + t, stride, dim);
-        });
+    constexpr auto forward = direction::forward;
+    for (int t = 0; t < group; t += width) {
+        const T* const tokens = from.data + t * from.token_stride;
+        if (from.channel_stride == 1) {
+            transform_transposed<Arch, forward>(tokens, from.token_stride, width, rotated, m.tile + t, stride, dim);
+        } else {
+            for (int i = 0; i < width; ++i) load_row<Arch>(tokens + i * from.token_stride, from.channel_stride, dim, m.stage + i * dim);
+            transform_transposed<Arch, forward>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim);
+        }
+    }
     clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
 }
 
 /// V: tokens to tile[token * stride + channel], rotated.
-template <class Arch, class T, class Dim, class Group>
-KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, Dim dim, Group group, const tile_memory& m,
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
                                     std::ptrdiff_t stride) noexcept
 {
-    for (int t = 0; t < group; t += staged_tokens)
-        with_contiguous(from, t, staged_tokens, dim, m.stage, [&](auto* tokens, std::ptrdiff_t token_stride) __attribute__((always_inline)) {
-            float* const rows = m.tile + t * stride;
-            if (rotated) transform_rows<Arch, direction::forward>(tokens, token_stride, staged_tokens, rows, stride, dim);
-            else
-                for (int i = 0; i < staged_tokens; ++i) copy_row<Arch>(tokens + i * token_stride, dim, rows + i * stride);
-            for (int i = 0; i < staged_tokens; ++i)
-                for (int d = dim; d < simd::whole_lanes(dim); ++d) rows[i * stride + d] = 0.0f;
-        });
+    using k = simd::kernels<Arch>;
+    constexpr auto forward = direction::forward;
+    const bool direct = is_constant_extent<Dim> && rotated && from.channel_stride == 1;
+    for (int t = 0; t < group; ++t) {
+        const T* const token = from.data + t * from.token_stride;
+        float* const row = m.tile + t * stride;
+        if constexpr (is_constant_extent<Dim>) {
+            if (direct) {
+                transform_vector<Arch, forward>([&](int d) __attribute__((always_inline)) { return k::load(token + d); }, row, row, dim);
+                continue;
+            }
+        }
+        load_row<Arch>(token, from.channel_stride, dim, row);
+        for (int d = dim; d < simd::whole_lanes(dim); ++d) row[d] = 0.0f;
+    }
+    if (rotated && !direct) transform_any_rows<Arch, forward>(m.tile, stride, group, dim);
 }
 
 /// One part of a record, from values to codes and scalars. `record` null: only report whether the scalars fit.
@@ -193,16 +195,12 @@ bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memo
 {
     const record_layout at = layout_of(f);
     bool fits = false;
-    const auto run = [&](auto dim, auto group) __attribute__((always_inline)) {
-        const std::ptrdiff_t stride = simd::whole_lanes(group) + tile_padding;
-        load_key_tile<Arch>(k, f.rotated(), dim, group, m, stride);
-        fits = encode_part<Arch>(m, stride, dim, group, f.key_bits(), iterations, record, at.k_codes, at.k_channel_scale,
+    const std::ptrdiff_t stride = f.group() + tile_padding;
+    with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.rotated(), dim, f.group(), m, stride); });
+    with_extent(f.group(), [&](auto group) {
+        fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, f.key_bits(), iterations, record, at.k_codes, at.k_channel_scale,
                                  at.k_channel_zero, at.k_token_scale);
-    };
-    if (is_common_extent(f.head_dim_k()) && is_common_extent(f.group()))
-        with_extent(f.group(), [&](auto group) { with_extent(f.head_dim_k(), [&](auto dim) { run(dim, group); }); });
-    else
-        run(f.head_dim_k(), f.group());
+    });
     return fits;
 }
 
@@ -272,13 +270,21 @@ KVARN_INLINE status check_view(const format& f, const kv_view<T>& x, int channel
     return status::ok;
 }
 
+/// Bytes of one record that a call may write.
+template <class Byte>
+KVARN_INLINE std::size_t owned_bytes(const format& f, const record_grid<Byte>& records) noexcept
+{
+    const std::size_t content = layout_of(f).content_bytes;
+    return records.record_bytes > content ? records.record_bytes : content;
+}
+
 /// Whether the items [begin, end) of the grid lie inside its buffer, and scratch is large enough.
 template <class Byte>
 KVARN_INLINE status check_memory(const format& f, const record_grid<Byte>& records, std::span<std::byte> scratch, record_range range) noexcept
 {
     if (records.data == nullptr || scratch.data() == nullptr) return status::null_pointer;
     if (scratch.size() < scratch_bytes(f)) return status::buffer_too_small;
-    const std::size_t content = layout_of(f).content_bytes;
+    const std::size_t content = owned_bytes(f, records);
     if ((records.heads > 1 && records.head_stride < content) || (records.tiles > 1 && records.tile_stride < content))
         return status::shape_mismatch;
     const std::size_t last_tile = (range.end - 1) / records.heads;
@@ -346,32 +352,34 @@ void decode_exact(const format& f, const std::byte* from, const tile_source<T>& 
             one::store(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride, one::load(p++));
 }
 
-/// Writes `tokens` <= staged_tokens decoded tokens; row_of(t) gives the t-th as a key_row or value_row. Straight to the output
-/// where its channels are contiguous and the transform runs on single vectors, through `stage` otherwise.
+/// Writes `tokens` <= staged_tokens decoded tokens; row_of(t) gives the t-th as a key_row or value_row. Common sizes with
+/// contiguous channels go straight to the output, all others through `stage`.
 template <class Arch, class T, class Dim, class RowOf>
 KVARN_INLINE void store_tokens(const tile_source<T>& to, int first, int tokens, Dim dim, bool unrotated, float* stage, RowOf&& row_of) noexcept
 {
     using kern = simd::kernels<Arch>;
-    const hadamard_factors factors = factor_head_dim(dim);
-    if (to.channel_stride == 1 && dim % kern::width == 0 && (!unrotated || is_vector_transform<Arch>(factors))) {
-        for (int t = 0; t < tokens; ++t) {
-            const auto row = row_of(t);
-            T* const token = to.data + (first + t) * to.token_stride;
-            if (unrotated) {
-                transform_vector<Arch, direction::inverse>(row, stage, token, dim, factors);
-            } else {
-                for (int d = 0; d < dim; d += kern::width) kern::store(token + d, row(d));
+    if constexpr (is_constant_extent<Dim>) {
+        if (to.channel_stride == 1) {
+            for (int t = 0; t < tokens; ++t) {
+                const auto row = row_of(t);
+                T* const token = to.data + (first + t) * to.token_stride;
+                if (unrotated) {
+                    transform_vector<Arch, direction::inverse>(row, stage, token, dim);
+                } else {
+                    for (int d = 0; d < dim; d += kern::width) kern::store(token + d, row(d));
+                }
             }
+            return;
         }
-        return;
     }
     const int stride = simd::whole_lanes(dim);
     for (int t = 0; t < tokens; ++t) {
         const auto row = row_of(t);
         for (int d = 0; d < dim; d += kern::width) kern::store(stage + t * stride + d, row(d));
     }
-    if (unrotated) transform_rows<Arch, direction::inverse>(static_cast<const float*>(stage), stride, tokens, stage, stride, dim);
-    for (int t = 0; t < tokens; ++t) scatter(stage + t * stride, dim, to.data + (first + t) * to.token_stride, to.channel_stride);
+    if (unrotated) transform_any_rows<Arch, direction::inverse>(stage, stride, tokens, dim);
+    for (int t = 0; t < tokens; ++t)
+        store_row<Arch>(stage + t * stride, dim, to.data + (first + t) * to.token_stride, to.channel_stride);
 }
 
 template <class Arch, class T, class Dim>
@@ -458,7 +466,7 @@ KVARN_INLINE void with_bound(const tile_source<T>& to, const std::byte* scale, c
 
 }  // namespace detail
 
-constexpr std::size_t scratch_bytes(const format& f) noexcept
+KVARN_INLINE constexpr std::size_t scratch_bytes(const format& f) noexcept
 {
     const auto widest = static_cast<std::size_t>(detail::widest_axis(f));
     const std::size_t floats = detail::tile_floats(f) + variance_floats(static_cast<int>(widest), static_cast<int>(widest)) +
@@ -480,9 +488,9 @@ status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std:
     }
     if (records.tiles != 0 && records.heads > SIZE_MAX / records.tiles) return status::shape_mismatch;
     const std::size_t items = records.tiles * records.heads;
-    if (range.end > items) range.end = items;
     if (range.begin > range.end) return status::bad_argument;
-    if (range.begin == range.end) return status::ok;
+    if (range.end > items) range.end = items;
+    if (range.begin >= range.end) return status::ok;
     if (k.data == nullptr || (f.has_values() && v.data == nullptr)) return status::null_pointer;
     if (const status s = detail::check_memory(f, records, scratch, range); s != status::ok) return s;
 
@@ -497,11 +505,13 @@ status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std:
         if (s != status::ok) return s;
     }
     const record_layout at = layout_of(f);
+    const std::size_t owned = detail::owned_bytes(f, records);
     for (std::size_t i = range.begin; i < range.end; ++i) {
         std::byte* const record = records.at(i / records.heads, i % records.heads);
         detail::encode_keys<Arch, storage>(f, source(keys, i), memory, options.iterations, record);
         if (f.has_values()) detail::encode_values<Arch, storage>(f, source(values, i), memory, options.iterations, record);
         if (f.exact_channels() != 0) detail::encode_exact<Arch, storage>(f, source(keys, i), record + at.exact);
+        std::memset(record + at.content_bytes, 0, owned - at.content_bytes);
     }
     return status::ok;
 }
@@ -521,9 +531,9 @@ status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, k
     }
     if (records.tiles != 0 && records.heads > SIZE_MAX / records.tiles) return status::shape_mismatch;
     const std::size_t items = records.tiles * records.heads;
-    if (range.end > items) range.end = items;
     if (range.begin > range.end) return status::bad_argument;
-    if (range.begin == range.end) return status::ok;
+    if (range.end > items) range.end = items;
+    if (range.begin >= range.end) return status::ok;
     if (k.data == nullptr && v.data == nullptr) return status::null_pointer;
     if (const status s = detail::check_memory(f, records, scratch, range); s != status::ok) return s;
 

@@ -21,7 +21,11 @@ KVARN_INLINE void with_extent(int n, F&& f) noexcept
     }
 }
 
+/// Whether an extent is an integral constant rather than an int.
+template <class Extent>
+inline constexpr bool is_constant_extent = !std::is_same_v<Extent, int>;
+
 /// Whether with_extent has a constant for `n`.
-[[nodiscard]] constexpr bool is_common_extent(int n) noexcept { return n == 64 || n == 128 || n == 256; }
+[[nodiscard]] KVARN_INLINE constexpr bool is_common_extent(int n) noexcept { return n == 64 || n == 128 || n == 256; }
 
 }  // namespace kvarn::detail

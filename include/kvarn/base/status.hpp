@@ -29,7 +29,7 @@ enum class status : std::uint8_t {
 };
 
 /// One sentence for people, static storage, never null.
-[[nodiscard]] constexpr const char* message(status s) noexcept
+[[nodiscard]] KVARN_INLINE constexpr const char* message(status s) noexcept
 {
     switch (s) {
     case status::ok: return "ok";
@@ -58,13 +58,13 @@ struct [[nodiscard]] result {
     T value{};
     status error = status::ok;
 
-    constexpr result(T v) noexcept : value(v) {}
-    constexpr result(status s) noexcept : error(s) {}
+    KVARN_INLINE constexpr result(T v) noexcept : value(v) {}
+    KVARN_INLINE constexpr result(status s) noexcept : error(s) {}
 
-    [[nodiscard]] constexpr bool ok() const noexcept { return error == status::ok; }
-    [[nodiscard]] constexpr explicit operator bool() const noexcept { return ok(); }
-    [[nodiscard]] constexpr const T& operator*() const noexcept { return value; }
-    [[nodiscard]] constexpr const T* operator->() const noexcept { return &value; }
+    [[nodiscard]] KVARN_INLINE constexpr bool ok() const noexcept { return error == status::ok; }
+    [[nodiscard]] KVARN_INLINE constexpr explicit operator bool() const noexcept { return ok(); }
+    [[nodiscard]] KVARN_INLINE constexpr const T& operator*() const noexcept { return value; }
+    [[nodiscard]] KVARN_INLINE constexpr const T* operator->() const noexcept { return &value; }
 };
 
 }  // namespace kvarn

@@ -28,7 +28,7 @@ struct kv_view {
     }
 
     /// The same view with const elements.
-    constexpr operator kv_view<const T>() const noexcept
+    KVARN_INLINE constexpr operator kv_view<const T>() const noexcept
         requires(!std::is_const_v<T>)
     {
         return {data, tokens, heads, channels, token_stride, head_stride, channel_stride};
@@ -37,7 +37,7 @@ struct kv_view {
 
 /// A dense array [token][head][channel], as most engines project K and V.
 template <element T>
-[[nodiscard]] constexpr kv_view<T> token_major(T* data, std::size_t tokens, std::size_t heads, std::size_t channels) noexcept
+[[nodiscard]] KVARN_INLINE constexpr kv_view<T> token_major(T* data, std::size_t tokens, std::size_t heads, std::size_t channels) noexcept
 {
     return {data,  tokens, heads, channels, static_cast<std::ptrdiff_t>(heads * channels), static_cast<std::ptrdiff_t>(channels),
             1};
@@ -45,7 +45,7 @@ template <element T>
 
 /// A dense array [head][token][channel], as most frameworks keep a cache.
 template <element T>
-[[nodiscard]] constexpr kv_view<T> head_major(T* data, std::size_t tokens, std::size_t heads, std::size_t channels) noexcept
+[[nodiscard]] KVARN_INLINE constexpr kv_view<T> head_major(T* data, std::size_t tokens, std::size_t heads, std::size_t channels) noexcept
 {
     return {data,  tokens, heads, channels, static_cast<std::ptrdiff_t>(channels), static_cast<std::ptrdiff_t>(tokens * channels),
             1};

@@ -72,8 +72,9 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
             const float* const row = tile + (i0 + i) * stride;
             const auto step_inverse = k::broadcast(inverse[i]);
             const v minus_zero = v::broadcast(-zero[i0 + i]);
+            // The same products as above: x - min lies between 0 and the range, so no code needs a clamp.
             for (int j = 0; j < size1; j += simd::lane_count)  // may run over into the next row's codes, which come later
-                k::store_codes(codes + i * size1 + j, fma(v::load(row + j), v::load(reciprocal1 + j), minus_zero).r, step_inverse);
+                k::store_codes(codes + i * size1 + j, add(mul(v::load(row + j), v::load(reciprocal1 + j)), minus_zero).r, step_inverse);
         }
         const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
         std::uint8_t* const to = packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;

@@ -55,7 +55,7 @@ struct hadamard_factors {
 /// A valid format. The default is k4v2_g128 at head_dim 128.
 class format {
 public:
-    constexpr format() noexcept = default;
+    KVARN_INLINE constexpr format() noexcept {}
 
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr const format_spec& spec() const noexcept { return spec_; }
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int head_dim_k() const noexcept { return spec_.head_dim_k; }
@@ -81,16 +81,16 @@ private:
 };
 
 namespace detail {
-constexpr bool is_code_width(int bits) noexcept { return bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8; }
+KVARN_INLINE constexpr bool is_code_width(int bits) noexcept { return bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8; }
 
-constexpr bool is_head_dim(int head_dim, rotation r) noexcept
+KVARN_INLINE constexpr bool is_head_dim(int head_dim, rotation r) noexcept
 {
     if (head_dim < min_head_dim || head_dim > max_head_dim) return false;
     return r == rotation::hadamard ? factor_head_dim(head_dim).outer != 0 : head_dim % 4 == 0;
 }
 
 /// Reads a decimal number of at most three digits; -1 if there is none.
-constexpr int take_number(std::string_view& text) noexcept
+KVARN_INLINE constexpr int take_number(std::string_view& text) noexcept
 {
     int value = -1;
     for (int digits = 0; digits < 3 && !text.empty() && text.front() >= '0' && text.front() <= '9'; ++digits) {
@@ -100,7 +100,7 @@ constexpr int take_number(std::string_view& text) noexcept
     return value;
 }
 
-constexpr bool take_letter(std::string_view& text, char letter) noexcept
+KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noexcept
 {
     if (text.empty() || text.front() != letter) return false;
     text.remove_prefix(1);
@@ -110,7 +110,7 @@ constexpr bool take_letter(std::string_view& text, char letter) noexcept
 
 /// Validates a description. Errors: unsupported_head_dim, unsupported_bits, unsupported_group, unsupported_channels,
 /// bad_argument (rotation is no enumerator).
-[[nodiscard]] constexpr result<format> make_format(const format_spec& spec) noexcept
+[[nodiscard]] KVARN_INLINE constexpr result<format> make_format(const format_spec& spec) noexcept
 {
     if (spec.rotation != rotation::none && spec.rotation != rotation::hadamard) return status::bad_argument;
     if (!detail::is_code_width(spec.key_bits)) return status::unsupported_bits;
@@ -128,7 +128,7 @@ constexpr bool take_letter(std::string_view& text, char letter) noexcept
 
 /// Parses a preset name: `k<bits>v<bits>_g<group>`, for example k4v2_g128; a leading `kvarn_` is accepted.
 /// Errors: bad_format_name, or those of make_format.
-[[nodiscard]] constexpr result<format> parse_format(std::string_view name, int head_dim_k, int head_dim_v) noexcept
+[[nodiscard]] KVARN_INLINE constexpr result<format> parse_format(std::string_view name, int head_dim_k, int head_dim_v) noexcept
 {
     constexpr std::string_view prefix = "kvarn_";
     if (name.substr(0, prefix.size()) == prefix) name.remove_prefix(prefix.size());
@@ -142,7 +142,7 @@ constexpr bool take_letter(std::string_view& text, char letter) noexcept
     return make_format(spec);
 }
 
-[[nodiscard]] constexpr result<format> parse_format(std::string_view name, int head_dim) noexcept
+[[nodiscard]] KVARN_INLINE constexpr result<format> parse_format(std::string_view name, int head_dim) noexcept
 {
     return parse_format(name, head_dim, head_dim);
 }

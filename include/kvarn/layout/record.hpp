@@ -72,7 +72,7 @@ struct record_layout {
 }
 
 /// Bits per stored element of K and V, scalars and padding included, sinks and tails not.
-[[nodiscard]] constexpr double bits_per_element(const format& f, record_stride stride = record_stride::packed) noexcept
+[[nodiscard]] KVARN_INLINE constexpr double bits_per_element(const format& f, record_stride stride = record_stride::packed) noexcept
 {
     const auto elements = static_cast<double>(f.group()) * static_cast<double>(f.key_channels() + f.head_dim_v());
     return 8.0 * static_cast<double>(record_bytes(f, stride)) / elements;
@@ -88,16 +88,17 @@ struct record_grid {
     std::size_t heads = 0;
     std::size_t tile_stride = 0;
     std::size_t head_stride = 0;
+    std::size_t record_bytes = 0;  ///< what a record owns: bytes beyond its content, up to here, are set to zero
 
     [[nodiscard]] KVARN_INLINE constexpr Byte* at(std::size_t tile, std::size_t head) const noexcept
     {
         return data + tile * tile_stride + head * head_stride;
     }
 
-    constexpr operator record_grid<const Byte>() const noexcept
+    KVARN_INLINE constexpr operator record_grid<const Byte>() const noexcept
         requires(!std::is_const_v<Byte>)
     {
-        return {data, bytes, tiles, heads, tile_stride, head_stride};
+        return {data, bytes, tiles, heads, tile_stride, head_stride, record_bytes};
     }
 };
 
@@ -110,21 +111,21 @@ struct record_grid {
 
 /// A dense grid: all heads of tile 0, then all heads of tile 1, ...
 template <class Byte>
-[[nodiscard]] constexpr record_grid<Byte> tile_major(const format& f, Byte* data, std::size_t bytes, std::size_t tiles,
+[[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> tile_major(const format& f, Byte* data, std::size_t bytes, std::size_t tiles,
                                                      std::size_t heads, record_stride stride = record_stride::packed) noexcept
 {
     const std::size_t one = record_bytes(f, stride);
-    return {data, bytes, tiles, heads, one * heads, one};
+    return {data, bytes, tiles, heads, one * heads, one, one};
 }
 
 /// A dense grid: all tiles of head 0, then all tiles of head 1, ... (the order that decode attention reads).
 template <class Byte>
-[[nodiscard]] constexpr record_grid<Byte> head_major_records(const format& f, Byte* data, std::size_t bytes,
+[[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> head_major_records(const format& f, Byte* data, std::size_t bytes,
                                                              std::size_t tiles, std::size_t heads,
                                                              record_stride stride = record_stride::packed) noexcept
 {
     const std::size_t one = record_bytes(f, stride);
-    return {data, bytes, tiles, heads, one, one * tiles};
+    return {data, bytes, tiles, heads, one, one * tiles, one};
 }
 
 }  // namespace kvarn

@@ -7,8 +7,11 @@
 // No normalised tile is ever written. An index's own factor cancels out of its own moments, so the sums of m * r and
 // (m * r)^2 with the other axis' reciprocal factors r are all that is needed, and one pass over the tile serves both axes:
 // for sixteen rows at a time it takes the rows' moments, updates their factors, and adds the rows into the columns' sums.
+// The moments are taken about the means of the pass before (m * r - pivot is one fused operation), so that channels far from
+// zero lose no digits to cancellation.
 
 #include <cstddef>
+#include <initializer_list>
 
 #include <kvarn/simd/lanes.hpp>
 
@@ -24,14 +27,16 @@ struct variance_factors {
     float* reciprocal1 = nullptr;
     float* deviation0 = nullptr;   ///< standard deviations of the present iterate
     float* deviation1 = nullptr;
-    float* sum1 = nullptr;         ///< over axis 0: sum of m * reciprocal0, and of its square
+    float* pivot0 = nullptr;       ///< means of m * reciprocal1 along axis 1 in the pass before, or 0
+    float* pivot1 = nullptr;       ///< means of m * reciprocal0 along axis 0
+    float* sum1 = nullptr;         ///< along axis 0: sum of m * reciprocal0 - pivot1, and of its square
     float* square1 = nullptr;
 };
 
 /// Floats that the arrays of `variance_factors` need together.
 [[nodiscard]] KVARN_INLINE constexpr std::size_t variance_floats(int size0, int size1) noexcept
 {
-    return 4 * static_cast<std::size_t>(simd::whole_lanes(size0)) + 6 * static_cast<std::size_t>(simd::whole_lanes(size1));
+    return 5 * static_cast<std::size_t>(simd::whole_lanes(size0)) + 7 * static_cast<std::size_t>(simd::whole_lanes(size1));
 }
 
 /// Places the arrays in `memory`, variance_floats(size0, size1) floats.
@@ -43,11 +48,13 @@ struct variance_factors {
     f.current0 = f.s0 + n0;
     f.reciprocal0 = f.current0 + n0;
     f.deviation0 = f.reciprocal0 + n0;
-    f.s1 = f.deviation0 + n0;
+    f.pivot0 = f.deviation0 + n0;
+    f.s1 = f.pivot0 + n0;
     f.current1 = f.s1 + n1;
     f.reciprocal1 = f.current1 + n1;
     f.deviation1 = f.reciprocal1 + n1;
-    f.sum1 = f.deviation1 + n1;
+    f.pivot1 = f.deviation1 + n1;
+    f.sum1 = f.pivot1 + n1;
     f.square1 = f.sum1 + n1;
     return f;
 }
@@ -91,19 +98,23 @@ struct variance_pass {
         return clamp(mul(s, clamp(present, deviation_floor, deviation_ceiling)), factor_floor, factor_ceiling);
     }
 
-    /// Sums over axis 1 of m * r and its square for Rows rows, folded to one register each.
+    /// Sums over axis 1 of m * r - pivot and its square for Rows rows, folded to one register each.
     template <int Rows, class Size1>
-    KVARN_INLINE static void row_sums(const float* row, std::ptrdiff_t stride, Size1 size1, const float* r, float* sum,
-                                      float* square) noexcept
+    KVARN_INLINE static void row_sums(const float* row, std::ptrdiff_t stride, Size1 size1, const float* r, const float* minus_pivot,
+                                      float* sum, float* square) noexcept
     {
         v s[Rows], q[Rows];
+        typename k::reg offset[Rows];
+        KVARN_UNROLL
+        for (int i = 0; i < Rows; ++i) offset[i] = k::broadcast(minus_pivot[i]);
         KVARN_UNROLL
         for (int i = 0; i < Rows; ++i) s[i] = q[i] = v::broadcast(0.0f);
         for (int j = 0; j < size1; j += simd::lane_count) {
             const v factor = v::load(r + j);
             KVARN_UNROLL
             for (int i = 0; i < Rows; ++i) {
-                const v u = mul(factor, v::load(row + i * stride + j));
+                const v m = v::load(row + i * stride + j);
+                const v u = v::make([&](int e) __attribute__((always_inline)) { return k::fma(factor.r[e], m.r[e], offset[i]); });
                 s[i] = add(s[i], u);
                 q[i] = fma(u, u, q[i]);
             }
@@ -115,19 +126,28 @@ struct variance_pass {
         }
     }
 
-    /// One pass: deviations of axis 0 (and, if Update, new factors for it), then the sums over axis 0.
+    /// One pass: deviations of axis 0 (and, if Update, new factors for it), then the sums over axis 0. `growth` is by how much
+    /// the reciprocal factors of axis 1 have grown since the pass before, on average.
     template <bool Update, class Size1>
-    KVARN_NOINLINE static void run(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, const variance_factors& f) noexcept
+    KVARN_NOINLINE static void run(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, float growth,
+                                   const variance_factors& f) noexcept
     {
+        // Padding would not be zero about a pivot.
+        const bool centre0 = size1 % simd::lane_count == 0;
         constexpr int block = simd::lane_count;
         constexpr int together = v::registers == 1 ? 4 : 2;
         const float inverse_n = 1.0f / static_cast<float>(size1), inverse_n1 = 1.0f / static_cast<float>(size1 - 1);
-        alignas(64) float sum[block * k::width], square[block * k::width];
+        alignas(64) float sum[block * k::width], square[block * k::width], minus_pivot[block];
         for (int i0 = 0; i0 < size0; i0 += block) {
             const float* const rows = tile + i0 * stride;
+            const v pivot = mul(v::load(f.pivot0 + i0), v::broadcast(growth));
+            mul(pivot, v::broadcast(-1.0f)).store(minus_pivot);
             for (int i = 0; i < block; i += together)
-                row_sums<together>(rows + i * stride, stride, size1, f.reciprocal1, sum + i * k::width, square + i * k::width);
-            const v raw = deviation(simd::sum_folded_rows<Arch>(sum), simd::sum_folded_rows<Arch>(square), inverse_n, inverse_n1);
+                row_sums<together>(rows + i * stride, stride, size1, f.reciprocal1, minus_pivot + i, sum + i * k::width,
+                                   square + i * k::width);
+            const v sums = simd::sum_folded_rows<Arch>(sum);
+            const v raw = deviation(sums, simd::sum_folded_rows<Arch>(square), inverse_n, inverse_n1);
+            if (centre0) fma(sums, v::broadcast(inverse_n), pivot).store(f.pivot0 + i0);
             if constexpr (Update) {
                 const v s = updated(v::load(f.current0 + i0), mul(raw, v::load(f.reciprocal0 + i0)));
                 const v r = div(v::broadcast(1.0f), s);
@@ -138,10 +158,11 @@ struct variance_pass {
                 raw.store(f.deviation0 + i0);
             }
             for (int j = 0; j < size1; j += simd::lane_count) {
+                const v offset = mul(v::load(f.pivot1 + j), v::broadcast(-1.0f));
                 v s = v::broadcast(0.0f), q = s;
                 KVARN_UNROLL
                 for (int i = 0; i < block; ++i) {
-                    const v u = mul(v::broadcast(f.reciprocal0[i0 + i]), v::load(rows + i * stride + j));
+                    const v u = fma(v::broadcast(f.reciprocal0[i0 + i]), v::load(rows + i * stride + j), offset);
                     s = add(s, u);
                     q = fma(u, u, q);
                 }
@@ -156,10 +177,12 @@ struct variance_pass {
     }
 
     /// Deviations along axis 0 from the sums; with Update also new factors for axis 1 (whose deviations then are of the iterate
-    /// with the new factors).
+    /// with the new factors) and pivots for the next pass. Returns the growth of axis 1's reciprocals.
     template <bool Update>
-    KVARN_INLINE static void columns(int size0, int size1, const variance_factors& f) noexcept
+    KVARN_INLINE static float columns(int size0, int size1, const variance_factors& f) noexcept
     {
+        const bool centre1 = size0 % simd::lane_count == 0;  // padding would not be zero about a pivot
+        const float before = Update ? total(f.reciprocal1, size1) : 1.0f;
         const float inverse_n = 1.0f / static_cast<float>(size0), inverse_n1 = 1.0f / static_cast<float>(size0 - 1);
         for (int j = 0; j < size1; j += simd::lane_count) {
             const v raw = deviation(v::load(f.sum1 + j), v::load(f.square1 + j), inverse_n, inverse_n1);
@@ -169,9 +192,23 @@ struct variance_pass {
                 r = div(v::broadcast(1.0f), s);
                 s.store(f.current1 + j);
                 r.store(f.reciprocal1 + j);
+                if (centre1) fma(v::load(f.sum1 + j), v::broadcast(inverse_n), v::load(f.pivot1 + j)).store(f.pivot1 + j);
             }
             mul(raw, r).store(f.deviation1 + j);
         }
+        return Update ? total(f.reciprocal1, size1) / before : 1.0f;
+    }
+
+    /// The sum of n numbers, whole lanes of them only.
+    KVARN_INLINE static float total(const float* x, int n) noexcept
+    {
+        v sum = v::load(x);
+        for (int i = simd::lane_count; i + simd::lane_count <= n; i += simd::lane_count) sum = add(sum, v::load(x + i));
+        float each[simd::lane_count];
+        sum.store(each);
+        float all = each[0];
+        for (int i = 1; i < simd::lane_count; ++i) all = simd::kernels<simd::portable>::add(all, each[i]);
+        return all;
     }
 
     /// max / min of n deviations.
@@ -214,14 +251,16 @@ void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Siz
     using pass = detail::variance_pass<Arch>;
     for (float* const ones : {f.s0, f.current0, f.reciprocal0}) pass::fill(ones, size0, 1.0f);
     for (float* const ones : {f.s1, f.current1, f.reciprocal1}) pass::fill(ones, size1, 1.0f);
+    pass::fill(f.pivot0, size0, 0.0f);
+    pass::fill(f.pivot1, size1, 0.0f);
 
-    pass::template run<false>(tile, stride, size0, size1, f);
+    pass::template run<false>(tile, stride, size0, size1, 1.0f, f);
     pass::template columns<false>(size0, size1, f);
     float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
     for (int i = 0; i < iterations; ++i) {
         if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
-        pass::template columns<true>(size0, size1, f);
-        pass::template run<true>(tile, stride, size0, size1, f);
+        const float growth = pass::template columns<true>(size0, size1, f);
+        pass::template run<true>(tile, stride, size0, size1, growth, f);
         pass::template columns<false>(size0, size1, f);
         const float imbalance = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
         if (imbalance < best * detail::needed_gain) {

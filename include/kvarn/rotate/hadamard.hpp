@@ -185,22 +185,30 @@ KVARN_INLINE void transform_blocks(Load&& load, float* work, T* out, Dim dim, co
                                       factors.inner / k::width, Registers, factor);
 }
 
-/// Whether transform_vector can take vectors of this shape: their contiguous butterflies fill a register.
+/// Whether transform_vector can take vectors of this size: their contiguous butterflies fill a register.
 template <class Arch>
-KVARN_INLINE bool is_vector_transform(const hadamard_factors& factors) noexcept
+KVARN_INLINE constexpr bool is_vector_transform(int dim) noexcept
 {
-    return factors.inner % simd::kernels<Arch>::width == 0;
+    return factor_head_dim(dim).inner % simd::kernels<Arch>::width == 0;
 }
 
 /// One vector of any size that is_vector_transform allows.
 template <class Arch, direction Direction, class Load, class T, class Dim>
-KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, Dim dim, const hadamard_factors& factors) noexcept
+KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, Dim dim) noexcept
 {
-    const int registers = factors.inner / simd::kernels<Arch>::width;
-    if (registers >= 8) transform_blocks<Arch, Direction, 8>(load, work, out, dim, factors);
-    else if (registers == 4) transform_blocks<Arch, Direction, 4>(load, work, out, dim, factors);
-    else if (registers == 2) transform_blocks<Arch, Direction, 2>(load, work, out, dim, factors);
-    else transform_blocks<Arch, Direction, 1>(load, work, out, dim, factors);
+    constexpr int width = simd::kernels<Arch>::width;
+    if constexpr (is_constant_extent<Dim>) {
+        constexpr hadamard_factors factors = factor_head_dim(Dim::value);
+        constexpr int registers = factors.inner / width < 8 ? factors.inner / width : 8;
+        transform_blocks<Arch, Direction, registers>(load, work, out, dim, factors);
+    } else {
+        const hadamard_factors factors = factor_head_dim(dim);
+        const int registers = factors.inner / width;
+        if (registers >= 8) transform_blocks<Arch, Direction, 8>(load, work, out, dim, factors);
+        else if (registers == 4) transform_blocks<Arch, Direction, 4>(load, work, out, dim, factors);
+        else if (registers == 2) transform_blocks<Arch, Direction, 2>(load, work, out, dim, factors);
+        else transform_blocks<Arch, Direction, 1>(load, work, out, dim, factors);
+    }
 }
 
 /// Loads the width x width block of channels [d, d + width) of `rows` tokens, transposed: register c holds channel d + c of
@@ -226,8 +234,8 @@ KVARN_INLINE void load_transposed(const T* tokens, std::ptrdiff_t token_stride, 
 }
 
 /// Stores a block of load_transposed back as rows of tokens, as many as there are.
-template <class Arch, class T>
-KVARN_INLINE void store_transposed(T* tokens, std::ptrdiff_t token_stride, int rows, int d, int dim,
+template <class Arch>
+KVARN_INLINE void store_transposed(float* tokens, std::ptrdiff_t token_stride, int rows, int d, int dim,
                                    typename simd::kernels<Arch>::reg (&x)[simd::kernels<Arch>::width]) noexcept
 {
     using k = simd::kernels<Arch>;
@@ -245,13 +253,20 @@ KVARN_INLINE void store_transposed(T* tokens, std::ptrdiff_t token_stride, int r
     }
 }
 
-/// Transposes `rows` <= width tokens of `dim` channels to out[channel * stride], and rotates them on the way.
-template <class Arch, direction Direction, bool Rotate, class T, class Dim>
-KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, float* out, std::ptrdiff_t stride,
-                                       Dim dim) noexcept
+/// finish_transform in place, compiled once for all sizes known only at run time.
+template <class Arch, direction Direction>
+KVARN_NOINLINE void finish_any_transform(unit_row<float> x, hadamard_factors factors, int span, float scale) noexcept
+{
+    finish_transform<Arch, Direction>(x, x, factors.outer, factors.inner, span, scale);
+}
+
+/// Transposes `rows` <= width tokens of `dim` channels to out[channel * stride], and rotates them on the way if asked.
+template <class Arch, direction Direction, class T, class Dim>
+KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, bool rotate, float* out,
+                                       std::ptrdiff_t stride, Dim dim) noexcept
 {
     using k = simd::kernels<Arch>;
-    const hadamard_factors factors = Rotate ? factor_head_dim(dim) : hadamard_factors{1, 1};
+    const hadamard_factors factors = rotate ? factor_head_dim(dim) : hadamard_factors{1, 1};
     for (int d = 0; d < dim; d += k::width) {
         typename k::reg x[k::width];
         load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
@@ -270,82 +285,85 @@ KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_str
         for (int c = 0; c < k::width; ++c)
             if (d + c < dim) k::store(out + (d + c) * stride, x[c]);
     }
-    if constexpr (Rotate) {
-        const int done = factors.inner < k::width ? factors.inner : k::width;
-        const unit_row<float> units{out, stride};
-        finish_transform<Arch, Direction>(units, units, factors.outer, factors.inner, done, hadamard_scale(dim));
-    }
+    if (!rotate) return;
+    const int done = factors.inner < k::width ? factors.inner : k::width;
+    const unit_row<float> units{out, stride};
+    if constexpr (is_constant_extent<Dim>)
+        finish_transform<Arch, Direction>(units, units, 1, Dim::value, done, hadamard_scale(dim));
+    else
+        finish_any_transform<Arch, Direction>(units, factors, done, hadamard_scale(dim));
 }
 
-/// Rotates `rows` vectors, channels contiguous. In place if `out` is `in`. `Dim` is int or an integral constant.
-template <class Arch, direction Direction, class T, class U, class Dim>
-KVARN_INLINE void transform_rows(const T* in, std::ptrdiff_t in_stride, int rows, U* out, std::ptrdiff_t out_stride, Dim dim) noexcept
+/// Rotates `rows` vectors of any size in place, channels contiguous. Compiled once for all sizes known only at run time.
+template <class Arch, direction Direction>
+KVARN_NOINLINE void transform_any_rows(float* x, std::ptrdiff_t stride, int rows, int dim) noexcept
 {
     using k = simd::kernels<Arch>;
-    const hadamard_factors factors = factor_head_dim(dim);
-    if (is_vector_transform<Arch>(factors)) {
-        float buffer[std::is_same_v<U, float> ? 1 : max_head_dim];
+    if (is_vector_transform<Arch>(dim)) {
         for (int t = 0; t < rows; ++t) {
-            const T* const from = in + t * in_stride;
-            U* const to = out + t * out_stride;
-            float* work = buffer;
-            if constexpr (std::is_same_v<U, float>) work = to;
-            transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(from + d); }, work, to, dim,
-                                              factors);
+            float* const row = x + t * stride;
+            transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(row + d); }, row, row, dim);
         }
         return;
     }
     float block[max_head_dim * k::width];  // too few contiguous channels for a register: several tokens side by side
     for (int t = 0; t < rows; t += k::width) {
         const int some = rows - t < k::width ? rows - t : k::width;
-        transform_transposed<Arch, Direction, true>(in + t * in_stride, in_stride, some, block, k::width, dim);
+        transform_transposed<Arch, Direction>(static_cast<const float*>(x + t * stride), stride, some, true, block, k::width, dim);
         for (int d = 0; d < dim; d += k::width) {
-            typename k::reg x[k::width];
+            typename k::reg v[k::width];
             KVARN_UNROLL
-            for (int c = 0; c < k::width; ++c) x[c] = d + c < dim ? k::load(block + (d + c) * k::width) : k::broadcast(0.0f);
-            store_transposed<Arch>(out + t * out_stride, out_stride, some, d, dim, x);
+            for (int c = 0; c < k::width; ++c) v[c] = d + c < dim ? k::load(block + (d + c) * k::width) : k::broadcast(0.0f);
+            store_transposed<Arch>(x + t * stride, stride, some, d, dim, v);
         }
     }
 }
 
-/// Copies one vector of any channel stride to contiguous floats, or back.
-template <class T>
-KVARN_INLINE void gather(const T* in, std::ptrdiff_t stride, int dim, float* out) noexcept
-{
-    for (int d = 0; d < dim; ++d) out[d] = simd::kernels<simd::portable>::load(in + d * stride);
-}
-template <class T>
-KVARN_INLINE void scatter(const float* in, int dim, T* out, std::ptrdiff_t stride) noexcept
-{
-    for (int d = 0; d < dim; ++d) simd::kernels<simd::portable>::store(out + d * stride, in[d]);
-}
-
-/// Contiguous T to contiguous floats.
+/// One vector of any channel stride to contiguous floats.
 template <class Arch, class T>
-KVARN_INLINE void copy_row(const T* in, int dim, float* out) noexcept
+KVARN_INLINE void load_row(const T* in, std::ptrdiff_t stride, int dim, float* out) noexcept
 {
     using k = simd::kernels<Arch>;
     int d = 0;
-    for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
-    gather(in + d, 1, dim - d, out + d);
+    if (stride == 1)
+        for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
+    for (; d < dim; ++d) out[d] = simd::kernels<simd::portable>::load(in + d * stride);
 }
 
-/// Rotates the tokens of one head in place.
-template <class Arch, direction Direction, class T, class Dim>
-void transform_in_place(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, Dim dim) noexcept
+/// Contiguous floats to one vector of any channel stride.
+template <class Arch, class T>
+KVARN_INLINE void store_row(const float* in, int dim, T* out, std::ptrdiff_t stride) noexcept
 {
+    using k = simd::kernels<Arch>;
+    int d = 0;
+    if (stride == 1)
+        for (; d + k::width <= dim; d += k::width) k::store(out + d, k::load(in + d));
+    for (; d < dim; ++d) simd::kernels<simd::portable>::store(out + d * stride, in[d]);
+}
+
+/// Rotates the tokens of one head in place. Common sizes go straight from and to T, all others through rows of floats.
+template <class Arch, direction Direction, class T, class Dim>
+KVARN_NOINLINE void transform_tokens(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, Dim dim) noexcept
+{
+    using k = simd::kernels<Arch>;
     constexpr int block = 16;
     float rows[block * max_head_dim];
     for (std::size_t t = 0; t < tokens; t += block) {
         const int some = static_cast<int>(tokens - t < block ? tokens - t : block);
         T* const at = data + static_cast<std::ptrdiff_t>(t) * token_stride;
-        if (channel_stride == 1) {
-            transform_rows<Arch, Direction>(static_cast<const T*>(at), token_stride, some, at, token_stride, dim);
-        } else {
-            for (int i = 0; i < some; ++i) gather(at + i * token_stride, channel_stride, dim, rows + i * dim);
-            transform_rows<Arch, Direction>(static_cast<const float*>(rows), dim, some, rows, dim, dim);
-            for (int i = 0; i < some; ++i) scatter(rows + i * dim, dim, at + i * token_stride, channel_stride);
+        if constexpr (is_constant_extent<Dim>) {
+            if (channel_stride == 1) {
+                for (int i = 0; i < some; ++i) {
+                    T* const token = at + i * token_stride;
+                    transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(token + d); }, rows,
+                                                      token, dim);
+                }
+                continue;
+            }
         }
+        for (int i = 0; i < some; ++i) load_row<Arch>(at + i * token_stride, channel_stride, dim, rows + i * dim);
+        transform_any_rows<Arch, Direction>(rows, dim, some, dim);
+        for (int i = 0; i < some; ++i) store_row<Arch>(rows + i * dim, dim, at + i * token_stride, channel_stride);
     }
 }
 
@@ -362,7 +380,7 @@ status transform_view(kv_view<T> x) noexcept
     const simd::float_environment guard;
     with_extent(static_cast<int>(x.channels), [&](auto dim) {
         for (std::size_t h = 0; h < x.heads; ++h)
-            transform_in_place<Arch, Direction>(reinterpret_cast<storage*>(x.at(0, h)), x.token_stride, x.channel_stride,
+            transform_tokens<Arch, Direction>(reinterpret_cast<storage*>(x.at(0, h)), x.token_stride, x.channel_stride,
                                                 x.tokens, dim);
     });
     return status::ok;
