@@ -133,7 +133,7 @@ struct variance_pass {
                                    const variance_factors& f) noexcept
     {
         // Padding would not be zero about a pivot.
-        const bool centre0 = size1 % simd::lane_count == 0;
+        const bool centre0 = size1 % simd::lane_count == 0, centre1 = size0 % simd::lane_count == 0;
         constexpr int block = simd::lane_count;
         constexpr int together = v::registers == 1 ? 4 : 2;
         const float inverse_n = 1.0f / static_cast<float>(size1), inverse_n1 = 1.0f / static_cast<float>(size1 - 1);
@@ -149,13 +149,16 @@ struct variance_pass {
             const v raw = deviation(sums, simd::sum_folded_rows<Arch>(square), inverse_n, inverse_n1);
             if (centre0) fma(sums, v::broadcast(inverse_n), pivot).store(f.pivot0 + i0);
             if constexpr (Update) {
-                const v s = updated(v::load(f.current0 + i0), mul(raw, v::load(f.reciprocal0 + i0)));
+                const v old = v::load(f.reciprocal0 + i0);
+                const v s = updated(v::load(f.current0 + i0), mul(raw, old));
                 const v r = div(v::broadcast(1.0f), s);
+                if (i0 == 0 && centre1) scale_pivots(f.pivot1, size1, total(r) / total(old));
                 s.store(f.current0 + i0);
                 r.store(f.reciprocal0 + i0);
                 mul(raw, r).store(f.deviation0 + i0);
             } else {
                 raw.store(f.deviation0 + i0);
+                if (i0 == 0 && centre1) first_pivots(rows, stride, size1, f.pivot1);
             }
             for (int j = 0; j < size1; j += simd::lane_count) {
                 const v offset = mul(v::load(f.pivot1 + j), v::broadcast(-1.0f));
@@ -181,7 +184,7 @@ struct variance_pass {
     template <bool Update>
     KVARN_INLINE static float columns(int size0, int size1, const variance_factors& f) noexcept
     {
-        const bool centre1 = size0 % simd::lane_count == 0;  // padding would not be zero about a pivot
+        const bool centre1 = size0 % simd::lane_count == 0;
         const float before = Update ? total(f.reciprocal1, size1) : 1.0f;
         const float inverse_n = 1.0f / static_cast<float>(size0), inverse_n1 = 1.0f / static_cast<float>(size0 - 1);
         for (int j = 0; j < size1; j += simd::lane_count) {
@@ -199,16 +202,35 @@ struct variance_pass {
         return Update ? total(f.reciprocal1, size1) / before : 1.0f;
     }
 
-    /// The sum of n numbers, whole lanes of them only.
+    /// The sum of sixteen numbers, or of all whole lanes among n.
+    KVARN_INLINE static float total(const v& x) noexcept
+    {
+        float each[simd::lane_count];
+        x.store(each);
+        float all = each[0];
+        for (int i = 1; i < simd::lane_count; ++i) all = simd::kernels<simd::portable>::add(all, each[i]);
+        return all;
+    }
     KVARN_INLINE static float total(const float* x, int n) noexcept
     {
         v sum = v::load(x);
         for (int i = simd::lane_count; i + simd::lane_count <= n; i += simd::lane_count) sum = add(sum, v::load(x + i));
-        float each[simd::lane_count];
-        sum.store(each);
-        float all = each[0];
-        for (int i = 1; i < simd::lane_count; ++i) all = simd::kernels<simd::portable>::add(all, each[i]);
-        return all;
+        return total(sum);
+    }
+
+    /// The pivots of the first pass: means of the first sixteen rows.
+    KVARN_INLINE static void first_pivots(const float* rows, std::ptrdiff_t stride, int size1, float* pivot) noexcept
+    {
+        for (int j = 0; j < size1; j += simd::lane_count) {
+            v sum = v::load(rows + j);
+            for (int i = 1; i < simd::lane_count; ++i) sum = add(sum, v::load(rows + i * stride + j));
+            mul(sum, v::broadcast(1.0f / simd::lane_count)).store(pivot + j);
+        }
+    }
+    /// The pivots of a later pass: the means of the one before, grown like the first sixteen rows' factors.
+    KVARN_INLINE static void scale_pivots(float* pivot, int size1, float growth) noexcept
+    {
+        for (int j = 0; j < size1; j += simd::lane_count) mul(v::load(pivot + j), v::broadcast(growth)).store(pivot + j);
     }
 
     /// max / min of n deviations.
