@@ -272,10 +272,10 @@ KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_str
         load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
         KVARN_UNROLL
         for (int h = 1; h < k::width; h *= 2) {
-            if (h >= factors.inner) break;
+            const bool level = h < factors.inner;
             KVARN_UNROLL
             for (int i = 0; i < k::width; ++i)
-                if (!(i & h)) {
+                if (level && !(i & h)) {
                     const auto a = x[i], b = x[i + h];
                     x[i] = k::add(a, b);
                     x[i + h] = k::sub(a, b);
