@@ -102,6 +102,12 @@ struct record_grid {
     }
 };
 
+/// The work items of one call, [begin, end), clipped to the grid. The default is all of them.
+struct record_range {
+    std::size_t begin = 0;
+    std::size_t end = SIZE_MAX;
+};
+
 /// Bytes of a dense grid.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr std::size_t grid_bytes(const format& f, std::size_t tiles, std::size_t heads,
                                                                  record_stride stride = record_stride::packed) noexcept

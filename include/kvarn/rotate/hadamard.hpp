@@ -36,6 +36,24 @@ enum class direction { forward, inverse };
 /// 1 / sqrt(n), rounded to float once.
 KVARN_INLINE float hadamard_scale(int n) noexcept { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(n))); }
 
+/// Butterfly levels across R registers: spans 1, 2, ..., R / 2, those below `limit` only.
+template <class Arch, int R>
+KVARN_INLINE void cross_butterflies(typename simd::kernels<Arch>::reg (&v)[R], int limit = R) noexcept
+{
+    using k = simd::kernels<Arch>;
+    KVARN_UNROLL
+    for (int h = 1; h < R; h *= 2) {
+        const bool level = h < limit;
+        KVARN_UNROLL
+        for (int i = 0; i < R; ++i)
+            if (level && !(i & h)) {
+                const auto a = v[i], b = v[i + h];
+                v[i] = k::add(a, b);
+                v[i + h] = k::sub(a, b);
+            }
+    }
+}
+
 /// A row of registers in memory: register u lies at data[u * stride].
 template <class T>
 struct unit_row {
@@ -55,16 +73,7 @@ KVARN_INLINE void radix_pass(unit_row<float> x, unit_row<T> to, int units, int s
             typename k::reg v[R];
             KVARN_UNROLL
             for (int i = 0; i < R; ++i) v[i] = k::load(x.at(j + i * span));
-            KVARN_UNROLL
-            for (int h = 1; h < R; h *= 2) {
-                KVARN_UNROLL
-                for (int i = 0; i < R; ++i)
-                    if (!(i & h)) {
-                        const auto a = v[i], b = v[i + h];
-                        v[i] = k::add(a, b);
-                        v[i + h] = k::sub(a, b);
-                    }
-            }
+            cross_butterflies<Arch, R>(v);
             KVARN_UNROLL
             for (int i = 0; i < R; ++i) k::store(to.at(j + i * span), Last ? k::mul(v[i], scale) : v[i]);
         }
@@ -149,16 +158,7 @@ KVARN_INLINE void butterflies(typename simd::kernels<Arch>::reg (&v)[Registers])
         if constexpr (k::width > 4) v[i] = k::template butterfly<4>(v[i]);
         if constexpr (k::width > 8) v[i] = k::template butterfly<8>(v[i]);
     }
-    KVARN_UNROLL
-    for (int h = 1; h < Registers; h *= 2) {
-        KVARN_UNROLL
-        for (int i = 0; i < Registers; ++i)
-            if (!(i & h)) {
-                const auto a = v[i], b = v[i + h];
-                v[i] = k::add(a, b);
-                v[i + h] = k::sub(a, b);
-            }
-    }
+    cross_butterflies<Arch, Registers>(v);
 }
 
 /// One vector, in blocks of Registers registers, then across blocks in memory. load(d) gives channels d .. d + width;
@@ -270,17 +270,7 @@ KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_str
     for (int d = 0; d < dim; d += k::width) {
         typename k::reg x[k::width];
         load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
-        KVARN_UNROLL
-        for (int h = 1; h < k::width; h *= 2) {
-            const bool level = h < factors.inner;
-            KVARN_UNROLL
-            for (int i = 0; i < k::width; ++i)
-                if (level && !(i & h)) {
-                    const auto a = x[i], b = x[i + h];
-                    x[i] = k::add(a, b);
-                    x[i + h] = k::sub(a, b);
-                }
-        }
+        cross_butterflies<Arch, k::width>(x, factors.inner);
         KVARN_UNROLL
         for (int c = 0; c < k::width; ++c)
             if (d + c < dim) k::store(out + (d + c) * stride, x[c]);

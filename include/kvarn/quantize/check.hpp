@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Everything that a call refuses, found before anything is written (format.md section 7): shapes, buffers, values that are not
+// finite, and scalars that would overflow a half. No allocation; a trial encoding works in the caller's scratch.
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <kvarn/base/status.hpp>
+#include <kvarn/layout/record.hpp>
+#include <kvarn/quantize/seal.hpp>
+#include <kvarn/quantize/tile.hpp>
+
+namespace kvarn::detail {
+
+/// The largest magnitude among `channels` of all tokens of a tile; infinity if one value is not finite.
+template <class Arch, class T>
+KVARN_NOINLINE float largest_value(const tile_source<const T>& from, int tokens, int channels) noexcept
+{
+    std::uint32_t most = 0;
+    for (int t = 0; t < tokens; ++t) {
+        const T* const token = from.data + t * from.token_stride;
+        std::uint32_t bits = 0;
+        if (from.channel_stride == 1) {
+            bits = simd::kernels<Arch>::largest_magnitude(token, static_cast<std::size_t>(channels));
+        } else {
+            for (int d = 0; d < channels; ++d) {
+                const std::uint32_t one = simd::kernels<simd::portable>::largest_magnitude(token + d * from.channel_stride, 1);
+                bits = one > bits ? one : bits;
+            }
+        }
+        most = bits > most ? bits : most;
+    }
+    float value;
+    if constexpr (sizeof(T) == 2) {
+        const T largest{static_cast<std::uint16_t>(most)};
+        value = to_float(largest);
+    } else {
+        value = std::bit_cast<float>(most);
+    }
+    return value - value == 0.0f ? value : std::bit_cast<float>(0x7f800000u);
+}
+
+template <class T, class Byte>
+KVARN_INLINE status check_view(const format& f, const kv_view<T>& x, int channels, const record_grid<Byte>& records) noexcept
+{
+    if (x.heads != records.heads || x.tokens != records.tiles * static_cast<std::size_t>(f.group()) ||
+        x.channels != static_cast<std::size_t>(channels))
+        return status::shape_mismatch;
+    return status::ok;
+}
+
+/// Bytes of one record that a call may write.
+template <class Byte>
+KVARN_INLINE std::size_t owned_bytes(const format& f, const record_grid<Byte>& records) noexcept
+{
+    const std::size_t content = layout_of(f).content_bytes;
+    return records.record_bytes > content ? records.record_bytes : content;
+}
+
+/// Whether the items [begin, end) of the grid lie inside its buffer, and scratch is large enough.
+template <class Byte>
+KVARN_INLINE status check_memory(const format& f, const record_grid<Byte>& records, std::span<std::byte> scratch, record_range range) noexcept
+{
+    if (records.data == nullptr || scratch.data() == nullptr) return status::null_pointer;
+    if (scratch.size() < scratch_bytes(f)) return status::buffer_too_small;
+    const std::size_t content = owned_bytes(f, records);
+    if ((records.heads > 1 && records.head_stride < content) || (records.tiles > 1 && records.tile_stride < content))
+        return status::shape_mismatch;
+    const std::size_t last_tile = (range.end - 1) / records.heads;
+    const std::size_t last_head = last_tile > range.begin / records.heads ? records.heads - 1 : (range.end - 1) % records.heads;
+    const std::size_t limit = records.bytes;
+    if (content > limit) return status::buffer_too_small;
+    if (last_tile != 0 && records.tile_stride > (limit - content) / last_tile) return status::buffer_too_small;
+    const std::size_t left = limit - content - last_tile * records.tile_stride;
+    if (last_head != 0 && records.head_stride > left / last_head) return status::buffer_too_small;
+    return status::ok;
+}
+
+/// Up to this magnitude of the input no scalar can overflow a half, whatever the tile: |scale * code + zero| <= |rotated value| / smallest factor.
+KVARN_INLINE float safe_magnitude(const format& f, int dim) noexcept
+{
+    return f.rotated() ? 48000.0f / std::sqrt(static_cast<float>(dim)) : 48000.0f;
+}
+
+inline constexpr float hopeless_magnitude = 1e11f;  // above: the scalars of a tile cannot hold it, and squares may overflow
+
+/// Checks one part of one tile: ok, not_finite, or scale_overflow (found by a trial encoding where it is not plain).
+template <class Trial>
+KVARN_INLINE status check_part(const format& f, float largest, int dim, Trial&& trial) noexcept
+{
+    if (!(largest - largest == 0.0f)) return status::not_finite;
+    if (largest <= safe_magnitude(f, dim)) return status::ok;
+    if (largest > hopeless_magnitude || !trial()) return status::scale_overflow;
+    return status::ok;
+}
+
+template <class Arch, class T>
+status check_tile(const format& f, const tile_source<const T>& k, const tile_source<const T>& v, const tile_memory& m, int iterations) noexcept
+{
+    const status keys = check_part(f, largest_value<Arch>(k, f.group(), f.head_dim_k()), f.head_dim_k(),
+                                      [&] { return encode_keys<Arch>(f, k, m, iterations, nullptr); });
+    if (keys != status::ok) return keys;
+    if (f.exact_channels() != 0) {
+        const tile_source<const T> exact{k.data + f.head_dim_k() * k.channel_stride, k.token_stride, k.channel_stride};
+        const float largest = largest_value<Arch>(exact, f.group(), f.exact_channels());
+        if (!(largest - largest == 0.0f)) return status::not_finite;
+        if (largest >= half_overflow) return status::scale_overflow;
+    }
+    if (!f.has_values()) return status::ok;
+    return check_part(f, largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),
+                         [&] { return encode_values<Arch>(f, v, m, iterations, nullptr); });
+}
+
+}  // namespace kvarn::detail

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// One tile to one record. In: the tokens of a tile, any element type and strides. Out: codes and scalars (format.md section 5).
+// K tiles are held [channel][token], V tiles [token][channel]: axis 0 first, so that the normaliser and the encoder know only
+// one orientation. float arithmetic. No allocation; works in the caller's scratch.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/base/extent.hpp>
+#include <kvarn/codec/decode.hpp>
+#include <kvarn/codec/encode.hpp>
+#include <kvarn/layout/record.hpp>
+#include <kvarn/normalize/variance.hpp>
+#include <kvarn/quantize/tile.hpp>
+#include <kvarn/rotate/hadamard.hpp>
+
+namespace kvarn::detail {
+
+template <class Arch>
+KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
+{
+    for (std::ptrdiff_t i = 0; i < count; i += simd::lane_count) simd::lanes<Arch>::broadcast(0.0f).store(from + i);
+}
+
+/// K: tokens to tile[channel * stride + token], rotated.
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
+                                  std::ptrdiff_t stride) noexcept
+{
+    constexpr int width = simd::kernels<Arch>::width;
+    constexpr auto forward = direction::forward;
+    for (int t = 0; t < group; t += width) {
+        const T* const tokens = from.data + t * from.token_stride;
+        if (from.channel_stride == 1) {
+            transform_transposed<Arch, forward>(tokens, from.token_stride, width, rotated, m.tile + t, stride, dim);
+        } else {
+            for (int i = 0; i < width; ++i) load_row<Arch>(tokens + i * from.token_stride, from.channel_stride, dim, m.stage + i * dim);
+            transform_transposed<Arch, forward>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim);
+        }
+    }
+    clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
+}
+
+/// V: tokens to tile[token * stride + channel], rotated.
+template <class Arch, class T, class Dim>
+KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
+                                    std::ptrdiff_t stride) noexcept
+{
+    using k = simd::kernels<Arch>;
+    constexpr auto forward = direction::forward;
+    const bool direct = is_constant_extent<Dim> && rotated && from.channel_stride == 1;
+    for (int t = 0; t < group; ++t) {
+        const T* const token = from.data + t * from.token_stride;
+        float* const row = m.tile + t * stride;
+        if constexpr (is_constant_extent<Dim>) {
+            if (direct) {
+                transform_vector<Arch, forward>([&](int d) __attribute__((always_inline)) { return k::load(token + d); }, row, row, dim);
+                continue;
+            }
+        }
+        load_row<Arch>(token, from.channel_stride, dim, row);
+        for (int d = dim; d < simd::whole_lanes(dim); ++d) row[d] = 0.0f;
+    }
+    if (rotated && !direct) transform_any_rows<Arch, forward>(m.tile, stride, group, dim);
+}
+
+/// One part of a record, from values to codes and scalars. `record` null: only report whether the scalars fit.
+/// The fields are axis-0 scales and zeros and the axis-1 scales, whatever K or V calls them.
+template <class Arch, class Size1>
+KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, int bits, int iterations,
+                              std::byte* record, std::size_t codes, std::size_t scale0, std::size_t zero0, std::size_t scale1) noexcept
+{
+    const variance_factors f = place_variance_factors(m.factors, size0, size1);
+    normalize_variance<Arch>(m.tile, stride, size0, size1, iterations, f);
+    std::uint8_t* const packed = record ? reinterpret_cast<std::uint8_t*>(record + codes) : nullptr;
+    const bool fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
+    if (record == nullptr) return fits;
+    store_scalars<Arch>(m.scale, size0, record + scale0);
+    store_scalars<Arch>(m.zero, size0, record + zero0);
+    store_scalars<Arch>(f.s1, size1, record + scale1);
+    return fits;
+}
+
+template <class Arch, class T>
+bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memory& m, int iterations, std::byte* record) noexcept
+{
+    const record_layout at = layout_of(f);
+    bool fits = false;
+    const std::ptrdiff_t stride = f.group() + tile_padding;
+    with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.rotated(), dim, f.group(), m, stride); });
+    with_extent(f.group(), [&](auto group) {
+        fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, f.key_bits(), iterations, record, at.k_codes, at.k_channel_scale,
+                                 at.k_channel_zero, at.k_token_scale);
+    });
+    return fits;
+}
+
+template <class Arch, class T>
+bool encode_values(const format& f, const tile_source<const T>& v, const tile_memory& m, int iterations, std::byte* record) noexcept
+{
+    const record_layout at = layout_of(f);
+    bool fits = false;
+    with_extent(f.head_dim_v(), [&](auto dim) {
+        const std::ptrdiff_t stride = simd::whole_lanes(dim) + tile_padding;
+        load_value_tile<Arch>(v, f.rotated(), dim, f.group(), m, stride);
+        fits = encode_part<Arch>(m, stride, f.group(), dim, f.value_bits(), iterations, record, at.v_codes, at.v_token_scale,
+                                 at.v_token_zero, at.v_channel_scale);
+    });
+    return fits;
+}
+
+template <class Arch, class T>
+void encode_exact(const format& f, const tile_source<const T>& k, std::byte* to) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    half* p = reinterpret_cast<half*>(to);
+    for (int t = 0; t < f.group(); ++t)
+        for (int c = 0; c < f.exact_channels(); ++c)
+            one::store(p++, one::load(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride));
+}
+
+}  // namespace kvarn::detail
