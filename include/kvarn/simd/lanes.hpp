@@ -44,9 +44,19 @@ struct lanes {
         for (int i = 0; i < registers; ++i) k::store(p + i * k::width, r[i]);
     }
 
+    KVARN_INLINE void hold() noexcept
+    {
+        KVARN_UNROLL
+        for (int i = 0; i < registers; ++i) k::hold(r[i]);
+    }
+
     KVARN_INLINE friend lanes add(const lanes& a, const lanes& b) noexcept
     {
         return make([&](int i) __attribute__((always_inline)) { return k::add(a.r[i], b.r[i]); });
+    }
+    KVARN_INLINE friend lanes sub(const lanes& a, const lanes& b) noexcept
+    {
+        return make([&](int i) __attribute__((always_inline)) { return k::sub(a.r[i], b.r[i]); });
     }
     KVARN_INLINE friend lanes mul(const lanes& a, const lanes& b) noexcept
     {
@@ -91,6 +101,8 @@ struct lanes {
         for (int i = 1; i < registers; ++i) x = k::max(x, a.r[i]);
         return k::reduce_max(x);
     }
+
+    KVARN_INLINE friend float reduce_add(const lanes& a) noexcept { return k::reduce_add(fold(a)); }
 
     /// The first folds of a sum over the lanes, until one register is left.
     KVARN_INLINE friend typename k::reg fold(const lanes& a) noexcept

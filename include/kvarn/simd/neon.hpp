@@ -47,6 +47,11 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
 
     KVARN_INLINE static float reduce_min(reg x) noexcept { return vminvq_f32(x); }
     KVARN_INLINE static float reduce_max(reg x) noexcept { return vmaxvq_f32(x); }
+    KVARN_INLINE static float reduce_add(reg x) noexcept
+    {
+        const reg y = add(x, reg(vextq_f32(x, x, 2)));
+        return vgetq_lane_f32(add(y, reg(vextq_f32(y, y, 1))), 0);
+    }
 
     KVARN_INLINE static void transpose(reg (&x)[4]) noexcept
     {
@@ -97,6 +102,75 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
         vst1q_u8(p, vcombine_u8(low, high));
     }
 
+    KVARN_INLINE static reg power_of_two(reg shifted) noexcept
+    {
+        return reg(vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23)));
+    }
+    KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        const reg magic = broadcast(12582912.0f);
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) vst1_s16(p + 4 * i, vmovn_s32(vreinterpretq_s32_f32(fma(x[i], scale, magic))));
+    }
+
+    // Sixteen columns at a time: a table lookup puts the two bytes that hold a code into its word, a shift and a mask free it.
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        for (int c = 0; c < columns; c += 16) {
+            int32x4_t sum[Heads][4];
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int j = 0; j < 4; ++j) sum[h][j] = vdupq_n_s32(0);
+            for (int i = 0; i < rows; ++i) {
+                const code_words x = gather<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+                const int16x8_t low = vreinterpretq_s16_u16(x.low), high = vreinterpretq_s16_u16(x.high);
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const int16x4_t w = vld1_dup_s16(weights[h] + i);
+                    sum[h][0] = vmlal_s16(sum[h][0], vget_low_s16(low), w);
+                    sum[h][1] = vmlal_high_s16(sum[h][1], low, vcombine_s16(w, w));
+                    sum[h][2] = vmlal_s16(sum[h][2], vget_low_s16(high), w);
+                    sum[h][3] = vmlal_high_s16(sum[h][3], high, vcombine_s16(w, w));
+                }
+                if (i % 2 == 0) ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
+        }
+    }
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        for (int c = 0; c < columns; c += 16) {
+            uint16x8_t sum[Heads][2];
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) sum[h][0] = sum[h][1] = vdupq_n_u16(0);
+            for (int i = 0; i < rows; ++i) {
+                const code_words x = gather<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const uint16x8_t w = vdupq_n_u16(weights[h][i]);
+                    sum[h][0] = vmlaq_u16(sum[h][0], x.low, w);
+                    sum[h][1] = vmlaq_u16(sum[h][1], x.high, w);
+                }
+                if (i % 2 == 0) ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int j = 0; j < 2; ++j) {
+                    vst1q_f32(sums[h] + c + 8 * j, vcvtq_f32_u32(vmovl_u16(vget_low_u16(sum[h][j]))));
+                    vst1q_f32(sums[h] + c + 8 * j + 4, vcvtq_f32_u32(vmovl_high_u16(sum[h][j])));
+                }
+        }
+    }
+
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
     {
         for (int t = 0; t < 32; t += 16) {
@@ -138,6 +212,36 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
             }
             std::memcpy(codes + 8 * i, &x, 8);
         }
+    }
+
+private:
+    struct code_words {
+        uint16x8_t low, high;
+    };
+    struct gather_plan {
+        alignas(16) std::uint8_t order[32];
+        alignas(16) std::int16_t shift[16];
+    };
+    template <int Bits>
+    static constexpr gather_plan plan = [] {
+        gather_plan p{};
+        for (int c = 0; c < 16; ++c) {
+            const int byte = c * Bits / 8;
+            p.order[2 * c] = static_cast<std::uint8_t>(byte);
+            p.order[2 * c + 1] = static_cast<std::uint8_t>(byte + 1 < 2 * Bits ? byte + 1 : byte);
+            p.shift[c] = static_cast<std::int16_t>(-(c * Bits % 8));
+        }
+        return p;
+    }();
+    template <int Bits>
+    KVARN_INLINE static code_words gather(const std::uint8_t* p) noexcept
+    {
+        const uint8x16_t bytes = vld1q_u8(p);
+        const uint16x8_t mask = vdupq_n_u16((1 << Bits) - 1);
+        const uint16x8_t low = vreinterpretq_u16_u8(vqtbl1q_u8(bytes, vld1q_u8(plan<Bits>.order)));
+        const uint16x8_t high = vreinterpretq_u16_u8(vqtbl1q_u8(bytes, vld1q_u8(plan<Bits>.order + 16)));
+        return {vandq_u16(vshlq_u16(low, vld1q_s16(plan<Bits>.shift)), mask),
+                vandq_u16(vshlq_u16(high, vld1q_s16(plan<Bits>.shift + 8)), mask)};
     }
 };
 

@@ -13,6 +13,9 @@
 
 namespace kvarn::simd {
 
+/// Bound on a code times the power of two that a kernel may leave it multiplied with: see multiply_words.
+[[nodiscard]] KVARN_INLINE constexpr int word_limit(int bits) noexcept { return bits == 2 || bits == 4 || bits == 8 ? 256 : 4096; }
+
 /// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Products and sums
 /// are rounded one by one: no compiler may fuse or reorder them (`pin` hides each from the optimizer).
 template <class Arch>
@@ -32,6 +35,21 @@ KVARN_INLINE void pin(float& x) noexcept
     x = y;
 #endif
 }
+
+/// What a product fetches into the cache while it computes: a line a step, from `at` up to `last`.
+struct read_ahead {
+    const std::byte* at = nullptr;
+    const std::byte* last = nullptr;
+
+    KVARN_INLINE void touch() noexcept
+    {
+#if defined(__GNUC__)
+        __builtin_prefetch(at);
+#endif
+        const std::byte* const next = at + 64;
+        at = next < last ? next : last;
+    }
+};
 
 template <>
 struct kernels<portable> {
@@ -73,8 +91,13 @@ struct kernels<portable> {
     KVARN_INLINE static reg min(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg max(reg a, reg b) noexcept { return a > b ? a : b; }
 
+    /// Holds an accumulator in one register from turn to turn of a loop: GCC otherwise gives its old and its new value one each,
+    /// and spills some when eight are in use.
+    KVARN_INLINE static void hold(reg&) noexcept {}
+
     KVARN_INLINE static float reduce_min(reg x) noexcept { return x; }
     KVARN_INLINE static float reduce_max(reg x) noexcept { return x; }
+    KVARN_INLINE static float reduce_add(reg x) noexcept { return x; }  // halves first, as sum_rows
 
     /// width registers of width lanes: lane i of x[j] becomes lane j of x[i].
     KVARN_INLINE static void transpose(reg (&)[width]) noexcept {}
@@ -147,7 +170,60 @@ struct kernels<portable> {
         }
     }
 
+    /// 2^n for `shifted` = 1.5 * 2^23 + 127 + n, -127 <= n <= 127, where 2^-127 is given as 0.
+    KVARN_INLINE static reg power_of_two(reg shifted) noexcept
+    {
+        return std::bit_cast<float>(std::bit_cast<std::uint32_t>(shifted) << 23);
+    }
+    /// 16 signed 16-bit integers from 16 / width registers, each lane round_half_even(x * scale), |x * scale| <= 32767.
+    KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[16 / width], reg scale) noexcept
+    {
+        for (int i = 0; i < 16; ++i) {
+            const float shifted = fma(x[i], scale, 12582912.0f);
+            p[i] = static_cast<std::int16_t>(std::bit_cast<std::uint32_t>(shifted));
+        }
+    }
+
+    /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.
+    /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4. May read 16 bytes beyond a row.
+    /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for 2 and 4 bits: the sum of weights[h] * code
+    /// stays below 2^16 for every column.
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        multiply<Bits, Heads, std::int32_t>(codes, rows, columns, weights, sums, ahead);
+    }
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        multiply<Bits, Heads, std::uint16_t>(codes, rows, columns, weights, sums, ahead);
+    }
+
 private:
+    template <int Bits, int Heads, class Sum, class Weight>
+    KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
+                                      float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        std::uint8_t row[32];
+        Sum sum[Heads][32];
+        for (int c = 0; c < columns; c += 32) {
+            const int block = columns - c < 32 ? 16 : 32;
+            std::memset(sum, 0, sizeof sum);
+            for (int i = 0; i < rows; ++i) {
+                std::uint8_t packed[32] = {};
+                std::memcpy(packed, codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8, static_cast<std::size_t>(block * Bits / 8));
+                unpack32<Bits>(packed, row);
+                for (int h = 0; h < Heads; ++h)
+                    for (int j = 0; j < block; ++j) sum[h][j] = static_cast<Sum>(sum[h][j] + weights[h][i] * row[j]);
+            }
+            for (int h = 0; h < Heads; ++h)
+                for (int j = 0; j < block; ++j) sums[h][c + j] = static_cast<float>(sum[h][j]);
+            ahead.touch();
+        }
+    }
+
     KVARN_INLINE static float pinned(float x) noexcept
     {
         pin(x);

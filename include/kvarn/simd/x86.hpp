@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <kvarn/simd/x86_products.hpp>
 #include <kvarn/simd/xsimd.hpp>
 
 namespace kvarn::simd {
@@ -121,7 +122,7 @@ private:
 };
 
 template <>
-struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing {
+struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, avx2_products {
     using base = xsimd_kernels<xsimd::fma3<xsimd::avx2>>;
     using base::load;
     using base::store;
@@ -164,6 +165,13 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing {
         __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         y = _mm_max_ps(y, _mm_movehl_ps(y, y));
         return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+    }
+
+    KVARN_INLINE static float reduce_add(reg x) noexcept
+    {
+        __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+        y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+        return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
     }
 
     KVARN_INLINE static void transpose(reg (&x)[8]) noexcept
@@ -234,6 +242,17 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
 
+    KVARN_INLINE static reg power_of_two(reg shifted) noexcept
+    {
+        return reg(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
+    }
+    KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[2], reg scale) noexcept
+    {
+        const __m256i a = _mm256_cvtps_epi32(mul_exact_round(x[0], scale));
+        const __m256i b = _mm256_cvtps_epi32(mul_exact_round(x[1], scale));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
+
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
     {
         __m256i x[8];
@@ -257,7 +276,7 @@ private:
 
 #if defined(KVARN_HAS_AVX512)
 template <>
-struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
+struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_products {
     using base = xsimd_kernels<xsimd::avx512bw>;
     using base::load;
     using base::store;
@@ -299,6 +318,11 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
     KVARN_INLINE static float reduce_max(reg x) noexcept
     {
         return kernels<avx2>::reduce_max(kernels<avx2>::max(lower(x), upper(x)));
+    }
+
+    KVARN_INLINE static float reduce_add(reg x) noexcept
+    {
+        return kernels<avx2>::reduce_add(kernels<avx2>::add(lower(x), upper(x)));
     }
 
     KVARN_INLINE static void transpose(reg (&x)[16]) noexcept
@@ -364,6 +388,16 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing {
     {
         const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(shifted)));
+    }
+
+    KVARN_INLINE static reg power_of_two(reg shifted) noexcept
+    {
+        return reg(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+    }
+    KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[1], reg scale) noexcept
+    {
+        const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_castps_si512(shifted)));
     }
 
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept

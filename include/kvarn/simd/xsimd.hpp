@@ -49,6 +49,18 @@ struct xsimd_kernels {
         return largest;
     }
 
+    KVARN_INLINE static void hold([[maybe_unused]] reg& x) noexcept
+    {
+#if defined(__clang__)
+#elif defined(__aarch64__)
+        asm volatile("" : "+w"(x.data));
+#elif defined(__AVX512F__)
+        asm volatile("" : "+v"(x.data));
+#else
+        asm volatile("" : "+x"(x.data));
+#endif
+    }
+
 protected:
     KVARN_INLINE static reg pinned(reg x) noexcept
     {

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The steps of one attention call: check, prepare the queries, attend to a chunk, write the output. In: a task, options, carved scratch.
+// No allocation. Layer 4; for attention.hpp only.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/attention/exact.hpp>
+#include <kvarn/attention/sealed.hpp>
+#include <kvarn/attention/task.hpp>
+
+namespace kvarn::detail {
+
+inline constexpr float largest_query = 1e20f;  // far from overflow in any product with a record's scalars
+
+/// A run of tokens inside one segment: [first, first + tokens); the segment's first token is at `position`.
+struct chunk {
+    const kv_segment* segment = nullptr;
+    std::size_t first = 0;
+    std::size_t tokens = 0;
+    std::int64_t position = 0;
+};
+
+[[nodiscard]] KVARN_INLINE std::size_t chunks_of(const kv_segment& s, std::size_t chunk_tokens) noexcept
+{
+    return s.tokens / chunk_tokens + (s.tokens % chunk_tokens != 0);
+}
+[[nodiscard]] KVARN_INLINE std::size_t chunks_of(const attention_task& task, std::size_t chunk_tokens) noexcept
+{
+    std::size_t n = 0;
+    for (const kv_segment& s : task.history) n += chunks_of(s, chunk_tokens);
+    return n;
+}
+
+/// Calls body(chunk) for chunks [begin, end) of the task, in order.
+template <class F>
+KVARN_INLINE void for_chunks(const attention_task& task, std::size_t chunk_tokens, std::size_t begin, std::size_t end, F&& body) noexcept
+{
+    std::size_t number = 0;
+    std::int64_t position = 0;
+    for (const kv_segment& s : task.history) {
+        for (std::size_t first = 0; first < s.tokens; first += chunk_tokens, ++number)
+            if (number >= begin && number < end) body(chunk{&s, first, s.tokens - first < chunk_tokens ? s.tokens - first : chunk_tokens, position});
+        position += static_cast<std::int64_t>(s.tokens);
+    }
+}
+
+[[nodiscard]] KVARN_INLINE int output_channels(const format& f) noexcept { return f.has_values() ? f.head_dim_v() : f.head_dim_k(); }
+
+KVARN_INLINE status check_options(const attention_options& o) noexcept
+{
+    const auto in_range = [](float x) { return x >= 0.0f && x <= 1e30f; };
+    if (!in_range(o.softmax_scale) || !in_range(o.logit_soft_cap) || o.window < 0) return status::bad_argument;
+    if (o.precision > precision::fast || o.query_basis > basis::rotated || o.output_basis > basis::rotated) return status::bad_argument;
+    return status::ok;
+}
+
+KVARN_INLINE status check_task(const format& f, const attention_task& task, std::size_t max_rows) noexcept
+{
+    const auto channels = static_cast<std::size_t>(f.key_channels()), out = static_cast<std::size_t>(output_channels(f));
+    if (task.q.tokens != task.out.tokens || task.q.heads != task.out.heads) return status::shape_mismatch;
+    if (task.q.tokens == 0 || task.q.heads == 0) return status::ok;
+    if (task.q.channels != channels || task.out.channels != out) return status::shape_mismatch;
+    if (task.q.heads > max_rows || task.q.tokens > max_rows / task.q.heads) return status::bad_argument;
+    if (task.q.data == nullptr || task.out.data == nullptr) return status::null_pointer;
+    if (task.first_position < -1) return status::bad_argument;
+    for (const kv_segment& s : task.history) {
+        if (s.tokens == 0) continue;
+        if (s.tokens > static_cast<std::size_t>(INT64_MAX) / 4) return status::bad_argument;
+        if (s.sealed()) {
+            if (s.tokens != s.records * static_cast<std::size_t>(f.group())) return status::shape_mismatch;
+            if (s.list == nullptr && s.data == nullptr) return status::null_pointer;
+            if (s.list != nullptr)
+                for (std::size_t i = 0; i < s.records; ++i)
+                    if (s.list[i] == nullptr) return status::null_pointer;
+        } else {
+            if (s.k.data == nullptr || (f.has_values() && s.v.data == nullptr)) return status::null_pointer;
+            if (s.k.tokens < s.tokens || s.k.channels != channels || s.head >= s.k.heads) return status::shape_mismatch;
+            if (f.has_values()) {
+                if (s.v.tokens < s.tokens || s.v.channels != out || s.head >= s.v.heads) return status::shape_mismatch;
+            } else if (s.v.data != nullptr) {
+                return status::shape_mismatch;
+            }
+        }
+    }
+    return status::ok;
+}
+
+/// Calls f with the view's typed pointer to vector (token, head).
+template <bool Const, class F>
+KVARN_INLINE void with_vector(const any_view<Const>& x, std::size_t token, std::size_t head, F&& f) noexcept
+{
+    using kind = typename any_view<Const>::element_type;
+    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(token) * x.token_stride + static_cast<std::ptrdiff_t>(head) * x.head_stride;
+    const auto call = [&](auto tag) __attribute__((always_inline)) {
+        using T = std::conditional_t<Const, const typename decltype(tag)::type, typename decltype(tag)::type>;
+        f(static_cast<T*>(x.data) + at);
+    };
+    if (x.type == kind::f32) call(std::type_identity<float>{});
+    else if (x.type == kind::f16) call(std::type_identity<half>{});
+    else call(std::type_identity<bfloat16>{});
+}
+
+/// Channels [first, first + n) of a vector as floats, zeros up to `padded`.
+template <class Arch>
+KVARN_INLINE void load_channels(const input_view& x, std::size_t token, std::size_t head, int first, int n, int padded, float* to) noexcept
+{
+    with_vector(x, token, head, [&](auto* p) __attribute__((always_inline)) {
+        load_row<Arch>(p + first * x.channel_stride, x.channel_stride, n, to);
+    });
+    for (int i = n; i < padded; ++i) to[i] = 0.0f;
+}
+
+/// Rotates rows in place. One compiled loop for each common size.
+template <class Arch, direction Direction>
+KVARN_NOINLINE void transform_rows(float* x, std::ptrdiff_t stride, int rows, int dim) noexcept
+{
+    using k = simd::kernels<Arch>;
+    with_extent(dim, [&](auto d) {
+        if constexpr (is_constant_extent<decltype(d)>) {
+            for (int i = 0; i < rows; ++i) {
+                float* const row = x + i * stride;
+                transform_vector<Arch, Direction>([&](int c) __attribute__((always_inline)) { return k::load(row + c); }, row, row, d);
+            }
+        } else {
+            transform_any_rows<Arch, Direction>(x, stride, rows, d);
+        }
+    });
+}
+
+/// Loads the queries, times the softmax scale and log2(e), in the bases that the history needs.
+template <class Arch>
+KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& task, const attention_options& o, const attention_rows& r) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    const attention_extents e(f);
+    const float softmax_scale = o.softmax_scale != 0.0f ? o.softmax_scale : hadamard_scale(f.key_channels());
+    const float scale = one::mul(softmax_scale, log2_e);
+    bool rotated = false, original = false;
+    for (const kv_segment& s : task.history) {
+        if (s.tokens == 0) continue;
+        if (s.sealed() || s.basis == basis::rotated) rotated = true;
+        else original = true;
+    }
+    if (!f.rotated()) original = false, rotated = true;
+    const bool given_rotated = !f.rotated() || o.query_basis == basis::rotated;
+    float* const given = given_rotated ? r.rotated_query : r.original_query;
+    float* const other = given_rotated ? r.original_query : r.rotated_query;
+    for (int i = 0; i < r.rows; ++i) {
+        const auto token = static_cast<std::size_t>(i) / task.q.heads, head = static_cast<std::size_t>(i) % task.q.heads;
+        float* const row = given + i * e.query();
+        load_channels<Arch>(task.q, token, head, 0, f.head_dim_k(), e.keys, row);
+        load_channels<Arch>(task.q, token, head, f.head_dim_k(), f.exact_channels(), e.exact, row + e.keys);
+        scale_floats<Arch>(row, e.query(), scale);
+        const std::uint32_t most = simd::kernels<Arch>::largest_magnitude(row, static_cast<std::size_t>(e.query()));
+        if (!(most <= std::bit_cast<std::uint32_t>(largest_query))) return status::not_finite;
+    }
+    if (task.sink_logits != nullptr)
+        for (std::size_t h = 0; h < task.q.heads; ++h)
+            if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
+    if (given_rotated ? original : rotated) {
+        std::memcpy(other, given, static_cast<std::size_t>(r.rows) * static_cast<std::size_t>(e.query()) * sizeof(float));
+        if (given_rotated) transform_rows<Arch, direction::inverse>(other, e.query(), r.rows, f.head_dim_k());
+        else transform_rows<Arch, direction::forward>(other, e.query(), r.rows, f.head_dim_k());
+    }
+    return status::ok;
+}
+
+/// Sets r.seen for the tokens [position, position + tokens); whether any row sees any.
+KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, std::int64_t history, std::int64_t position, int tokens,
+                               const attention_rows& r) noexcept
+{
+    const auto new_tokens = static_cast<std::int64_t>(task.q.tokens);
+    const int heads = static_cast<int>(task.q.heads);
+    const std::int64_t first = task.first_position >= 0 ? task.first_position : history - new_tokens;
+    bool any = false;
+    for (int m = 0; m < static_cast<int>(new_tokens); ++m) {
+        const std::int64_t own = first + m;
+        std::int64_t end = o.causal ? own + 1 - position : tokens, begin = o.window != 0 && own >= o.window ? own + 1 - o.window - position : 0;
+        end = end < 0 ? 0 : end > tokens ? tokens : end;
+        begin = begin < 0 ? 0 : begin > tokens ? tokens : begin;
+        any = any || begin < end;
+        for (int h = 0; h < heads; ++h) r.seen[m * heads + h] = {static_cast<int>(begin), static_cast<int>(end)};
+    }
+    return any;
+}
+
+/// One chunk from nothing: r.state and r.out, in the rotated basis.
+template <class Arch>
+KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, std::int64_t history, const chunk& c,
+                                 const attention_rows& r) noexcept
+{
+    const attention_extents e(f);
+    const kv_segment& s = *c.segment;
+    const float cap = simd::kernels<simd::portable>::mul(o.logit_soft_cap, log2_e);
+    for (int i = 0; i < r.rows; ++i) r.state[i] = empty_state;
+    for (int i = 0; i < r.rows * e.values; ++i) r.out[i] = 0.0f;
+    if (s.sealed()) {
+        const record_layout at = layout_of(f);
+        const auto group = static_cast<std::size_t>(f.group());
+        const product_kind keys = o.precision == precision::exact ? product_kind::exact : product_kind::words;
+        const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
+        for (std::size_t i = c.first / group; i < (c.first + c.tokens) / group; ++i) {
+            if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(i * group), f.group(), r)) continue;
+            const std::byte* const record = s.record(i);
+            simd::read_ahead ahead{record, record};
+            if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes - 1};
+            attend_record<Arch>(f, at, record, keys, values, cap, r, ahead);
+        }
+        return;
+    }
+    const bool rotated = !f.rotated() || s.basis == basis::rotated;
+    for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
+        const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
+        if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(t), tokens, r)) continue;
+        for (int i = 0; i < tokens; ++i) {
+            const std::size_t token = t + static_cast<std::size_t>(i);
+            float* const key = r.keys + i * e.query();
+            load_channels<Arch>(s.k, token, s.head, 0, f.head_dim_k(), e.keys, key);
+            load_channels<Arch>(s.k, token, s.head, f.head_dim_k(), f.exact_channels(), e.exact, key + e.keys);
+            float* const value = r.values + i * e.values;
+            if (f.has_values()) load_channels<Arch>(s.v, token, s.head, 0, f.head_dim_v(), e.values, value);
+            else std::memcpy(value, key, static_cast<std::size_t>(e.values) * sizeof(float));
+        }
+        attend_exact<Arch>(f, tokens, rotated, cap, r);
+    }
+    if (!rotated) transform_rows<Arch, direction::forward>(r.out, e.values, r.rows, output_channels(f));
+}
+
+/// r.total before the first chunk: the sink logits, if any.
+KVARN_INLINE void begin_total(const format& f, const attention_task& task, const attention_rows& r) noexcept
+{
+    const attention_extents e(f);
+    for (int i = 0; i < r.rows; ++i) {
+        r.total[i] = empty_state;
+        if (task.sink_logits != nullptr) {
+            const float logit = task.sink_logits[static_cast<std::size_t>(i) % task.q.heads];
+            if (logit > -largest_query) r.total[i] = {simd::kernels<simd::portable>::mul(logit, log2_e), 1.0f};
+        }
+    }
+    for (int i = 0; i < r.rows * e.values; ++i) r.total_out[i] = 0.0f;
+}
+
+/// Divides by the sums, leaves the rotated basis if asked, and writes output and log-sum-exp.
+template <class Arch>
+KVARN_NOINLINE void write_output(const format& f, const attention_task& task, const attention_options& o, const attention_rows& r) noexcept
+{
+    const attention_extents e(f);
+    const int channels = output_channels(f);
+    for (int i = 0; i < r.rows; ++i) {
+        const softmax_state& s = r.total[i];
+        if (task.log_sum_exp != nullptr)
+            task.log_sum_exp[i] = s.total > 0.0f ? (s.largest + log2_of(s.total)) * ln_2 : -std::numeric_limits<float>::infinity();
+        scale_floats<Arch>(r.total_out + i * e.values, e.values, s.total > 0.0f ? 1.0f / s.total : 0.0f);
+    }
+    if (f.rotated() && o.output_basis == basis::original) transform_rows<Arch, direction::inverse>(r.total_out, e.values, r.rows, channels);
+    for (int i = 0; i < r.rows; ++i) {
+        const auto token = static_cast<std::size_t>(i) / task.q.heads, head = static_cast<std::size_t>(i) % task.q.heads;
+        with_vector(task.out, token, head, [&](auto* p) __attribute__((always_inline)) {
+            store_row<Arch>(r.total_out + i * e.values, channels, p, task.out.channel_stride);
+        });
+    }
+}
+
+}  // namespace kvarn::detail

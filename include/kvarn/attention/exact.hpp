@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Exact tokens (sink, tail) and all query rows of their KV head. In: float, half or bfloat16 K and V of any strides. Tokens are converted
+// to float once, exact_block at a time, for all rows. float arithmetic in a fixed order. No allocation; works in the caller's scratch.
+
+#include <cstddef>
+
+#include <kvarn/attention/rows.hpp>
+#include <kvarn/rotate/hadamard.hpp>
+
+namespace kvarn::detail {
+
+/// Scores of `tokens` <= exact_block keys [exact_block][channels] for `Heads` queries [channels]; scores[h * stride + t].
+template <class Arch, int Heads>
+KVARN_INLINE void score_exact(const float* keys, int tokens, const float* queries, int channels, float* scores, std::ptrdiff_t stride) noexcept
+{
+    using k = simd::kernels<Arch>;
+    using lane = simd::lanes<Arch>;
+    constexpr int together = 4 / Heads;  // tokens at a time
+    alignas(64) float folded[Heads][16 * k::width];
+    for (int first = 0; first < tokens; first += 16) {
+        for (int t = 0; t < 16; t += together) {
+            lane sum[together][Heads];
+            KVARN_UNROLL
+            for (int i = 0; i < together; ++i)
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) sum[i][h] = lane::broadcast(0.0f);
+            const float* const key = keys + static_cast<std::ptrdiff_t>(first + t) * channels;
+            for (int c = 0; c < channels; c += simd::lane_count) {
+                lane q[Heads];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) q[h] = lane::load(queries + h * channels + c);
+                KVARN_UNROLL
+                for (int i = 0; i < together; ++i) {
+                    const lane x = lane::load(key + i * channels + c);
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) {
+                        sum[i][h] = fma(x, q[h], sum[i][h]);
+                        sum[i][h].hold();
+                    }
+                }
+            }
+            KVARN_UNROLL
+            for (int i = 0; i < together; ++i)
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) k::store(folded[h] + (t + i) * k::width, fold(sum[i][h]));
+        }
+        for (int h = 0; h < Heads; ++h) simd::sum_folded_rows<Arch>(folded[h]).store(scores + h * stride + first);
+    }
+}
+
+/// out[h][channel] += sum over `tokens` of weights[h * stride + t] * values[t][channel].
+template <class Arch, int Heads>
+KVARN_INLINE void add_exact_values(const float* values, int tokens, const float* weights, std::ptrdiff_t stride, float* out, int channels) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    constexpr int blocks = 4 / Heads;  // of 16 channels at a time
+    const auto block = [&](auto width, int c) __attribute__((always_inline)) {
+            constexpr int wide = decltype(width)::value;
+        lane sum[Heads][wide];
+        KVARN_UNROLL
+        for (int h = 0; h < Heads; ++h)
+            KVARN_UNROLL
+            for (int j = 0; j < wide; ++j) sum[h][j] = lane::load(out + h * channels + c + 16 * j);
+        for (int t = 0; t < tokens; ++t) {
+            lane v[wide];
+            KVARN_UNROLL
+            for (int j = 0; j < wide; ++j) v[j] = lane::load(values + static_cast<std::ptrdiff_t>(t) * channels + c + 16 * j);
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) {
+                const lane w = lane::broadcast(weights[h * stride + t]);
+                KVARN_UNROLL
+                for (int j = 0; j < wide; ++j) {
+                    sum[h][j] = fma(v[j], w, sum[h][j]);
+                    sum[h][j].hold();
+                }
+            }
+        }
+        KVARN_UNROLL
+        for (int h = 0; h < Heads; ++h)
+            KVARN_UNROLL
+            for (int j = 0; j < wide; ++j) sum[h][j].store(out + h * channels + c + 16 * j);
+    };
+    int c = 0;
+    for (; c + 16 * blocks <= channels; c += 16 * blocks) block(std::integral_constant<int, blocks>{}, c);
+    for (; c < channels; c += 16) block(std::integral_constant<int, 1>{}, c);
+}
+
+/// Adds `tokens` <= exact_block tokens, already in r.keys and r.values, to the states and outputs of all rows.
+template <class Arch>
+KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, float cap, const attention_rows& r) noexcept
+{
+    const attention_extents e(f);
+    const float* const queries = rotated ? r.rotated_query : r.original_query;
+    const product_rows& x = r.product;
+    for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
+        if (!any_visible(r.seen + row, heads)) return;
+        score_exact<Arch, heads()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
+        if (cap != 0.0f)
+            for (int h = 0; h < heads; ++h) soft_cap<Arch>(x.y + h * x.stride, exact_block, cap);
+        absorb_rows<Arch>(x.y, x.stride, heads, exact_block, r, row, e.values);
+        add_exact_values<Arch, heads()>(r.values, tokens, x.y, x.stride, r.out + row * e.values, e.values);
+    });
+}
+
+}  // namespace kvarn::detail

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Weights times packed codes, the one product behind scores and values: y[h][c] = sum over rows i of w[h][i] * code[i][c].
+// K: rows are channels, columns tokens. V: rows are tokens, columns channels. Nothing is decoded to memory beyond a few rows.
+//
+// exact: float fma, codes unpacked 32 rows at a time. words: weights rounded to 16 bits, exact 32-bit sums. bytes: weights, not
+// negative, rounded to 8 bits, exact 16-bit sums, for codes of 2 and 4 bits. Rounding and sums are the same on every instruction set.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <type_traits>
+
+#include <kvarn/codec/packing.hpp>
+#include <kvarn/simd/lanes.hpp>
+
+namespace kvarn::detail {
+
+enum class product_kind : std::uint8_t { exact, words, bytes };
+
+inline constexpr int most_heads = 4;     // query rows that one pass over the codes serves
+inline constexpr int unpacked_rows = 32; // of the exact product
+inline constexpr int byte_rows = 128;    // whose 16-bit sums cannot overflow before the weights become too coarse
+
+/// Query rows [h] of one product: floats w[h * stride], y[h * stride]; and where the rounded weights go.
+struct product_rows {
+    float* w;
+    float* y;
+    std::ptrdiff_t stride;
+    std::int16_t* words;       // [heads][stride]
+    std::uint8_t* bytes;       // the same memory
+    std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
+};
+
+/// What a row's sums stand for: the product is step * y + offset.
+struct product_scale {
+    float step;
+    float offset;
+};
+
+/// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `Bits`-bit codes overflows.
+template <class Arch, int Bits>
+KVARN_INLINE product_scale round_to_words(const float* w, int n, std::int16_t* words) noexcept
+{
+    using k = simd::kernels<Arch>;
+    using one = simd::kernels<simd::portable>;
+    using lane = simd::lanes<Arch>;
+    const lane zero = lane::broadcast(0.0f);
+    lane most = zero, total = zero;
+    for (int i = 0; i < n; i += simd::lane_count) {
+        const lane x = lane::load(w + i), magnitude = max(x, sub(zero, x));
+        most = max(most, magnitude);
+        total = add(total, magnitude);
+    }
+    // |rounded| <= 32767 and sum |rounded| <= total / step + n / 2 <= 2^31 / word_limit - n / 2.
+    const float limit = 2147483648.0f / static_cast<float>(simd::word_limit(Bits)) - static_cast<float>(n);
+    const float step = one::max(one::max(reduce_max(most) * (1.0f / 32767.0f), reduce_add(total) / limit), 1e-30f);
+    const typename k::reg inverse = k::broadcast(1.0f / step);
+    for (int i = 0; i < n; i += simd::lane_count) k::store_words(words + i, lane::load(w + i).r, inverse);
+    return {step, 0.0f};
+}
+
+/// Rounds `n` <= byte_rows weights, none negative, to 8 bits such that no unsigned 16-bit sum over `Bits`-bit codes overflows.
+/// What rounding took away in total meets the middle code: that is the offset.
+template <class Arch, int Bits>
+KVARN_INLINE product_scale round_to_bytes(const float* w, int n, std::uint8_t* bytes) noexcept
+{
+    using k = simd::kernels<Arch>;
+    using one = simd::kernels<simd::portable>;
+    using lane = simd::lanes<Arch>;
+    constexpr float levels = (1 << Bits) - 1;
+    lane most = lane::broadcast(0.0f), total = most, rounded = most;
+    for (int i = 0; i < n; i += simd::lane_count) {
+        const lane x = lane::load(w + i);
+        most = max(most, x);
+        total = add(total, x);
+    }
+    // sum rounded * levels <= (total / step + n / 2) * levels < 2^16
+    const float limit = 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
+    const float sum = reduce_add(total);
+    const float step = one::max(one::max(reduce_max(most) * (1.0f / 255.0f), sum / limit), 1e-30f);
+    const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
+    for (int i = 0; i < n; i += simd::lane_count) {
+        const lane x = lane::load(w + i);
+        rounded = add(rounded, sub(fma(x, inverse, magic), magic));
+        k::store_codes(bytes + i, x.r, inverse.r[0]);
+    }
+    return {step, one::mul(one::fnma(step, reduce_add(rounded), sum), 0.5f * levels)};
+}
+
+/// The exact product: rows in order, one fma each.
+template <class Arch, int Bits, int Heads>
+KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int columns, const product_rows& x, simd::read_ahead& ahead) noexcept
+{
+    using k = simd::kernels<Arch>;
+    using lane = simd::lanes<Arch>;
+    constexpr int blocks = Heads == 1 ? 4 : Heads == 2 ? 2 : 1;  // of 16 columns at a time
+    const int padded = simd::whole_lanes(columns);
+    for (int first = 0; first < rows; first += unpacked_rows) {
+        const int now = rows - first < unpacked_rows ? rows - first : unpacked_rows;
+        const auto count = static_cast<std::size_t>(now) * static_cast<std::size_t>(columns);
+        unpack_stream<Arch, Bits>(codes, count, x.codes);
+        codes += count * Bits / 8;
+        const auto block = [&](auto width, int c) __attribute__((always_inline)) {
+            constexpr int wide = decltype(width)::value;
+            lane sum[Heads][wide];
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int j = 0; j < wide; ++j)
+                    sum[h][j] = first == 0 ? lane::broadcast(0.0f) : lane::load(x.y + h * x.stride + c + 16 * j);
+            for (int i = 0; i < now; ++i) {
+                lane code[wide];
+                KVARN_UNROLL
+                for (int j = 0; j < wide; ++j) {
+                    const std::uint8_t* const at = x.codes + i * columns + c + 16 * j;
+                    code[j] = lane::make([&](int r) __attribute__((always_inline)) { return k::load_codes(at + r * k::width); });
+                }
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const lane w = lane::broadcast(x.w[h * x.stride + first + i]);
+                    KVARN_UNROLL
+                    for (int j = 0; j < wide; ++j) {
+                        sum[h][j] = fma(code[j], w, sum[h][j]);
+                        sum[h][j].hold();
+                    }
+                }
+                if (c == 0) ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int j = 0; j < wide; ++j) sum[h][j].store(x.y + h * x.stride + c + 16 * j);
+        };
+        int c = 0;
+        for (; c + 16 * blocks <= padded; c += 16 * blocks) block(std::integral_constant<int, blocks>{}, c);
+        for (; c < padded; c += 16) block(std::integral_constant<int, 1>{}, c);
+    }
+}
+
+/// Rounds the weights of all heads, then multiplies.
+template <class Arch, int Bits, int Heads, class Weight>
+KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int columns, const product_rows& x, Weight* rounded,
+                                     product_scale* scale, simd::read_ahead& ahead) noexcept
+{
+    const Weight* w[Heads];
+    float* y[Heads];
+    KVARN_UNROLL
+    for (int h = 0; h < Heads; ++h) {
+        w[h] = rounded + h * x.stride;
+        y[h] = x.y + h * x.stride;
+    }
+    const Weight* const(&weights)[Heads] = reinterpret_cast<const Weight* const(&)[Heads]>(w);
+    float* const(&sums)[Heads] = reinterpret_cast<float* const(&)[Heads]>(y);
+    for (int h = 0; h < Heads; ++h) {
+        if constexpr (sizeof(Weight) == 2) scale[h] = round_to_words<Arch, Bits>(x.w + h * x.stride, rows, rounded + h * x.stride);
+        else scale[h] = round_to_bytes<Arch, Bits>(x.w + h * x.stride, rows, rounded + h * x.stride);
+    }
+    if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+    else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+}
+
+/// Which product a tile gets: what was asked for, or the next more precise one where the shape does not allow it.
+[[nodiscard]] KVARN_INLINE constexpr product_kind kind_for(product_kind wanted, int bits, int rows, int columns) noexcept
+{
+    if (wanted == product_kind::exact || columns % 16 != 0) return product_kind::exact;
+    const bool narrow = bits == 2 || bits == 4;
+    return wanted == product_kind::bytes && (!narrow || rows > byte_rows) ? product_kind::words : wanted;
+}
+
+template <class Arch, int Heads>
+KVARN_INLINE void multiply(product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
+                           product_scale* scale, simd::read_ahead& ahead) noexcept
+{
+    const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed);
+    kind = kind_for(kind, bits, rows, columns);
+    with_bits(bits, [&](auto b) {
+        if (kind == product_kind::exact) {
+            for (int h = 0; h < Heads; ++h) scale[h] = {1.0f, 0.0f};
+            multiply_exact<Arch, b(), Heads>(codes, rows, columns, x, ahead);
+        } else if (kind == product_kind::words) {
+            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.words, scale, ahead);
+        } else if constexpr (b() == 2 || b() == 4) {
+            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.bytes, scale, ahead);
+        }
+    });
+}
+
+/// The transposed product, for values that are read from K: y[h][row] = sum over columns c of w[h][c] * code[row][c]. float.
+template <class Arch>
+KVARN_NOINLINE void multiply_transposed(int bits, const std::byte* packed, int rows, int columns, int heads, const product_rows& x) noexcept
+{
+    using k = simd::kernels<Arch>;
+    using lane = simd::lanes<Arch>;
+    const std::uint8_t* codes = reinterpret_cast<const std::uint8_t*>(packed);
+    alignas(64) float folded[16 * k::width];
+    for (int first = 0; first < rows; first += 16) {
+        const int now = rows - first < 16 ? rows - first : 16;
+        const auto count = static_cast<std::size_t>(now) * static_cast<std::size_t>(columns);
+        with_bits(bits, [&](auto b) { unpack_stream<Arch, b()>(codes, count, x.codes); });
+        codes += count * static_cast<std::size_t>(bits) / 8;
+        for (int h = 0; h < heads; ++h) {
+            const float* const w = x.w + h * x.stride;
+            for (int i = 0; i < 16; ++i) {
+                lane sum = lane::broadcast(0.0f);
+                if (i < now)
+                    for (int c = 0; c < columns; c += 16) {
+                        const std::uint8_t* const at = x.codes + i * columns + c;
+                        const lane code = lane::make([&](int r) __attribute__((always_inline)) { return k::load_codes(at + r * k::width); });
+                        sum = fma(code, lane::load(w + c), sum);
+                    }
+                k::store(folded + i * k::width, fold(sum));
+            }
+            simd::sum_folded_rows<Arch>(folded).store(x.y + h * x.stride + first);
+        }
+    }
+}
+
+}  // namespace kvarn::detail

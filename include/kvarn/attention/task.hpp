@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What decode attention is asked: the history of one KV head as segments in the order of their positions, the queries that attend to it,
+// and the options. Plain structs over the engine's memory; nothing is copied or owned.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <kvarn/base/status.hpp>
+#include <kvarn/base/view.hpp>
+#include <kvarn/layout/format.hpp>
+#include <kvarn/layout/record.hpp>
+
+namespace kvarn {
+
+/// Arithmetic of the products with codes; everything else is float. Errors of the output relative to exact arithmetic on the same
+/// records, as measured in docs/performance.md.
+enum class precision : std::uint8_t {
+    exact,  ///< float weights: about 1e-6
+    fine,   ///< 16-bit weights: below 1e-3
+    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group <= 128): below 1e-2
+};
+
+struct attention_options {
+    float softmax_scale = 0.0f;   ///< factor on <q, k>; 0: 1 / sqrt(channels of K, exact ones included)
+    float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap) after scaling; 0: none
+    std::int64_t window = 0;      ///< a query sees this many newest positions up to its own; 0: all
+    bool causal = true;           ///< a query does not see positions after its own
+    basis query_basis = basis::original;   ///< of the quantized channels of q
+    basis output_basis = basis::original;  ///< of the output
+    kvarn::precision precision = precision::fine;
+};
+
+/// A view whose element type is a run-time value, so that sink, tail, queries and output may differ.
+template <bool Const>
+struct any_view {
+    enum class element_type : std::uint8_t { f32, f16, bf16 };
+    using pointer = std::conditional_t<Const, const void*, void*>;
+
+    pointer data = nullptr;
+    element_type type = element_type::f32;
+    std::size_t tokens = 0, heads = 0, channels = 0;
+    std::ptrdiff_t token_stride = 0, head_stride = 0, channel_stride = 1;
+
+    constexpr any_view() noexcept = default;
+    template <element T>
+        requires(Const || !std::is_const_v<T>)
+    KVARN_INLINE constexpr any_view(const kv_view<T>& x) noexcept
+        : data(x.data), type(type_of<storage_t<T>>()), tokens(x.tokens), heads(x.heads), channels(x.channels), token_stride(x.token_stride),
+          head_stride(x.head_stride), channel_stride(x.channel_stride)
+    {
+    }
+
+    template <class T>
+    [[nodiscard]] KVARN_INLINE static constexpr element_type type_of() noexcept
+    {
+        return std::is_same_v<T, float> ? element_type::f32 : std::is_same_v<T, half> ? element_type::f16 : element_type::bf16;
+    }
+};
+
+using input_view = any_view<true>;
+using output_view = any_view<false>;
+
+/// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below.
+struct kv_segment {
+    std::size_t tokens = 0;
+    // Exact tokens: K [tokens][key_channels], V [tokens][head_dim_v] of one head; V is empty when the format has no V part.
+    input_view k{}, v{};
+    std::size_t head = 0;
+    kvarn::basis basis = basis::original;
+    // Records: number i lies at data + (table ? table[i] : i) * stride, or at list[i].
+    const std::byte* data = nullptr;
+    std::ptrdiff_t stride = 0;
+    const std::int32_t* table = nullptr;
+    const std::byte* const* list = nullptr;
+    std::size_t records = 0;
+
+    [[nodiscard]] KVARN_INLINE constexpr bool sealed() const noexcept { return records != 0; }
+    [[nodiscard]] KVARN_INLINE constexpr const std::byte* record(std::size_t i) const noexcept
+    {
+        if (list != nullptr) return list[i];
+        return data + (table != nullptr ? static_cast<std::ptrdiff_t>(table[i]) : static_cast<std::ptrdiff_t>(i)) * stride;
+    }
+};
+
+/// All tokens of one head of `k` and `v` (sink or tail), in the original basis unless said otherwise. `v` is empty (default) when V is read
+/// from K. Values must be finite.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
+                                                             basis stored = basis::original) noexcept
+{
+    kv_segment s;
+    s.tokens = k.tokens;
+    s.k = k;
+    s.v = v;
+    s.head = head;
+    s.basis = stored;
+    return s;
+}
+
+/// Records [first, first + count) of one head of a grid.
+template <class Byte>
+[[nodiscard]] KVARN_INLINE constexpr kv_segment sealed_tiles(const format& f, const record_grid<Byte>& grid, std::size_t head,
+                                                             std::size_t first = 0, std::size_t count = SIZE_MAX) noexcept
+{
+    if (first > grid.tiles) first = grid.tiles;
+    if (count > grid.tiles - first) count = grid.tiles - first;
+    kv_segment s;
+    s.records = count;
+    s.tokens = count * static_cast<std::size_t>(f.group());
+    s.data = count != 0 ? grid.at(first, head) : nullptr;
+    s.stride = static_cast<std::ptrdiff_t>(grid.tile_stride);
+    return s;
+}
+
+/// `table.size()` records at base + table[i] * stride bytes: a block table.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment paged_tiles(const format& f, const std::byte* base, std::ptrdiff_t stride,
+                                                            std::span<const std::int32_t> table) noexcept
+{
+    kv_segment s;
+    s.records = table.size();
+    s.tokens = table.size() * static_cast<std::size_t>(f.group());
+    s.data = base;
+    s.stride = stride;
+    s.table = table.data();
+    return s;
+}
+
+/// Records at the given addresses.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment listed_tiles(const format& f, std::span<const std::byte* const> records) noexcept
+{
+    kv_segment s;
+    s.records = records.size();
+    s.tokens = records.size() * static_cast<std::size_t>(f.group());
+    s.list = records.data();
+    return s;
+}
+
+/// One KV head of one sequence for one step: m new tokens times r query heads of the group.
+struct attention_task {
+    std::span<const kv_segment> history;  ///< in the order of positions, the new tokens included (usually at the end of the tail)
+    input_view q{};                       ///< [m][r][head_dim_k + exact_channels]
+    output_view out{};                    ///< [m][r][head_dim_v, or head_dim_k when V is read from K]
+    float* log_sum_exp = nullptr;         ///< [m][r], natural logarithm of the sum of exp(score), sink logit included; may be null
+    const float* sink_logits = nullptr;   ///< [r], logits that take part in the softmax without a value; may be null
+    std::int64_t first_position = -1;     ///< of the first query token; -1: it is the m-th token from the end of the history
+};
+
+}  // namespace kvarn

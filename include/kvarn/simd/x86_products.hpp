@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Integer products of weights with packed codes on AVX2, for kernels<avx2> and kernels<avx512>. Included by simd/x86.hpp only.
+//
+// Two rows are interleaved so that one multiply-add serves both. Codes of 2, 4 and 8 bits are masked where they lie (the power of two
+// that this leaves is divided out at the end); the others, and what is left of a row, are fetched by a byte shuffle, 16 at a time.
+
+#include <immintrin.h>
+
+#include <utility>
+
+#include <kvarn/simd/portable.hpp>
+
+namespace kvarn::simd {
+
+struct avx2_products {
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        multiply<word_block<Bits, Heads>, Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+    }
+    template <int Bits, int Heads>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        multiply<byte_block<Bits, Heads>, Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+    }
+
+private:
+    template <class Block, int Bits, int Heads, class Weight>
+    KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
+                                      float* const (&sums)[Heads], read_ahead& shared) noexcept
+    {
+        read_ahead ahead = shared;  // in registers
+        const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
+        int c = 0;
+        const auto run = [&](auto width, auto&& block) __attribute__((always_inline)) {
+            for (; c + width <= columns; c += width) {
+                float* to[Heads];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) to[h] = sums[h] + c;
+                block(codes + c * Bits / 8, to);
+            }
+        };
+        if constexpr (16 % Bits == 0) {
+            run(std::integral_constant<int, 256 / Bits>{},
+                [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::template run<true>(at, row_bytes, rows, weights, to, ahead); });
+            run(std::integral_constant<int, 128 / Bits>{},
+                [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::template run<false>(at, row_bytes, rows, weights, to, ahead); });
+        }
+        run(std::integral_constant<int, 16>{},
+            [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::gathered(at, row_bytes, rows, weights, to, ahead); });
+        shared = ahead;
+    }
+
+    KVARN_INLINE static __m256i load32(const std::uint8_t* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    KVARN_INLINE static __m128i load16(const std::uint8_t* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+    KVARN_INLINE static __m256i load_two(const std::uint8_t* low, const std::uint8_t* high) noexcept
+    {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(low)), load16(high), 1);
+    }
+    /// A pair of weights (4 or 2 bytes) in every lane of 4 or 2 bytes; or one pair in the lower and the next in the upper half.
+    template <class Weight>
+    KVARN_INLINE static __m256i broadcast_pair(const Weight* w) noexcept
+    {
+        if constexpr (sizeof(Weight) == 2) {
+            std::int32_t pair;
+            std::memcpy(&pair, w, sizeof pair);
+            return _mm256_set1_epi32(pair);
+        } else {
+            std::int16_t pair;
+            std::memcpy(&pair, w, sizeof pair);
+            return _mm256_set1_epi16(pair);
+        }
+    }
+    template <class Weight>
+    KVARN_INLINE static __m256i broadcast_two_pairs(const Weight* w) noexcept
+    {
+        return _mm256_blend_epi32(broadcast_pair(w), broadcast_pair(w + 2), 0xf0);
+    }
+
+    KVARN_INLINE static void hold_sums([[maybe_unused]] __m256i& x) noexcept  // see kernels<portable>::hold
+    {
+#if !defined(__clang__)
+        asm volatile("" : "+x"(x));
+#endif
+    }
+
+    /// acc <- acc + product
+    KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
+    {
+        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(codes, w));
+        hold_sums(acc);
+    }
+    KVARN_INLINE static void add_bytes(__m256i& acc, __m256i codes, __m256i w) noexcept
+    {
+        acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, codes));
+        hold_sums(acc);
+    }
+
+    /// Floats of `Per` interleaved sequences: in[k][word] to out[word * Per + k].
+    template <int Per>
+    KVARN_INLINE static void interleave_out(const float* in, int words, float* out) noexcept
+    {
+        for (int w = 0; w < words; w += 4) {
+            __m128 x[Per];
+            KVARN_UNROLL
+            for (int k = 0; k < Per; ++k) x[k] = _mm_load_ps(in + k * words + w);
+            float* const to = out + w * Per;
+            if constexpr (Per == 1) {
+                _mm_storeu_ps(to, x[0]);
+            } else if constexpr (Per == 2) {
+                _mm_storeu_ps(to, _mm_unpacklo_ps(x[0], x[1]));
+                _mm_storeu_ps(to + 4, _mm_unpackhi_ps(x[0], x[1]));
+            } else {
+                KVARN_UNROLL
+                for (int k = 0; k < Per; k += 4) {
+                    __m128 a = x[k], b = x[k + 1], c = x[k + 2], d = x[k + 3];
+                    _MM_TRANSPOSE4_PS(a, b, c, d);
+                    _mm_storeu_ps(to + k, a);
+                    _mm_storeu_ps(to + Per + k, b);
+                    _mm_storeu_ps(to + 2 * Per + k, c);
+                    _mm_storeu_ps(to + 3 * Per + k, d);
+                }
+            }
+        }
+    }
+
+    /// 16-bit weights, 32-bit sums. A word holds 16 / Bits codes.
+    template <int Bits, int Heads>
+    struct word_block {
+        static constexpr int per_word = Bits == 2 || Bits == 4 || Bits == 8 ? 16 / Bits : 1;
+        static constexpr int mask = (1 << Bits) - 1;
+        // Eight accumulators: `halves` halves of the row pair times `together` codes of a word times the heads.
+        static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
+        static constexpr int together = per_word * Heads <= 8 ? per_word : 8 / Heads;
+
+        /// Bit position of code K of a word after the shift that brings it into the low byte.
+        template <int K>
+        static constexpr int position = K * Bits % 8;
+
+        template <int K>
+        KVARN_INLINE static __m256i extract(__m256i x) noexcept
+        {
+            if constexpr (K == per_word - 1) return _mm256_srli_epi16(x, 16 - Bits);
+            else if constexpr (K * Bits < 8) return _mm256_and_si256(x, _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
+            else return _mm256_and_si256(_mm256_srli_epi16(x, 8), _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
+        }
+
+        /// Adds the products of `together` codes of each word of x with the weights of all heads. One weight or a few codes at a
+        /// time are alive: eight accumulators leave registers for no more.
+        template <int First, int... K, class Broadcast>
+        KVARN_INLINE static void accumulate(__m256i x, Broadcast&& weight, __m256i (&sum)[together][Heads], std::integer_sequence<int, K...>) noexcept
+        {
+            if constexpr (Heads == 1) {
+                const __m256i w = weight(0);
+                (add_words(sum[K][0], extract<First + K>(x), w), ...);
+            } else {
+                const __m256i codes[] = {extract<First + K>(x)...};
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const __m256i w = weight(h);
+                    (add_words(sum[K][h], codes[K], w), ...);
+                }
+            }
+        }
+
+        template <int First, int... K>
+        KVARN_INLINE static void store(const __m256i (&sum)[together][Heads], bool wide, int words, int at, float (*stage)[128],
+                                       std::integer_sequence<int, K...>) noexcept
+        {
+            const auto one = [&](auto k, const __m256i(&from)[Heads]) __attribute__((always_inline)) {
+                constexpr int code = First + k();
+                constexpr float scale = code == per_word - 1 ? 1.0f : 1.0f / static_cast<float>(1 << position<code>);
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    float* const to = stage[h] + code * words + at;
+                    const __m128i low = _mm256_castsi256_si128(from[h]), high = _mm256_extracti128_si256(from[h], 1);
+                    if (wide) {
+                        _mm_store_ps(to, _mm_mul_ps(_mm_cvtepi32_ps(low), _mm_set1_ps(scale)));
+                        _mm_store_ps(to + 8, _mm_mul_ps(_mm_cvtepi32_ps(high), _mm_set1_ps(scale)));
+                    } else {
+                        _mm_store_ps(to, _mm_mul_ps(_mm_cvtepi32_ps(_mm_add_epi32(low, high)), _mm_set1_ps(scale)));
+                    }
+                }
+            };
+            (one(std::integral_constant<int, K>{}, sum[K]), ...);
+        }
+
+        template <bool Wide, int Half, int First>
+        KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::int16_t* const (&weights)[Heads],
+                                      float (*stage)[128], read_ahead& ahead) noexcept
+        {
+            constexpr auto each = std::make_integer_sequence<int, together>{};
+            __m256i sum[halves][together][Heads];
+            KVARN_UNROLL
+            for (int u = 0; u < halves; ++u)
+                KVARN_UNROLL
+                for (int k = 0; k < together; ++k)
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
+            for (int i = 0; i < rows; i += Wide ? 2 : 4) {
+                const std::uint8_t* const p = codes + i * row_bytes;
+                const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
+                const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
+                const auto w = [&](int h) __attribute__((always_inline)) {
+                    return Wide ? broadcast_pair(weights[h] + i) : broadcast_two_pairs(weights[h] + i);
+                };
+                if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), w, sum[0], each);
+                if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), w, sum[halves - 1], each);
+                ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int u = 0; u < halves; ++u) store<First>(sum[u], Wide, Wide ? 16 : 8, 4 * (halves == 2 ? u : Half), stage, each);
+        }
+
+        template <bool Wide>
+        KVARN_INLINE static void run(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::int16_t* const (&weights)[Heads],
+                                     float* const* to, read_ahead& ahead) noexcept
+        {
+            alignas(32) float stage[Heads][128];
+            const auto group = [&](auto first) __attribute__((always_inline)) {
+                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
+                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
+            };
+            [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+                (group(std::integral_constant<int, I * together>{}), ...);
+            }(std::make_integer_sequence<int, per_word / together>{});
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) interleave_out<per_word>(stage[h], Wide ? 16 : 8, to[h]);
+        }
+
+        /// Sixteen columns: a shuffle puts the two bytes that hold a code into its word, a mask leaves the code at its place in them.
+        struct gather_plan {
+            alignas(32) std::uint8_t order[32];
+            alignas(32) std::int16_t mask[16];
+            alignas(32) float scale[16];
+        };
+        static constexpr gather_plan plan = [] {
+            gather_plan p{};
+            for (int lane = 0; lane < 16; ++lane) {
+                // Lower half columns 0..3 and 8..11, upper half the others: interleaving two rows then leaves them in order.
+                const int column = lane < 8 ? lane % 4 + (lane < 4 ? 0 : 8) : lane % 4 + (lane < 12 ? 4 : 12);
+                const int bit = column * Bits, byte = bit / 8;
+                p.order[2 * lane] = static_cast<std::uint8_t>(byte);
+                p.order[2 * lane + 1] = static_cast<std::uint8_t>(byte + 1 < 2 * Bits ? byte + 1 : byte);
+                p.mask[lane] = static_cast<std::int16_t>(((1 << Bits) - 1) << (bit % 8));
+                p.scale[column] = 1.0f / static_cast<float>(1 << (bit % 8));
+            }
+            return p;
+        }();
+
+        KVARN_INLINE static __m256i gather(const std::uint8_t* p) noexcept
+        {
+            const __m256i both = _mm256_broadcastsi128_si256(load16(p));
+            const __m256i words = _mm256_shuffle_epi8(both, _mm256_load_si256(reinterpret_cast<const __m256i*>(plan.order)));
+            return _mm256_and_si256(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(plan.mask)));
+        }
+
+        KVARN_INLINE static void gathered(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows,
+                                          const std::int16_t* const (&weights)[Heads], float* const* to, read_ahead& ahead) noexcept
+        {
+            __m256i sum[2][Heads];
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) sum[0][h] = sum[1][h] = _mm256_setzero_si256();
+            for (int i = 0; i < rows; i += 2) {
+                const __m256i a = gather(codes + i * row_bytes), b = gather(codes + (i + 1) * row_bytes);
+                const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const __m256i w = broadcast_pair(weights[h] + i);
+                    add_words(sum[0][h], low, w);
+                    add_words(sum[1][h], high, w);
+                }
+                ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int u = 0; u < 2; ++u)
+                    _mm256_storeu_ps(to[h] + 8 * u, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[u][h]), _mm256_load_ps(plan.scale + 8 * u)));
+        }
+    };
+
+    /// 8-bit weights, 16-bit sums (unsigned). A byte holds 8 / Bits codes; Bits is 2 or 4.
+    template <int Bits, int Heads>
+    struct byte_block {
+        static constexpr int per_byte = 8 / Bits;
+        static constexpr int halves = per_byte * Heads <= 4 ? 2 : 1;
+        static constexpr int together = per_byte * Heads <= 8 ? per_byte : 8 / Heads;
+
+        template <int K>
+        KVARN_INLINE static __m256i extract(__m256i x) noexcept
+        {
+            const __m256i shifted = K == 0 ? x : _mm256_srli_epi16(x, K * Bits);
+            return _mm256_and_si256(shifted, _mm256_set1_epi8((1 << Bits) - 1));
+        }
+
+        template <int First, int... K, class Broadcast>
+        KVARN_INLINE static void accumulate(__m256i x, Broadcast&& weight, __m256i (&sum)[together][Heads], std::integer_sequence<int, K...>) noexcept
+        {
+            if constexpr (Heads == 1) {
+                const __m256i w = weight(0);
+                (add_bytes(sum[K][0], extract<First + K>(x), w), ...);
+            } else {
+                const __m256i codes[] = {extract<First + K>(x)...};
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const __m256i w = weight(h);
+                    (add_bytes(sum[K][h], codes[K], w), ...);
+                }
+            }
+        }
+
+        KVARN_INLINE static __m256 to_floats(__m128i x) noexcept { return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(x)); }
+
+        template <bool Wide, int Half, int First>
+        KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::uint8_t* const (&weights)[Heads],
+                                      float (*stage)[128], read_ahead& ahead) noexcept
+        {
+            constexpr auto each = std::make_integer_sequence<int, together>{};
+            __m256i sum[halves][together][Heads];
+            KVARN_UNROLL
+            for (int u = 0; u < halves; ++u)
+                KVARN_UNROLL
+                for (int k = 0; k < together; ++k)
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
+            for (int i = 0; i < rows; i += Wide ? 2 : 4) {
+                const std::uint8_t* const p = codes + i * row_bytes;
+                const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
+                const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
+                const auto w = [&](int h) __attribute__((always_inline)) {
+                    return Wide ? broadcast_pair(weights[h] + i) : broadcast_two_pairs(weights[h] + i);
+                };
+                if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi8(a, b), w, sum[0], each);
+                if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi8(a, b), w, sum[halves - 1], each);
+                ahead.touch();
+            }
+            constexpr int bytes = Wide ? 32 : 16;
+            KVARN_UNROLL
+            for (int u = 0; u < halves; ++u)
+                KVARN_UNROLL
+                for (int k = 0; k < together; ++k)
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) {
+                        float* const at = stage[h] + (First + k) * bytes + 8 * (halves == 2 ? u : Half);
+                        const __m128i low = _mm256_castsi256_si128(sum[u][k][h]), high = _mm256_extracti128_si256(sum[u][k][h], 1);
+                        if constexpr (Wide) {
+                            _mm256_store_ps(at, to_floats(low));
+                            _mm256_store_ps(at + 16, to_floats(high));
+                        } else {
+                            _mm256_store_ps(at, to_floats(_mm_add_epi16(low, high)));
+                        }
+                    }
+        }
+
+        template <bool Wide>
+        KVARN_INLINE static void run(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::uint8_t* const (&weights)[Heads],
+                                     float* const* to, read_ahead& ahead) noexcept
+        {
+            alignas(32) float stage[Heads][128];
+            const auto group = [&](auto first) __attribute__((always_inline)) {
+                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
+                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
+            };
+            [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+                (group(std::integral_constant<int, I * together>{}), ...);
+            }(std::make_integer_sequence<int, per_byte / together>{});
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) interleave_out<per_byte>(stage[h], Wide ? 32 : 16, to[h]);
+        }
+
+        KVARN_INLINE static void gathered(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows,
+                                          const std::uint8_t* const (&weights)[Heads], float* const* to, read_ahead& ahead) noexcept
+        {
+            // Few columns: the 16-bit kernel, one row pair's weights widened at a time.
+            __m256i sum[2][Heads];
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) sum[0][h] = sum[1][h] = _mm256_setzero_si256();
+            for (int i = 0; i < rows; i += 2) {
+                using words = word_block<Bits, Heads>;
+                const __m256i a = words::gather(codes + i * row_bytes), b = words::gather(codes + (i + 1) * row_bytes);
+                const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    const __m256i w = _mm256_set1_epi32(weights[h][i] | weights[h][i + 1] << 16);
+                    add_words(sum[0][h], low, w);
+                    add_words(sum[1][h], high, w);
+                }
+                ahead.touch();
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h)
+                KVARN_UNROLL
+                for (int u = 0; u < 2; ++u)
+                    _mm256_storeu_ps(to[h] + 8 * u, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[u][h]), _mm256_load_ps(word_block<Bits, Heads>::plan.scale + 8 * u)));
+        }
+    };
+};
+
+}  // namespace kvarn::simd
