@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantizes and dequantizes pseudo-random tiles of many formats and prints an FNV-1a digest of each: the text must be the same
-// from every compiler, instruction set and optimisation level. Nothing here depends on any of them: integers make the values.
+// Quantizes and dequantizes pseudo-random tiles of many formats, attends to their records, and prints an FNV-1a digest of each result:
+// the text must be the same from every compiler, instruction set and optimisation level. Integers make the values.
 // To save time a variant may leave out element types, and the comparison of its native kernels with the portable ones.
 #include <cstdio>
 #include <cstring>
@@ -17,6 +17,10 @@
 #endif
 #if !defined(KVARN_DIGEST_PORTABLE)
 #define KVARN_DIGEST_PORTABLE 1
+#endif
+
+#if !defined(KVARN_DIGEST_ATTENTION)
+#define KVARN_DIGEST_ATTENTION 1
 #endif
 
 namespace {
@@ -112,6 +116,36 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, content c, 
     return records;
 }
 
+/// Decode attention over two records and a few exact tokens, at each precision.
+template <class Arch>
+void attend(const kvarn::format& f, std::span<const std::byte> records, std::uint32_t seed)
+{
+    const auto dk = static_cast<std::size_t>(f.key_channels());
+    const auto dv = static_cast<std::size_t>(f.has_values() ? f.head_dim_v() : f.head_dim_k());
+    const auto group = static_cast<std::size_t>(f.group());
+    constexpr std::size_t m = 2, r = 7, tail = 21;
+    const auto q = fill<float>(m * r, dk, content::random, seed), k = fill<float>(tail, dk, content::random, seed + 1);
+    const auto v = fill<float>(tail, dv, content::random, seed + 2);
+    std::vector<float> out(m * r * dv);
+    std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(f, m * r));
+    const kvarn::kv_segment history[] = {
+        kvarn::sealed_tiles(f, kvarn::tile_major(f, records.data(), 2 * kvarn::record_bytes(f), 2, 1), 0),
+        kvarn::exact_tokens(kvarn::head_major(k.data(), tail, 1, dk), f.has_values() ? kvarn::head_major(v.data(), tail, 1, dv) : kvarn::kv_view<const float>{}, 0)};
+    kvarn::attention_task task;
+    task.history = history;
+    task.q = kvarn::token_major(q.data(), m, r, dk);
+    task.out = kvarn::token_major(out.data(), m, r, dv);
+    kvarn::attention_options options;
+    options.logit_soft_cap = seed % 2 != 0 ? 3.0f : 0.0f;
+    options.window = static_cast<std::int64_t>(group) + 40;
+    for (const auto p : {kvarn::precision::exact, kvarn::precision::fine, kvarn::precision::fast}) {
+        options.precision = p;
+        if (kvarn::attend<Arch>(f, task, options, scratch) != kvarn::status::ok) ++failures;
+        std::printf("attention k%dv%d_g%d D%d/%d+%d rot%d seed%u precision%d: %016llx\n", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(),
+                    f.head_dim_v(), f.exact_channels(), f.rotated() ? 1 : 0, seed, static_cast<int>(p), digest(out.data(), out.size() * sizeof(float)));
+    }
+}
+
 template <class T>
 void both(const char* type, const kvarn::format_spec& spec, content c, std::uint32_t seed)
 {
@@ -122,6 +156,9 @@ void both(const char* type, const kvarn::format_spec& spec, content c, std::uint
         return;
     }
     const auto native = run<kvarn::simd::native_arch, T>(type, *f, c, seed, true);
+#if KVARN_DIGEST_ATTENTION
+    if constexpr (std::is_same_v<T, float>) attend<kvarn::simd::native_arch>(*f, native, seed);
+#endif
 #if KVARN_DIGEST_PORTABLE
     if constexpr (std::is_same_v<T, float>) {  // the variants whose native kernels are the portable ones cover the other types
         const auto portable = run<kvarn::simd::portable, T>(type, *f, c, seed, false);

@@ -96,9 +96,17 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
     for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
         if (!any_visible(r.seen + row, heads)) return;
         score_exact<Arch, heads()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
-        if (cap != 0.0f)
-            for (int h = 0; h < heads; ++h) soft_cap<Arch>(x.y + h * x.stride, exact_block, cap);
-        absorb_rows<Arch>(x.y, x.stride, heads, exact_block, r, row, e.values);
+        for (int h = 0; h < heads; ++h) {
+            float* const s = x.y + h * x.stride;
+            if (r.seen[row + h].empty()) {
+                for (int t = 0; t < exact_block; ++t) s[t] = 0.0f;
+                continue;
+            }
+            if (cap != 0.0f) soft_cap<Arch>(s, exact_block, cap);
+            hide_scores(s, exact_block, r.seen[row + h]);
+            absorb_scores<Arch>(s, exact_block, reduce_max(largest_of<Arch>(s, exact_block)), r.state[row + h], r.out + (row + h) * e.values,
+                                e.values);
+        }
         add_exact_values<Arch, heads()>(r.values, tokens, x.y, x.stride, r.out + row * e.values, e.values);
     });
 }

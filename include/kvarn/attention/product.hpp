@@ -38,54 +38,42 @@ struct product_scale {
     float offset;
 };
 
-/// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `Bits`-bit codes overflows.
-template <class Arch, int Bits>
-KVARN_INLINE product_scale round_to_words(const float* w, int n, std::int16_t* words) noexcept
-{
-    using k = simd::kernels<Arch>;
-    using one = simd::kernels<simd::portable>;
-    using lane = simd::lanes<Arch>;
-    const lane zero = lane::broadcast(0.0f);
-    lane most = zero, total = zero;
-    for (int i = 0; i < n; i += simd::lane_count) {
-        const lane x = lane::load(w + i), magnitude = max(x, sub(zero, x));
-        most = max(most, magnitude);
-        total = add(total, magnitude);
-    }
-    // |rounded| <= 32767 and sum |rounded| <= total / step + n / 2 <= 2^31 / word_limit - n / 2.
-    const float limit = 2147483648.0f / static_cast<float>(simd::word_limit(Bits)) - static_cast<float>(n);
-    const float step = one::max(one::max(reduce_max(most) * (1.0f / 32767.0f), reduce_add(total) / limit), 1e-30f);
-    const typename k::reg inverse = k::broadcast(1.0f / step);
-    for (int i = 0; i < n; i += simd::lane_count) k::store_words(words + i, lane::load(w + i).r, inverse);
-    return {step, 0.0f};
-}
+/// What rounding needs to know of one row's weights: the largest magnitude and the sum of magnitudes.
+struct weight_totals {
+    float most;
+    float sum;
+};
 
-/// Rounds `n` <= byte_rows weights, none negative, to 8 bits such that no unsigned 16-bit sum over `Bits`-bit codes overflows.
-/// What rounding took away in total meets the middle code: that is the offset.
-template <class Arch, int Bits>
-KVARN_INLINE product_scale round_to_bytes(const float* w, int n, std::uint8_t* bytes) noexcept
+/// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `Bits`-bit codes overflows, or to
+/// 8 bits (none negative, n <= byte_rows) such that no unsigned 16-bit sum does. What rounding to 8 bits took away in total meets the
+/// middle code: that is the offset.
+template <class Arch, int Bits, class Rounded>
+KVARN_INLINE product_scale round_weights(const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
 {
     using k = simd::kernels<Arch>;
     using one = simd::kernels<simd::portable>;
     using lane = simd::lanes<Arch>;
+    constexpr bool words = sizeof(Rounded) == 2;
     constexpr float levels = (1 << Bits) - 1;
-    lane most = lane::broadcast(0.0f), total = most, rounded = most;
-    for (int i = 0; i < n; i += simd::lane_count) {
-        const lane x = lane::load(w + i);
-        most = max(most, x);
-        total = add(total, x);
-    }
-    // sum rounded * levels <= (total / step + n / 2) * levels < 2^16
-    const float limit = 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
-    const float sum = reduce_add(total);
-    const float step = one::max(one::max(reduce_max(most) * (1.0f / 255.0f), sum / limit), 1e-30f);
+    // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
+    // Bytes: rounded <= 255 and sum rounded * levels <= (sum / step + n / 2) * levels < 2^16.
+    const float most = words ? 1.0f / 32767.0f : 1.0f / 255.0f;
+    const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(Bits)) - static_cast<float>(n)
+                              : 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
+    const float step = one::max(one::max(one::mul(of.most, most), of.sum / limit), 1e-30f);
     const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
+    lane sum = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
         const lane x = lane::load(w + i);
-        rounded = add(rounded, sub(fma(x, inverse, magic), magic));
-        k::store_codes(bytes + i, x.r, inverse.r[0]);
+        if constexpr (words) {
+            k::store_words(rounded + i, x.r, inverse.r[0]);
+        } else {
+            k::store_codes(rounded + i, x.r, inverse.r[0]);
+            sum = add(sum, sub(fma(x, inverse, magic), magic));
+        }
     }
-    return {step, one::mul(one::fnma(step, reduce_add(rounded), sum), 0.5f * levels)};
+    if constexpr (words) return {step, 0.0f};
+    else return {step, one::mul(one::fnma(step, reduce_add(sum), of.sum), 0.5f * levels)};
 }
 
 /// The exact product: rows in order, one fma each.
@@ -141,7 +129,7 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
 /// Rounds the weights of all heads, then multiplies.
 template <class Arch, int Bits, int Heads, class Weight>
 KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int columns, const product_rows& x, Weight* rounded,
-                                     product_scale* scale, simd::read_ahead& ahead) noexcept
+                                     const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
 {
     const Weight* w[Heads];
     float* y[Heads];
@@ -152,10 +140,7 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     }
     const Weight* const(&weights)[Heads] = reinterpret_cast<const Weight* const(&)[Heads]>(w);
     float* const(&sums)[Heads] = reinterpret_cast<float* const(&)[Heads]>(y);
-    for (int h = 0; h < Heads; ++h) {
-        if constexpr (sizeof(Weight) == 2) scale[h] = round_to_words<Arch, Bits>(x.w + h * x.stride, rows, rounded + h * x.stride);
-        else scale[h] = round_to_bytes<Arch, Bits>(x.w + h * x.stride, rows, rounded + h * x.stride);
-    }
+    for (int h = 0; h < Heads; ++h) scale[h] = round_weights<Arch, Bits>(x.w + h * x.stride, rows, totals[h], rounded + h * x.stride);
     if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
 }
@@ -170,7 +155,7 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
 
 template <class Arch, int Heads>
 KVARN_INLINE void multiply(product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
-                           product_scale* scale, simd::read_ahead& ahead) noexcept
+                           const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
 {
     const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed);
     kind = kind_for(kind, bits, rows, columns);
@@ -179,9 +164,9 @@ KVARN_INLINE void multiply(product_kind kind, int bits, const std::byte* packed,
             for (int h = 0; h < Heads; ++h) scale[h] = {1.0f, 0.0f};
             multiply_exact<Arch, b(), Heads>(codes, rows, columns, x, ahead);
         } else if (kind == product_kind::words) {
-            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.words, scale, ahead);
+            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.words, totals, scale, ahead);
         } else if constexpr (b() == 2 || b() == 4) {
-            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.bytes, scale, ahead);
+            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.bytes, totals, scale, ahead);
         }
     });
 }

@@ -113,17 +113,4 @@ KVARN_INLINE void for_row_groups(int rows, F&& body) noexcept
     return false;
 }
 
-/// Scores of `heads` rows to weights; a row that sees nothing gets zeros and keeps its state.
-template <class Arch>
-KVARN_INLINE void absorb_rows(float* scores, std::ptrdiff_t stride, int heads, int tokens, const attention_rows& r, int row, int channels) noexcept
-{
-    for (int h = 0; h < heads; ++h) {
-        float* const s = scores + h * stride;
-        if (r.seen[row + h].empty())
-            for (int i = 0; i < tokens; ++i) s[i] = 0.0f;
-        else
-            absorb_scores<Arch>(s, tokens, r.seen[row + h], r.state[row + h], r.out + (row + h) * channels, channels);
-    }
-}
-
 }  // namespace kvarn::detail

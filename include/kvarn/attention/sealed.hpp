@@ -46,18 +46,38 @@ KVARN_INLINE record_scalars load_record_scalars(const format& f, const record_la
     return s;
 }
 
-/// w[i] <- x[i] * scale[i]; returns the sum of x[i] * zero[i]. `n` is a multiple of 16.
-template <class Arch>
-KVARN_INLINE float weigh(const float* x, const float* scale, const float* zero, int n, float* w) noexcept
+/// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16; x not negative if not Signed.
+template <class Arch, bool Signed>
+KVARN_INLINE float weigh(const float* x, const float* scale, const float* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
-    lane sum = lane::broadcast(0.0f);
+    const lane nothing = lane::broadcast(0.0f);
+    lane zeros = nothing, most = nothing, sum = nothing;
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane v = lane::load(x + i);
-        sum = fma(v, lane::load(zero + i), sum);
-        mul(v, lane::load(scale + i)).store(w + i);
+        const lane v = lane::load(x + i), y = mul(v, lane::load(scale + i));
+        y.store(w + i);
+        zeros = fma(v, lane::load(zero + i), zeros);
+        const lane magnitude = Signed ? max(y, sub(nothing, y)) : y;
+        most = max(most, magnitude);
+        sum = add(sum, magnitude);
     }
-    return reduce_add(sum);
+    totals = {reduce_max(most), reduce_add(sum)};
+    return reduce_add(zeros);
+}
+
+/// Sums of products to scores, in place: s[t] <- (step * s[t] + offset) * token_scale[t]. Returns the largest.
+template <class Arch>
+KVARN_INLINE float finish_scores(float* s, int n, float step, float offset, const float* token_scale) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    const lane by = lane::broadcast(step), plus = lane::broadcast(offset);
+    lane most = lane::broadcast(lowest_score);
+    for (int t = 0; t < n; t += simd::lane_count) {
+        const lane x = mul(fma(lane::load(s + t), by, plus), lane::load(token_scale + t));
+        most = max(most, x);
+        x.store(s + t);
+    }
+    return reduce_max(most);
 }
 
 /// Adds to scores[t] the product of the query's exact channels with the record's: [group][exact_channels] half.
@@ -87,36 +107,43 @@ KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, cons
     const int group = f.group();
     const record_scalars s = load_record_scalars<Arch>(f, at, record, r.scalars);
     const product_rows& x = r.product;
+    const bool latent = !f.has_values();
+    const float* const value_scale = latent ? s.k_token : s.v_scale;
+    const float* const value_zero = latent ? s.k_token : s.v_zero;
     for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
         if (!any_visible(r.seen + row, heads)) return;
+        weight_totals totals[heads];
         product_scale scale[heads];
         float zero[heads];
 
-        for (int h = 0; h < heads; ++h) zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride);
-        multiply<Arch, heads()>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, scale, ahead);
-        for (int h = 0; h < heads; ++h) {
-            float* const y = x.y + h * x.stride;
-            const lane step = lane::broadcast(scale[h].step), offset = lane::broadcast(one::add(zero[h], scale[h].offset));
-            for (int t = 0; t < group; t += simd::lane_count)
-                mul(fma(lane::load(y + t), step, offset), lane::load(s.k_token + t)).store(y + t);
-            if (f.exact_channels() != 0)
-                add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, y);
-            if (cap != 0.0f) soft_cap<Arch>(y, group, cap);
-        }
-        absorb_rows<Arch>(x.y, x.stride, heads, group, r, row, e.values);
+        for (int h = 0; h < heads; ++h)
+            zero[h] = weigh<Arch, true>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+        multiply<Arch, heads()>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
 
-        const bool latent = !f.has_values();
         for (int h = 0; h < heads; ++h) {
-            float* const p = x.y + h * x.stride;
+            float* const score = x.y + h * x.stride;
             float* const w = x.w + h * x.stride;
-            if (latent) zero[h] = weigh<Arch>(p, s.k_token, s.k_token, group, w);
-            else zero[h] = weigh<Arch>(p, s.v_scale, s.v_zero, group, w);
+            const visible_range seen = r.seen[row + h];
+            if (seen.empty()) {
+                for (int t = 0; t < group; ++t) w[t] = 0.0f;
+                zero[h] = 0.0f;
+                totals[h] = {};
+                continue;
+            }
+            float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
+            if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
+                if (f.exact_channels() != 0)
+                    add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, score);
+                if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
+                hide_scores(score, group, seen);
+                largest = reduce_max(largest_of<Arch>(score, group));
+            }
+            absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
+            zero[h] = weigh<Arch, false>(score, value_scale, value_zero, group, w, totals[h]);
         }
-        if (latent) {
-            multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
-        } else {
-            multiply<Arch, heads()>(values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, scale, ahead);
-        }
+
+        if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
+        else multiply<Arch, heads()>(values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
         for (int h = 0; h < heads; ++h) {
             const float* const y = x.y + h * x.stride;
             float* const out = r.out + (row + h) * e.values;

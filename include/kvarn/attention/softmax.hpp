@@ -69,33 +69,46 @@ KVARN_INLINE void scale_floats(float* x, int n, float factor) noexcept
     for (int i = 0; i < n; i += simd::lane_count) mul(lane::load(x + i), f).store(x + i);
 }
 
-/// Scores to weights, in place: s[i] <- 2^(s[i] - m); 0 outside of `seen`, which is not empty. Updates the state and rescales `out`
-/// ([channels], multiple of 16) if the maximum rose. `n` is a multiple of 16.
-template <class Arch>
-KVARN_INLINE void absorb_scores(float* s, int n, visible_range seen, softmax_state& state, float* out, int channels) noexcept
+/// Hides what a row does not see: s[i] <- -infinity outside of `seen`. `n` scores.
+KVARN_INLINE void hide_scores(float* s, int n, visible_range seen) noexcept
 {
-    using lane = simd::lanes<Arch>;
     constexpr float nothing = -std::numeric_limits<float>::infinity();
     for (int i = 0; i < seen.begin; ++i) s[i] = nothing;
     for (int i = seen.end; i < n; ++i) s[i] = nothing;
+}
+
+template <class Arch>
+KVARN_INLINE simd::lanes<Arch> largest_of(const float* s, int n) noexcept
+{
+    using lane = simd::lanes<Arch>;
     lane most = lane::load(s);
     for (int i = simd::lane_count; i < n; i += simd::lane_count) most = max(most, lane::load(s + i));
-    const float largest = simd::kernels<simd::portable>::min(reduce_max(most), 3.0e38f);
+    return most;
+}
+
+/// Scores enter a state and become weights, in place: s <- 2^(s - m). `n` is a multiple of 16, `largest` the largest of the scores.
+/// Updates the state and rescales `out` ([channels], a multiple of 16) if the maximum rises.
+template <class Arch>
+KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& state, float* out, int channels) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    using one = simd::kernels<simd::portable>;
+    largest = one::min(largest, 3.0e38f);
     if (largest > state.largest) {
-        const float factor = exp2_of(simd::kernels<simd::portable>::sub(state.largest, largest));
+        const float factor = exp2_of(one::sub(state.largest, largest));
         state.largest = largest;
-        state.total = simd::kernels<simd::portable>::mul(state.total, factor);
+        state.total = one::mul(state.total, factor);
         scale_floats<Arch>(out, channels, factor);
     }
-    const lane m = lane::broadcast(state.largest);
+    const lane m = lane::broadcast(state.largest), highest = lane::broadcast(0.0f);
     lane total = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane d = min(sub(lane::load(s + i), m), lane::broadcast(0.0f));
+        const lane d = min(sub(lane::load(s + i), m), highest);
         const lane p = lane::make([&](int j) __attribute__((always_inline)) { return exp2<simd::kernels<Arch>>(d.r[j]); });
         total = add(total, p);
         p.store(s + i);
     }
-    state.total = simd::kernels<simd::portable>::add(state.total, reduce_add(total));
+    state.total = one::add(state.total, reduce_add(total));
 }
 
 /// to <- to merged with `from`, outputs of `channels` (a multiple of 16) channels. Associative only up to rounding: merge in order.

@@ -14,7 +14,7 @@
 namespace kvarn::simd {
 
 /// Bound on a code times the power of two that a kernel may leave it multiplied with: see multiply_words.
-[[nodiscard]] KVARN_INLINE constexpr int word_limit(int bits) noexcept { return bits == 2 || bits == 4 || bits == 8 ? 256 : 4096; }
+[[nodiscard]] KVARN_INLINE constexpr int word_limit(int bits) noexcept { return bits == 2 || bits == 8 ? 256 : 4096; }
 
 /// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Products and sums
 /// are rounded one by one: no compiler may fuse or reorder them (`pin` hides each from the optimizer).
@@ -36,7 +36,7 @@ KVARN_INLINE void pin(float& x) noexcept
 #endif
 }
 
-/// What a product fetches into the cache while it computes: a line a step, from `at` up to `last`.
+/// What a product fetches into the second-level cache while it computes: two lines a step, from `at` up to `last`.
 struct read_ahead {
     const std::byte* at = nullptr;
     const std::byte* last = nullptr;
@@ -44,9 +44,10 @@ struct read_ahead {
     KVARN_INLINE void touch() noexcept
     {
 #if defined(__GNUC__)
-        __builtin_prefetch(at);
+        __builtin_prefetch(at, 0, 2);  // into the first level it would wait for a free fill buffer
+        __builtin_prefetch(at + 64, 0, 2);
 #endif
-        const std::byte* const next = at + 64;
+        const std::byte* const next = at + 128;
         at = next < last ? next : last;
     }
 };

@@ -136,15 +136,18 @@ private:
         static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
         static constexpr int together = per_word * Heads <= 8 ? per_word : 8 / Heads;
 
-        /// Bit position of code K of a word after the shift that brings it into the low byte.
+        // Codes from bit 8 on are brought down first, where leaving them in place would cost the weights too many bits.
+        static constexpr int in_place = Bits == 2 ? 8 : 16;
+
+        /// Bit position of code K of a word when it is multiplied.
         template <int K>
-        static constexpr int position = K * Bits % 8;
+        static constexpr int position = K * Bits % in_place;
 
         template <int K>
         KVARN_INLINE static __m256i extract(__m256i x) noexcept
         {
             if constexpr (K == per_word - 1) return _mm256_srli_epi16(x, 16 - Bits);
-            else if constexpr (K * Bits < 8) return _mm256_and_si256(x, _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
+            else if constexpr (K * Bits < in_place) return _mm256_and_si256(x, _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
             else return _mm256_and_si256(_mm256_srli_epi16(x, 8), _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
         }
 
@@ -200,15 +203,18 @@ private:
                 for (int k = 0; k < together; ++k)
                     KVARN_UNROLL
                     for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
-            for (int i = 0; i < rows; i += Wide ? 2 : 4) {
-                const std::uint8_t* const p = codes + i * row_bytes;
-                const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
-                const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                const auto w = [&](int h) __attribute__((always_inline)) {
-                    return Wide ? broadcast_pair(weights[h] + i) : broadcast_two_pairs(weights[h] + i);
-                };
-                if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), w, sum[0], each);
-                if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), w, sum[halves - 1], each);
+            for (int i = 0; i < rows; i += 4) {
+                KVARN_UNROLL
+                for (int j = 0; j < (Wide ? 4 : 2); j += 2) {
+                    const std::uint8_t* const p = codes + (i + j) * row_bytes;
+                    const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
+                    const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
+                    const auto w = [&](int h) __attribute__((always_inline)) {
+                        return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
+                    };
+                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), w, sum[0], each);
+                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), w, sum[halves - 1], each);
+                }
                 ahead.touch();
             }
             KVARN_UNROLL
@@ -327,15 +333,18 @@ private:
                 for (int k = 0; k < together; ++k)
                     KVARN_UNROLL
                     for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
-            for (int i = 0; i < rows; i += Wide ? 2 : 4) {
-                const std::uint8_t* const p = codes + i * row_bytes;
-                const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
-                const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                const auto w = [&](int h) __attribute__((always_inline)) {
-                    return Wide ? broadcast_pair(weights[h] + i) : broadcast_two_pairs(weights[h] + i);
-                };
-                if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi8(a, b), w, sum[0], each);
-                if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi8(a, b), w, sum[halves - 1], each);
+            for (int i = 0; i < rows; i += 4) {
+                KVARN_UNROLL
+                for (int j = 0; j < (Wide ? 4 : 2); j += 2) {
+                    const std::uint8_t* const p = codes + (i + j) * row_bytes;
+                    const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
+                    const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
+                    const auto w = [&](int h) __attribute__((always_inline)) {
+                        return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
+                    };
+                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi8(a, b), w, sum[0], each);
+                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi8(a, b), w, sum[halves - 1], each);
+                }
                 ahead.touch();
             }
             constexpr int bytes = Wide ? 32 : 16;
