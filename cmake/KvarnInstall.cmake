@@ -16,4 +16,5 @@ configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/kvarnConfig.cmake.in"
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/kvarnConfigVersion.cmake"
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/kvarnConfig.cmake" "${PROJECT_BINARY_DIR}/kvarnConfigVersion.cmake"
+  "${PROJECT_SOURCE_DIR}/cmake/KvarnKernels.cmake" "${PROJECT_SOURCE_DIR}/cmake/kvarn_kernels.cpp.in"
   DESTINATION "${kvarn_package_dir}")

@@ -18,9 +18,9 @@ for set in $sets; do
     for header in $(find kvarn -name '*.hpp' | LC_ALL=C sort); do
         eigen= plain='-fno-exceptions -fno-rtti'
         case $set:$header in
-            # These two are parts of simd/xsimd.hpp, which includes the one that fits.
-            -march=x86-64:kvarn/simd/x86.hpp) continue ;;
-            -march=x86*:kvarn/simd/neon.hpp | -march=native:kvarn/simd/x86.hpp) continue ;;
+            # These are parts of simd/xsimd.hpp, which includes the one that fits.
+            -march=x86-64:kvarn/simd/x86*.hpp) continue ;;
+            -march=x86*:kvarn/simd/neon.hpp | -march=native:kvarn/simd/x86*.hpp) continue ;;
             *:kvarn/interop/eigen*) eigen="-isystem $KVARN_EIGEN" ;;
             *:kvarn/interop/throwing*) plain= ;;
         esac

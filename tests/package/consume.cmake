@@ -62,11 +62,37 @@ elseif(MODE STREQUAL "find_package")
     endif()
   endforeach()
   configure_build_run("-Dkvarn_ROOT=${WORK}/prefix")
+  must_run("building with several instruction sets" "${CMAKE_COMMAND}" --build "${WORK}/build" --target consumer_kernels)
+  must_run("running with several instruction sets" "${WORK}/build/consumer_kernels")
+  message(STATUS "${log}")
 
 elseif(MODE STREQUAL "existing_xsimd")
   # The parent has a target `xsimd`, and none could be found: configuring is enough.
   must_run("configuring" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
     --no-warn-unused-cli -DKVARN_CONSUME=existing_xsimd "-DKVARN_SOURCE=${REPOSITORY}" -DCMAKE_DISABLE_FIND_PACKAGE_xsimd=ON)
+
+elseif(MODE STREQUAL "kernels_arguments")
+  # kvarn_add_kernels with these arguments must end (or, the last, go on) with these words.
+  function(kernels_say arguments expected)
+    execute_process(COMMAND "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
+      -DKVARN_CONSUME=add_subdirectory "-DKVARN_SOURCE=${REPOSITORY}" "-DKVARN_KERNELS=${arguments}"
+      RESULT_VARIABLE code OUTPUT_VARIABLE log ERROR_VARIABLE log)
+    string(REGEX REPLACE "[ \n]+" " " log "${log}")
+    string(FIND "${log}" "${expected}" at)
+    set(wrong_code OFF)
+    if((code EQUAL 0 AND NOT ARGN STREQUAL "accepted") OR (ARGN STREQUAL "accepted" AND NOT code EQUAL 0))
+      set(wrong_code ON)
+    endif()
+    if(at EQUAL -1 OR wrong_code)
+      message(FATAL_ERROR "kvarn_add_kernels(${arguments}) should have said `${expected}`:\n${log}")
+    endif()
+  endfunction()
+  kernels_say("consumer_kernels" "no ARCHS")
+  kernels_say("consumer_kernels portable" "unexpected `portable`")
+  kernels_say("consumer_kernel ARCHS portable" "no target `consumer_kernel`")
+  kernels_say("consumer_kernels ARCHS portable avx3" "unknown instruction set `avx3`; known are: portable, avx2, avx512, neon64")
+  kernels_say("consumer_kernels ARCHS portable ELEMENTS double" "unknown element type `double`; known are: float, half, bfloat16")
+  kernels_say("consumer_kernels ARCHS portable avx2 neon64 sse2" "left out, this is" accepted)
 
 elseif(MODE STREQUAL "no_xsimd")
   execute_process(COMMAND "${CMAKE_COMMAND}" -S "${REPOSITORY}" -B "${WORK}/build" ${common} ${quiet_build}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+# One binary for many processors (docs/embedding.md):
+#
+#   kvarn_add_kernels(<target> ARCHS <set> ... [ELEMENTS <type> ...])
+#
+# adds one source file for each instruction set to <target>, compiled with that set's flags, and tells <target> by private
+# definitions which ones there are; its own files then include <kvarn/dispatch.hpp>. Nothing else of <target> changes.
+#   ARCHS     portable (alias sse2), avx2, avx512, neon64 (alias neon); those of other processors are left out
+#   ELEMENTS  float, half, bfloat16; default half. Each one costs compile time
+# <target> is a target that has sources, and links kvarn::kvarn.
+
+cmake_policy(VERSION 3.20)  # for this file alone, also where a project with older policies includes it by find_package
+
+function(kvarn_add_kernels target)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCHS;ELEMENTS")
+  set(usage "kvarn_add_kernels(<target> ARCHS portable|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...])")
+  if(arg_UNPARSED_ARGUMENTS OR NOT arg_ARCHS)
+    message(FATAL_ERROR "${usage}: unexpected `${arg_UNPARSED_ARGUMENTS}`, or no ARCHS")
+  endif()
+  if(NOT TARGET ${target})
+    message(FATAL_ERROR "${usage}: there is no target `${target}`")
+  endif()
+  get_target_property(already ${target} KVARN_KERNELS)
+  if(already)
+    message(FATAL_ERROR "${usage}: `${target}` has kernels (${already}): name all of them in one call")
+  endif()
+
+  # What to build.
+  set(elements ${arg_ELEMENTS})
+  if(NOT elements)
+    set(elements half)
+  endif()
+  set(known_elements float half bfloat16)
+  foreach(element IN LISTS elements)
+    if(NOT element IN_LIST known_elements)
+      message(FATAL_ERROR "${usage}: unknown element type `${element}`; known are: float, half, bfloat16")
+    endif()
+  endforeach()
+
+  set(processor "${CMAKE_SYSTEM_PROCESSOR}")
+  if(CMAKE_OSX_ARCHITECTURES)
+    set(processor "${CMAKE_OSX_ARCHITECTURES}")
+  endif()
+  set(here portable)
+  if(processor MATCHES ";")
+    message(FATAL_ERROR "kvarn_add_kernels: one processor at a time, not ${processor}; join the programs with lipo")
+  elseif(processor MATCHES "^(x86_64|amd64|AMD64|x64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+    list(APPEND here avx2 avx512)
+  elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+    list(APPEND here neon64)
+  endif()
+  set(known_archs portable avx2 avx512 neon64)
+  set(archs "")
+  foreach(arch IN LISTS arg_ARCHS)
+    if(arch STREQUAL "sse2")
+      set(arch portable)
+    elseif(arch STREQUAL "neon")
+      set(arch neon64)
+    endif()
+    if(NOT arch IN_LIST known_archs)
+      message(FATAL_ERROR "${usage}: unknown instruction set `${arch}`; known are: portable, avx2, avx512, neon64, "
+        "sse2 (portable), neon (neon64)")
+    elseif(NOT arch IN_LIST here)
+      message(STATUS "kvarn: ${target}: ${arch} left out, this is ${processor}")
+    else()
+      list(APPEND archs ${arch})
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES archs)
+  if(NOT archs)
+    message(FATAL_ERROR "kvarn_add_kernels: none of `${arg_ARCHS}` exists on ${processor}; add portable")
+  endif()
+
+  # How to compile it. An instruction set's flags come after the target's and the build type's, so that they win.
+  set(common "")
+  foreach(arch IN LISTS known_archs)
+    set(flags_${arch} "")
+  endforeach()
+  if(CMAKE_CXX_COMPILER_FRONTEND_VARIANT STREQUAL "MSVC" OR MSVC)
+    set(flags_avx2 /arch:AVX2)
+    set(flags_avx512 /arch:AVX512)
+  else()
+    # Without optimisation the standard library's small functions would be emitted with this set's instructions, and the linker
+    # might take them for the rest of the program; besides, the kernels would be useless.
+    set(common -fno-fast-math "$<$<NOT:$<CONFIG:Release,RelWithDebInfo,MinSizeRel>>:-O2>")
+    if("avx2" IN_LIST here)
+      set(flags_portable -march=x86-64)
+    endif()
+    set(flags_avx2 -march=x86-64-v3)
+    set(flags_avx512 -march=x86-64-v4)
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+      list(APPEND flags_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)  # its AVX-512 headers, GCC bug 105593
+    endif()
+  endif()
+
+  set(definitions "")
+  foreach(name IN LISTS archs elements)
+    string(TOUPPER "KVARN_KERNELS_${name}" definition)
+    list(APPEND definitions ${definition})
+  endforeach()
+  target_compile_definitions(${target} PRIVATE ${definitions})
+  foreach(arch IN LISTS archs)
+    set(source "${CMAKE_CURRENT_BINARY_DIR}/kvarn_kernels/${target}/kvarn_${arch}.cpp")
+    configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/kvarn_kernels.cpp.in" "${source}" @ONLY)
+    target_sources(${target} PRIVATE "${source}")
+    # Together with files of other flags, as a part of a unity build or with their precompiled header, it would be wrong.
+    set_source_files_properties("${source}" TARGET_DIRECTORY ${target} PROPERTIES
+      COMPILE_OPTIONS "${common};${flags_${arch}}"
+      SKIP_UNITY_BUILD_INCLUSION ON SKIP_PRECOMPILE_HEADERS ON SKIP_AUTOGEN ON CXX_SCAN_FOR_MODULES OFF)
+  endforeach()
+  set_target_properties(${target} PROPERTIES KVARN_KERNELS "${archs}")
+endfunction()

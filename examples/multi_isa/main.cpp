@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// One binary for many processors: this file is compiled for the lowest one, kvarn_add_kernels (CMakeLists.txt) compiles kvarn's
+// functions for several instruction sets, and kvarn::dispatch takes the best that the running processor has.
+//
+//   multi_isa [repetitions] [instruction set]
+//
+// Seals and dequantizes the same tiles with each set, then with the dispatched one (or the one named). All must agree.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include <kvarn/dispatch.hpp>
+
+namespace {
+
+/// What an engine keeps of its cache: K and V of some full tiles, their records, scratch.
+class cache {
+public:
+    explicit cache(const kvarn::format& format)
+        : format_(format), k_(heads * tokens() * dim()), v_(k_), k_back_(k_), v_back_(k_),
+          records_(kvarn::grid_bytes(format, tiles, heads)), scratch_(kvarn::scratch_bytes(format))
+    {
+        std::uint32_t state = 1;
+        const auto next = [&state] { return static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-23f - 1.0f; };
+        for (std::size_t i = 0; i < k_.size(); ++i) {
+            const float outlier = i % dim() == 3 ? 20.0f : 1.0f;  // K has channels like that
+            k_[i] = kvarn::to_half(outlier * (next() + next()));
+            v_[i] = kvarn::to_half(next() + next() * next());
+        }
+    }
+
+    kvarn::status seal()
+    {
+        return kvarn::dispatch([&](auto arch) {
+            return kvarn::quantize_kv<decltype(arch)>(format_, view(k_), view(v_), grid(), scratch_);
+        });
+    }
+
+    kvarn::status open()
+    {
+        return kvarn::dispatch([&](auto arch) {
+            return kvarn::dequantize_kv<decltype(arch)>(format_, grid(), view(k_back_), view(v_back_), kvarn::basis::original, scratch_);
+        });
+    }
+
+    static constexpr std::size_t records() { return tiles * heads; }
+    unsigned long long record_digest() const { return fnv(records_.data(), records_.size()); }
+    unsigned long long value_digest() const
+    {
+        return fnv(k_back_.data(), 2 * k_back_.size()) ^ fnv(v_back_.data(), 2 * v_back_.size()) << 1;
+    }
+
+private:
+    static constexpr std::size_t tiles = 2, heads = 4;
+
+    std::size_t tokens() const { return tiles * static_cast<std::size_t>(format_.group()); }
+    std::size_t dim() const { return static_cast<std::size_t>(format_.head_dim_k()); }
+    kvarn::kv_view<kvarn::half> view(std::vector<kvarn::half>& x) const { return kvarn::token_major(x.data(), tokens(), heads, dim()); }
+    kvarn::record_grid<std::byte> grid() { return kvarn::tile_major(format_, records_.data(), records_.size(), tiles, heads); }
+
+    static unsigned long long fnv(const void* data, std::size_t bytes)
+    {
+        unsigned long long hash = 0xcbf29ce484222325ull;
+        for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
+        return hash;
+    }
+
+    kvarn::format format_;
+    std::vector<kvarn::half> k_, v_, k_back_, v_back_;
+    std::vector<std::byte> records_, scratch_;
+};
+
+/// Microseconds for one record, the best of some repetitions; 0 without repetitions. Clears `ok` on any error.
+template <class F>
+double time_of(int repetitions, bool& ok, F&& f)
+{
+    using clock = std::chrono::steady_clock;
+    double best = 0;
+    for (int i = 0; i <= repetitions; ++i) {  // the first one only warms up
+        const auto start = clock::now();
+        if (f() != kvarn::status::ok) ok = false;
+        const double time = std::chrono::duration<double, std::micro>(clock::now() - start).count() / static_cast<double>(cache::records());
+        if (i != 0 && (best == 0 || time < best)) best = time;
+    }
+    return best;
+}
+
+struct digests {
+    unsigned long long records = 0, values = 0;
+    bool ok = true;
+};
+
+digests measure(const char* label, const kvarn::format& format, int repetitions)
+{
+    cache tiles(format);
+    digests d;
+    const double seal = time_of(repetitions, d.ok, [&] { return tiles.seal(); });
+    const double open = time_of(repetitions, d.ok, [&] { return tiles.open(); });
+    d.records = tiles.record_digest();
+    d.values = tiles.value_digest();
+    std::printf("%-10s %-9s %9.1f %9.1f  %016llx  %016llx%s\n", label, kvarn::active_arch_name(), seal, open, d.records, d.values,
+                d.ok ? "" : "  failed");
+    return d;
+}
+
+}  // namespace
+
+int main(int argc, char** argv)
+{
+    const auto format = kvarn::parse_format("k4v2_g128", 128);
+    if (!format) return std::puts(kvarn::message(format.error)), 1;
+    const int repetitions = argc > 1 ? std::atoi(argv[1]) : 20;
+
+    const char* wanted = kvarn::active_arch_name();  // what dispatch chose for this processor
+    if (argc > 2) {
+        wanted = argv[2];
+        if (kvarn::select_arch(wanted) != kvarn::status::ok) {
+            std::printf("%s is not built in, or not for this processor\n", wanted);
+            return 3;
+        }
+    }
+
+    std::printf("%-10s %-9s %9s %9s  %-16s  %-16s\n", "", "set", "seal us", "open us", "records", "values");
+    std::vector<digests> all;
+    kvarn::for_each_arch([&](auto arch) {
+        const bool selected = kvarn::select_arch(kvarn::simd::arch_traits<decltype(arch)>::name) == kvarn::status::ok;
+        all.push_back(measure("each", *format, repetitions));
+        all.back().ok = all.back().ok && selected;
+    });
+    const bool restored = kvarn::select_arch(wanted) == kvarn::status::ok;
+    all.push_back(measure("dispatched", *format, repetitions));
+
+    bool same = restored;
+    for (const digests& d : all) same = same && d.ok && d.records == all[0].records && d.values == all[0].values;
+    std::puts(same ? "the same bytes everywhere" : "FAILED: the instruction sets disagree");
+    return same ? 0 : 1;
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Which instruction sets the running processor has and its operating system saves, one bit for each architecture tag.
+// In: cpuid and xgetbv. Out: a set of bits. No state, no allocation; thread safe, and safe before main.
+
+#include <cstdint>
+
+#include <kvarn/simd/arch.hpp>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace kvarn::detail {
+
+/// The bit of an architecture tag. Of two that run on the same processor, the higher bit is the faster one.
+template <class Arch>
+inline constexpr unsigned arch_bit = 0;
+template <> inline constexpr unsigned arch_bit<simd::portable> = 1;
+template <> inline constexpr unsigned arch_bit<simd::neon64> = 2;
+template <> inline constexpr unsigned arch_bit<simd::avx2> = 4;
+template <> inline constexpr unsigned arch_bit<simd::avx512> = 8;
+
+/// What an x86 processor says about itself.
+struct x86_report {
+    std::uint32_t leaf1_ecx;
+    std::uint32_t leaf7_ebx;
+    std::uint32_t extended1_ecx;
+    std::uint32_t saved_state;  ///< the low half of XCR0: registers that the operating system saves
+};
+
+/// The sets that may run. Their code is compiled for x86-64-v3 and x86-64-v4, so all features of those levels are asked for,
+/// whether the kernels name them or not.
+[[nodiscard]] KVARN_INLINE constexpr unsigned x86_arch_bits(const x86_report& r) noexcept
+{
+    constexpr std::uint32_t v3_leaf1 = 1u << 0 | 1u << 9 | 1u << 12 | 1u << 13 | 1u << 19 | 1u << 20 |  // SSE3 SSSE3 FMA CX16 SSE4.1 SSE4.2
+                                       1u << 22 | 1u << 23 | 1u << 27 | 1u << 28 | 1u << 29;           // MOVBE POPCNT OSXSAVE AVX F16C
+    constexpr std::uint32_t v3_leaf7 = 1u << 3 | 1u << 5 | 1u << 8;                                    // BMI1 AVX2 BMI2
+    constexpr std::uint32_t v3_extended1 = 1u << 0 | 1u << 5;                                          // LAHF LZCNT
+    constexpr std::uint32_t v4_leaf7 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;           // AVX512 F DQ CD BW VL
+    constexpr std::uint32_t v3_state = 0x06, v4_state = 0xe6;                                          // xmm ymm; opmask zmm
+    const bool v3 = (r.leaf1_ecx & v3_leaf1) == v3_leaf1 && (r.leaf7_ebx & v3_leaf7) == v3_leaf7 &&
+                    (r.extended1_ecx & v3_extended1) == v3_extended1 && (r.saved_state & v3_state) == v3_state;
+    const bool v4 = v3 && (r.leaf7_ebx & v4_leaf7) == v4_leaf7 && (r.saved_state & v4_state) == v4_state;
+    return (v3 ? arch_bit<simd::avx2> : 0u) | (v4 ? arch_bit<simd::avx512> : 0u);
+}
+
+#if defined(__x86_64__)
+KVARN_INLINE x86_report read_x86() noexcept
+{
+    x86_report r{};
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    __cpuid(0, a, b, c, d);
+    const unsigned leaves = a;
+    if (leaves >= 1) {
+        __cpuid(1, a, b, c, d);
+        r.leaf1_ecx = c;
+    }
+    if (leaves >= 7) {
+        __cpuid_count(7, 0, a, b, c, d);
+        r.leaf7_ebx = b;
+    }
+    __cpuid(0x80000000u, a, b, c, d);
+    if (a >= 0x80000001u) {
+        __cpuid(0x80000001u, a, b, c, d);
+        r.extended1_ecx = c;
+    }
+    if (r.leaf1_ecx & 1u << 27) {  // OSXSAVE: xgetbv exists
+        asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+        r.saved_state = a;
+    }
+    return r;
+}
+#endif
+
+/// The sets that run on this machine.
+[[nodiscard]] KVARN_INLINE unsigned machine_arch_bits() noexcept
+{
+#if defined(__x86_64__)
+    return arch_bit<simd::portable> | x86_arch_bits(read_x86());
+#elif defined(__aarch64__)
+    return arch_bit<simd::portable> | arch_bit<simd::neon64>;
+#else
+    return arch_bit<simd::portable>;
+#endif
+}
+
+}  // namespace kvarn::detail
