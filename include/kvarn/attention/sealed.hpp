@@ -13,18 +13,26 @@
 
 namespace kvarn::detail {
 
-/// The scalars of a record as floats, padded with zeros.
+/// The scalars of a record: as they lie there (half), or as floats padded with zeros.
+template <class Scalar>
 struct record_scalars {
-    const float* k_scale;
-    const float* k_zero;
-    const float* k_token;
-    const float* v_channel;
-    const float* v_scale;
-    const float* v_zero;
+    const Scalar* k_scale;
+    const Scalar* k_zero;
+    const Scalar* k_token;
+    const Scalar* v_channel;
+    const Scalar* v_scale;
+    const Scalar* v_zero;
 };
 
+KVARN_INLINE record_scalars<half> scalars_of(const record_layout& at, const std::byte* record) noexcept
+{
+    const auto field = [&](std::size_t offset) { return reinterpret_cast<const half*>(record + offset); };
+    return {field(at.k_channel_scale), field(at.k_channel_zero), field(at.k_token_scale),
+            field(at.v_channel_scale), field(at.v_token_scale),  field(at.v_token_zero)};
+}
+
 template <class Arch>
-KVARN_INLINE record_scalars load_record_scalars(const format& f, const record_layout& at, const std::byte* record, float* to) noexcept
+KVARN_INLINE record_scalars<float> load_record_scalars(const format& f, const record_layout& at, const std::byte* record, float* to) noexcept
 {
     const attention_extents e(f);
     const auto load = [&](std::size_t offset, int n, int padded) {
@@ -34,7 +42,7 @@ KVARN_INLINE record_scalars load_record_scalars(const format& f, const record_la
         to += padded;
         return static_cast<const float*>(x);
     };
-    record_scalars s{};
+    record_scalars<float> s{};
     s.k_scale = load(at.k_channel_scale, f.head_dim_k(), e.keys);
     s.k_zero = load(at.k_channel_zero, f.head_dim_k(), e.keys);
     s.k_token = load(at.k_token_scale, f.group(), f.group());
@@ -47,8 +55,8 @@ KVARN_INLINE record_scalars load_record_scalars(const format& f, const record_la
 }
 
 /// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16; x not negative if not Signed.
-template <class Arch, bool Signed>
-KVARN_INLINE float weigh(const float* x, const float* scale, const float* zero, int n, float* w, weight_totals& totals) noexcept
+template <class Arch, bool Signed, class Scalar>
+KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
     const lane nothing = lane::broadcast(0.0f);
@@ -66,8 +74,8 @@ KVARN_INLINE float weigh(const float* x, const float* scale, const float* zero, 
 }
 
 /// Sums of products to scores, in place: s[t] <- (step * s[t] + offset) * token_scale[t]. Returns the largest.
-template <class Arch>
-KVARN_INLINE float finish_scores(float* s, int n, float step, float offset, const float* token_scale) noexcept
+template <class Arch, class Scalar>
+KVARN_INLINE float finish_scores(float* s, int n, float step, float offset, const Scalar* token_scale) noexcept
 {
     using lane = simd::lanes<Arch>;
     const lane by = lane::broadcast(step), plus = lane::broadcast(offset);
@@ -95,68 +103,93 @@ KVARN_INLINE void add_exact_scores(const format& f, const std::byte* exact, cons
     }
 }
 
+/// What attend_rows needs to know of a record and of the call.
+struct record_call {
+    const format& f;
+    const record_layout& at;
+    const std::byte* record;
+    product_kind keys;
+    product_kind values;
+    float cap;
+};
+
+/// One record and query rows [row, row + Heads).
+template <class Arch, int Heads, class Scalar>
+KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scalar>& s, int row, const attention_rows& r,
+                              simd::read_ahead& ahead) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    using one = simd::kernels<simd::portable>;
+    const auto& [f, at, record, keys, values, cap] = call;
+    const attention_extents e(f);
+    const product_rows& x = r.product;
+    const int group = f.group();
+    const bool latent = !f.has_values();
+    const Scalar* const value_scale = latent ? s.k_token : s.v_scale;
+    const Scalar* const value_zero = latent ? s.k_token : s.v_zero;
+    weight_totals totals[Heads];
+    product_scale scale[Heads];
+    float zero[Heads];
+
+    for (int h = 0; h < Heads; ++h)
+        zero[h] = weigh<Arch, true>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+    multiply<Arch, Heads>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
+
+    for (int h = 0; h < Heads; ++h) {
+        float* const score = x.y + h * x.stride;
+        float* const w = x.w + h * x.stride;
+        const visible_range seen = r.seen[row + h];
+        if (seen.empty()) {
+            for (int t = 0; t < group; ++t) w[t] = 0.0f;
+            zero[h] = 0.0f;
+            totals[h] = {};
+            continue;
+        }
+        float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
+        if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
+            if (f.exact_channels() != 0)
+                add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, score);
+            if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
+            hide_scores(score, group, seen);
+            largest = reduce_max(largest_of<Arch>(score, group));
+        }
+        absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
+        zero[h] = weigh<Arch, false>(score, value_scale, value_zero, group, w, totals[h]);
+    }
+
+    if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, Heads, x);
+    else multiply<Arch, Heads>(values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
+    for (int h = 0; h < Heads; ++h) {
+        const float* const y = x.y + h * x.stride;
+        float* const out = r.out + (row + h) * e.values;
+        if (latent) {
+            const lane weight = lane::broadcast(zero[h]);
+            for (int d = 0; d < e.values; d += simd::lane_count)
+                fma(lane::load(y + d), lane::load(s.k_scale + d), fma(weight, lane::load(s.k_zero + d), lane::load(out + d))).store(out + d);
+        } else {
+            const lane step = lane::broadcast(scale[h].step), offset = lane::broadcast(one::add(zero[h], scale[h].offset));
+            for (int d = 0; d < e.values; d += simd::lane_count)
+                fma(fma(lane::load(y + d), step, offset), lane::load(s.v_channel + d), lane::load(out + d)).store(out + d);
+        }
+    }
+}
+
 /// Adds one record to the states and outputs of all rows that see something of it (r.seen, relative to the tile).
 /// `cap` is the soft-cap in base-2 units, 0 for none. `ahead` is fetched on the way.
 template <class Arch>
 KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, const std::byte* record, product_kind keys, product_kind values,
                                   float cap, const attention_rows& r, simd::read_ahead ahead) noexcept
 {
-    using lane = simd::lanes<Arch>;
-    using one = simd::kernels<simd::portable>;
-    const attention_extents e(f);
-    const int group = f.group();
-    const record_scalars s = load_record_scalars<Arch>(f, at, record, r.scalars);
-    const product_rows& x = r.product;
-    const bool latent = !f.has_values();
-    const float* const value_scale = latent ? s.k_token : s.v_scale;
-    const float* const value_zero = latent ? s.k_token : s.v_zero;
+    const record_call call{f, at, record, keys, values, cap};
+    // One row uses every scalar once; rows that share them, and odd sizes, get them as floats.
+    if (r.rows == 1 && f.head_dim_k() % simd::lane_count == 0 && f.head_dim_v() % simd::lane_count == 0) {
+        attend_rows<Arch, 1>(call, scalars_of(at, record), 0, r, ahead);
+        return;
+    }
+    const record_scalars<float> s = load_record_scalars<Arch>(f, at, record, r.scalars);
     for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
         if (!any_visible(r.seen + row, heads)) return;
-        weight_totals totals[heads];
-        product_scale scale[heads];
-        float zero[heads];
-
-        for (int h = 0; h < heads; ++h)
-            zero[h] = weigh<Arch, true>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
-        multiply<Arch, heads()>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
-
-        for (int h = 0; h < heads; ++h) {
-            float* const score = x.y + h * x.stride;
-            float* const w = x.w + h * x.stride;
-            const visible_range seen = r.seen[row + h];
-            if (seen.empty()) {
-                for (int t = 0; t < group; ++t) w[t] = 0.0f;
-                zero[h] = 0.0f;
-                totals[h] = {};
-                continue;
-            }
-            float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
-            if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
-                if (f.exact_channels() != 0)
-                    add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, score);
-                if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
-                hide_scores(score, group, seen);
-                largest = reduce_max(largest_of<Arch>(score, group));
-            }
-            absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-            zero[h] = weigh<Arch, false>(score, value_scale, value_zero, group, w, totals[h]);
-        }
-
-        if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
-        else multiply<Arch, heads()>(values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
-        for (int h = 0; h < heads; ++h) {
-            const float* const y = x.y + h * x.stride;
-            float* const out = r.out + (row + h) * e.values;
-            if (latent) {
-                const lane weight = lane::broadcast(zero[h]);
-                for (int d = 0; d < e.values; d += simd::lane_count)
-                    fma(lane::load(y + d), lane::load(s.k_scale + d), fma(weight, lane::load(s.k_zero + d), lane::load(out + d))).store(out + d);
-            } else {
-                const lane step = lane::broadcast(scale[h].step), offset = lane::broadcast(one::add(zero[h], scale[h].offset));
-                for (int d = 0; d < e.values; d += simd::lane_count)
-                    fma(fma(lane::load(y + d), step, offset), lane::load(s.v_channel + d), lane::load(out + d)).store(out + d);
-            }
-        }
+        attend_rows<Arch, heads()>(call, s, row, r, ahead);
         ahead.at = ahead.last;  // only the first rows fetch
     });
 }

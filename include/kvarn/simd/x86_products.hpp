@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <utility>
 
 #include <kvarn/simd/portable.hpp>
@@ -134,7 +135,12 @@ private:
         static constexpr int mask = (1 << Bits) - 1;
         // Eight accumulators: `halves` halves of the row pair times `together` codes of a word times the heads.
         static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
-        static constexpr int together = per_word * Heads <= 8 ? per_word : 8 / Heads;
+#if defined(__clang__)
+        static constexpr int most_together = 8;
+#else
+        static constexpr int most_together = Heads == 1 ? 4 : 8;  // GCC spills one of eight accumulators beside the masks
+#endif
+        static constexpr int together = std::min(most_together, std::min(per_word, 8 / Heads));
 
         // Codes from bit 8 on are brought down first, where leaving them in place would cost the weights too many bits.
         static constexpr int in_place = Bits == 2 ? 8 : 16;
