@@ -132,15 +132,9 @@ private:
     template <int Bits, int Heads>
     struct word_block {
         static constexpr int per_word = Bits == 2 || Bits == 4 || Bits == 8 ? 16 / Bits : 1;
-        static constexpr int mask = (1 << Bits) - 1;
         // Eight accumulators: `halves` halves of the row pair times `together` codes of a word times the heads.
         static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
-#if defined(__clang__)
-        static constexpr int most_together = 8;
-#else
-        static constexpr int most_together = Heads == 1 ? 4 : 8;  // GCC spills one of eight accumulators beside the masks
-#endif
-        static constexpr int together = std::min(most_together, std::min(per_word, 8 / Heads));
+        static constexpr int together = std::min(per_word, 8 / Heads);
 
         // Codes from bit 8 on are brought down first, where leaving them in place would cost the weights too many bits.
         static constexpr int in_place = Bits == 2 ? 8 : 16;
@@ -149,12 +143,30 @@ private:
         template <int K>
         static constexpr int position = K * Bits % in_place;
 
+        struct mask_table {
+            alignas(32) std::int16_t at[per_word][16];
+        };
+        static constexpr mask_table masks = [] {
+            mask_table t{};
+            for (int k = 0; k < per_word; ++k)
+                for (std::int16_t& lane : t.at[k]) lane = static_cast<std::int16_t>(((1 << Bits) - 1) << (k * Bits % in_place));
+            return t;
+        }();
+        template <int K>
+        KVARN_INLINE static __m256i mask() noexcept
+        {
+            const std::int16_t* at = masks.at[K];
+#if !defined(__clang__)
+            asm("" : "+r"(at));  // GCC keeps the masks in registers otherwise, and spills an accumulator
+#endif
+            return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+        }
         template <int K>
         KVARN_INLINE static __m256i extract(__m256i x) noexcept
         {
             if constexpr (K == per_word - 1) return _mm256_srli_epi16(x, 16 - Bits);
-            else if constexpr (K * Bits < in_place) return _mm256_and_si256(x, _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
-            else return _mm256_and_si256(_mm256_srli_epi16(x, 8), _mm256_set1_epi16(static_cast<short>(mask << position<K>)));
+            else if constexpr (K * Bits < in_place) return _mm256_and_si256(x, mask<K>());
+            else return _mm256_and_si256(_mm256_srli_epi16(x, 8), mask<K>());
         }
 
         /// Adds the products of `together` codes of each word of x with the weights of all heads. One weight or a few codes at a
@@ -300,7 +312,7 @@ private:
     struct byte_block {
         static constexpr int per_byte = 8 / Bits;
         static constexpr int halves = per_byte * Heads <= 4 ? 2 : 1;
-        static constexpr int together = per_byte * Heads <= 8 ? per_byte : 8 / Heads;
+        static constexpr int together = std::min(per_byte, 8 / Heads);
 
         template <int K>
         KVARN_INLINE static __m256i extract(__m256i x) noexcept
