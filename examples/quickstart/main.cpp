@@ -19,7 +19,18 @@ int main()
     const auto keys = kvarn::head_major(k.data(), tokens, heads, head_dim);
     const auto values = kvarn::head_major(v.data(), tokens, heads, head_dim);
     kvarn::status done = kvarn::quantize_kv(*format, keys, values, records);
-    if (done == kvarn::status::ok) done = kvarn::dequantize_kv(*format, records, keys, values, kvarn::basis::original);
-    std::printf("%s: %zu bytes, k[0] = %.3f\n", kvarn::message(done), bytes.size(), double(k[0]));
+
+    // One decoding step: the 4 query heads that share KV head 0 attend to its records, which stay packed.
+    const std::size_t group = 4;
+    std::vector<float> q(group * head_dim, 0.1f), out(q);
+    const kvarn::kv_segment history[] = {kvarn::sealed_tiles(*format, records, 0)};  // and exact_tokens(...) for sink and tail
+    std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(*format, group));
+    kvarn::attention_task step;
+    step.history = history;
+    step.q = kvarn::token_major(q.data(), 1, group, head_dim);  // [new token][query head][channel]
+    step.out = kvarn::token_major(out.data(), 1, group, head_dim);
+    if (done == kvarn::status::ok) done = kvarn::attend(*format, step, {}, scratch);
+
+    std::printf("%s: %zu bytes, out[0] = %.3f\n", kvarn::message(done), bytes.size(), double(out[0]));
     return done == kvarn::status::ok ? 0 : 1;
 }

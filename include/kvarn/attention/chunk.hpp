@@ -206,7 +206,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
             if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(i * group), f.group(), r)) continue;
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
-            if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes - 1};
+            if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
             attend_record<Arch>(f, at, record, keys, values, cap, r, ahead);
         }
         return;

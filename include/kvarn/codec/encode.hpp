@@ -34,6 +34,8 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
     constexpr int block = simd::lane_count;
     const int padded1 = simd::whole_lanes(size1);
     const float levels = static_cast<float>((1 << bits) - 1);
+    float plus_zero = 0.0f;
+    simd::pin(plus_zero);  // in plain sight, -fno-signed-zeros would leave its addition out
 
     for (int j = 0; j < size1; j += simd::lane_count) div(v::broadcast(1.0f), v::load(s1 + j)).store(reciprocal1 + j);
     for (int j = size1; j < padded1; ++j) {  // padding repeats column 0, so that it changes no minimum and no maximum
@@ -58,7 +60,7 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
             high[i] = reduce_max(most);
         }
         // s0 divides out of x - min and of the range alike: only the floor of the scale knows it. Adding +0 turns -0 into +0.
-        const v least = add(v::load(low), v::broadcast(0.0f));
+        const v least = add(v::load(low), v::broadcast(plus_zero));
         const v floor = mul(v::load(s0 + i0), v::broadcast(1e-10f));
         const v range = add(v::load(high), mul(least, v::broadcast(-1.0f)));
         const v step = max(div(range, v::broadcast(levels)), floor);

@@ -16,9 +16,12 @@
 
 namespace kvarn::detail {
 
-/// The largest magnitude among `channels` of all tokens of a tile; infinity if one value is not finite.
+/// The bits of a float that is not finite are these or above; flags like -fno-honor-nans do not touch a comparison of integers.
+inline constexpr std::uint32_t infinity_bits = 0x7f800000u;
+
+/// The largest magnitude among `channels` of all tokens of a tile, as the bits of a float.
 template <class Arch, class T>
-KVARN_NOINLINE float largest_value(const tile_source<const T>& from, int tokens, int channels) noexcept
+KVARN_NOINLINE std::uint32_t largest_value(const tile_source<const T>& from, int tokens, int channels) noexcept
 {
     std::uint32_t most = 0;
     for (int t = 0; t < tokens; ++t) {
@@ -34,14 +37,12 @@ KVARN_NOINLINE float largest_value(const tile_source<const T>& from, int tokens,
         }
         most = bits > most ? bits : most;
     }
-    float value;
     if constexpr (sizeof(T) == 2) {
         const T largest{static_cast<std::uint16_t>(most)};
-        value = to_float(largest);
+        return std::bit_cast<std::uint32_t>(to_float(largest));
     } else {
-        value = std::bit_cast<float>(most);
+        return most;
     }
-    return value - value == 0.0f ? value : std::bit_cast<float>(0x7f800000u);
 }
 
 template <class T, class Byte>
@@ -90,9 +91,10 @@ inline constexpr float hopeless_magnitude = 1e11f;  // above: the scalars of a t
 
 /// Checks one part of one tile: ok, not_finite, or scale_overflow (found by a trial encoding where it is not plain).
 template <class Trial>
-KVARN_INLINE status check_part(const format& f, float largest, int dim, Trial&& trial) noexcept
+KVARN_INLINE status check_part(const format& f, std::uint32_t largest_bits, int dim, Trial&& trial) noexcept
 {
-    if (!(largest - largest == 0.0f)) return status::not_finite;
+    if (largest_bits >= infinity_bits) return status::not_finite;
+    const float largest = std::bit_cast<float>(largest_bits);
     if (largest <= safe_magnitude(f, dim)) return status::ok;
     if (largest > hopeless_magnitude || !trial()) return status::scale_overflow;
     return status::ok;
@@ -106,9 +108,9 @@ status check_tile(const format& f, const tile_source<const T>& k, const tile_sou
     if (keys != status::ok) return keys;
     if (f.exact_channels() != 0) {
         const tile_source<const T> exact{k.data + f.head_dim_k() * k.channel_stride, k.token_stride, k.channel_stride};
-        const float largest = largest_value<Arch>(exact, f.group(), f.exact_channels());
-        if (!(largest - largest == 0.0f)) return status::not_finite;
-        if (largest >= half_overflow) return status::scale_overflow;
+        const std::uint32_t largest = largest_value<Arch>(exact, f.group(), f.exact_channels());
+        if (largest >= infinity_bits) return status::not_finite;
+        if (std::bit_cast<float>(largest) >= half_overflow) return status::scale_overflow;
     }
     if (!f.has_values()) return status::ok;
     return check_part(f, largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),

@@ -15,10 +15,10 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
     using base::store;
 
     // xsimd 8.1 estimates roots and quotients here, and negates and adds apart; these round once.
-    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(reg(vdivq_f32(a, b))); }
-    KVARN_INLINE static reg sqrt(reg a) noexcept { return reg(vsqrtq_f32(a)); }
-    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return reg(vfmaq_f32(c, a, b)); }
-    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return reg(vfmsq_f32(c, a, b)); }
+    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(reg(vdivq_f32(a, divisor(b, a)))); }
+    KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(reg(vsqrtq_f32(a))); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(reg(vfmaq_f32(c, a, b))); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(reg(vfmsq_f32(c, a, b))); }
 
     KVARN_INLINE static reg load(const half* p) noexcept
     {

@@ -16,8 +16,11 @@ namespace kvarn::simd {
 /// Bound on a code times the power of two that a kernel may leave it multiplied with: see multiply_words.
 [[nodiscard]] KVARN_INLINE constexpr int word_limit(int bits) noexcept { return bits == 2 || bits == 8 ? 256 : 4096; }
 
-/// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Products and sums
-/// are rounded one by one: no compiler may fuse or reorder them (`pin` hides each from the optimizer).
+/// Rows of one product at most.
+inline constexpr int max_product_rows = 576;
+
+/// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Results are rounded
+/// one by one: no compiler may fuse, split or reorder operations (`pin` hides each result from the optimizer).
 template <class Arch>
 struct kernels;
 
@@ -43,12 +46,12 @@ struct read_ahead {
 
     KVARN_INLINE void touch() noexcept
     {
+        if (at >= last) return;
 #if defined(__GNUC__)
         __builtin_prefetch(at, 0, 2);  // into the first level it would wait for a free fill buffer
         __builtin_prefetch(at + 64, 0, 2);
 #endif
-        const std::byte* const next = at + 128;
-        at = next < last ? next : last;
+        at += 128;
     }
 };
 
@@ -85,10 +88,10 @@ struct kernels<portable> {
     KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }
     KVARN_INLINE static reg sub(reg a, reg b) noexcept { return pinned(a - b); }
     KVARN_INLINE static reg mul(reg a, reg b) noexcept { return pinned(a * b); }
-    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / b); }
-    KVARN_INLINE static reg sqrt(reg a) noexcept { return std::sqrt(a); }
-    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return std::fma(a, b, c); }   // a * b + c, rounded once
-    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return std::fma(-a, b, c); }  // c - a * b, rounded once
+    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / divisor(b, a)); }
+    KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(std::sqrt(a)); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(fused(a, b, c)); }   // a * b + c, rounded once
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(fused(-a, b, c)); }  // c - a * b, rounded once
     KVARN_INLINE static reg min(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg max(reg a, reg b) noexcept { return a > b ? a : b; }
 
@@ -186,7 +189,7 @@ struct kernels<portable> {
     }
 
     /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.
-    /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4. May read 16 bytes beyond a row.
+    /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4, at most max_product_rows. May read 16 bytes beyond a row.
     /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for 2 and 4 bits: the sum of weights[h] * code
     /// stays below 2^16 for every column.
     template <int Bits, int Heads>
@@ -225,6 +228,27 @@ private:
         }
     }
 
+    KVARN_INLINE static float fused(float a, float b, float c) noexcept
+    {
+#if defined(__clang__) && !defined(__FMA__) && !defined(__aarch64__)
+        // Without the instruction, clang's -fassociative-math turns the function it knows into a product and a sum.
+        float (*function)(float, float, float) = ::fmaf;
+        asm("" : "+r"(function));
+        return function(a, b, c);
+#else
+        return std::fma(a, b, c);
+#endif
+    }
+    /// b, opaque for each a anew: -freciprocal-math multiplies by the reciprocal of a divisor that it sees twice.
+    KVARN_INLINE static float divisor(float b, [[maybe_unused]] float a) noexcept
+    {
+#if defined(__SSE__)
+        asm("" : "+x"(b) : "x"(a));
+#elif defined(__aarch64__)
+        asm("" : "+w"(b) : "w"(a));
+#endif
+        return b;
+    }
     KVARN_INLINE static float pinned(float x) noexcept
     {
         pin(x);

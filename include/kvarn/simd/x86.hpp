@@ -225,7 +225,7 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
             partner = _mm256_permute2f128_ps(x, x, 1);
             sign = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
         }
-        return reg(_mm256_fmadd_ps(x, sign, partner));
+        return fma(x, reg(sign), reg(partner));
     }
 
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
@@ -282,8 +282,8 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
     using base::store;
 
     // xsimd 8.1 has no fnma here and would round twice.
-    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return reg(_mm512_fmadd_ps(a, b, c)); }
-    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return reg(_mm512_fnmadd_ps(a, b, c)); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(reg(_mm512_fmadd_ps(a, b, c))); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(reg(_mm512_fnmadd_ps(a, b, c))); }
 
     KVARN_INLINE static reg load(const half* p) noexcept
     {
@@ -377,7 +377,7 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
         else partner = _mm512_shuffle_f32x4(x, x, 0x4e);
         constexpr unsigned mask = Span == 1 ? 0xaaaa : Span == 2 ? 0xcccc : Span == 4 ? 0xf0f0 : 0xff00;
         const __m512 sign = _mm512_mask_blend_ps(static_cast<__mmask16>(mask), _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
-        return reg(_mm512_fmadd_ps(x, sign, partner));
+        return fma(x, reg(sign), reg(partner));
     }
 
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept

@@ -50,8 +50,13 @@ private:
             run(std::integral_constant<int, 128 / Bits>{},
                 [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::template run<false>(at, row_bytes, rows, weights, to, ahead); });
         }
-        run(std::integral_constant<int, 16>{},
-            [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::gathered(at, row_bytes, rows, weights, to, ahead); });
+        const auto gather = [&](auto groups) __attribute__((always_inline)) {
+            run(std::integral_constant<int, 16 * groups()>{}, [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) {
+                Block::template gathered<groups()>(at, row_bytes, rows, weights, to, ahead);
+            });
+        };
+        if constexpr (Heads <= 2) gather(std::integral_constant<int, 4 / Heads>{});
+        gather(std::integral_constant<int, 1>{});
         shared = ahead;
     }
 
@@ -282,28 +287,39 @@ private:
             return _mm256_and_si256(words, _mm256_load_si256(reinterpret_cast<const __m256i*>(plan.mask)));
         }
 
+        /// `Groups` times sixteen columns.
+        template <int Groups>
         KVARN_INLINE static void gathered(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows,
                                           const std::int16_t* const (&weights)[Heads], float* const* to, read_ahead& ahead) noexcept
         {
-            __m256i sum[2][Heads];
+            __m256i sum[Groups][2][Heads];
             KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) sum[0][h] = sum[1][h] = _mm256_setzero_si256();
-            for (int i = 0; i < rows; i += 2) {
-                const __m256i a = gather(codes + i * row_bytes), b = gather(codes + (i + 1) * row_bytes);
-                const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+            for (int g = 0; g < Groups; ++g)
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) {
-                    const __m256i w = broadcast_pair(weights[h] + i);
-                    add_words(sum[0][h], low, w);
-                    add_words(sum[1][h], high, w);
+                for (int h = 0; h < Heads; ++h) sum[g][0][h] = sum[g][1][h] = _mm256_setzero_si256();
+            for (int i = 0; i < rows; i += 2) {
+                KVARN_UNROLL
+                for (int g = 0; g < Groups; ++g) {
+                    const std::uint8_t* const p = codes + i * row_bytes + g * 2 * Bits;
+                    const __m256i a = gather(p), b = gather(p + row_bytes);
+                    const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) {
+                        const __m256i w = broadcast_pair(weights[h] + i);
+                        add_words(sum[g][0][h], low, w);
+                        add_words(sum[g][1][h], high, w);
+                    }
                 }
                 ahead.touch();
             }
             KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h)
+            for (int g = 0; g < Groups; ++g)
                 KVARN_UNROLL
-                for (int u = 0; u < 2; ++u)
-                    _mm256_storeu_ps(to[h] + 8 * u, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[u][h]), _mm256_load_ps(plan.scale + 8 * u)));
+                for (int h = 0; h < Heads; ++h)
+                    KVARN_UNROLL
+                    for (int u = 0; u < 2; ++u)
+                        _mm256_storeu_ps(to[h] + 16 * g + 8 * u,
+                                         _mm256_mul_ps(_mm256_cvtepi32_ps(sum[g][u][h]), _mm256_load_ps(plan.scale + 8 * u)));
         }
     };
 
@@ -399,30 +415,19 @@ private:
             for (int h = 0; h < Heads; ++h) interleave_out<per_byte>(stage[h], Wide ? 32 : 16, to[h]);
         }
 
+        /// Few columns: the 16-bit kernel, with the weights widened.
+        template <int Groups>
         KVARN_INLINE static void gathered(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows,
                                           const std::uint8_t* const (&weights)[Heads], float* const* to, read_ahead& ahead) noexcept
         {
-            // Few columns: the 16-bit kernel, one row pair's weights widened at a time.
-            __m256i sum[2][Heads];
+            alignas(32) std::int16_t wide[Heads][max_product_rows];
+            const std::int16_t* w[Heads];
             KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) sum[0][h] = sum[1][h] = _mm256_setzero_si256();
-            for (int i = 0; i < rows; i += 2) {
-                using words = word_block<Bits, Heads>;
-                const __m256i a = words::gather(codes + i * row_bytes), b = words::gather(codes + (i + 1) * row_bytes);
-                const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
-                KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) {
-                    const __m256i w = _mm256_set1_epi32(weights[h][i] | weights[h][i + 1] << 16);
-                    add_words(sum[0][h], low, w);
-                    add_words(sum[1][h], high, w);
-                }
-                ahead.touch();
+            for (int h = 0; h < Heads; ++h) {
+                for (int i = 0; i < rows; ++i) wide[h][i] = weights[h][i];
+                w[h] = wide[h];
             }
-            KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h)
-                KVARN_UNROLL
-                for (int u = 0; u < 2; ++u)
-                    _mm256_storeu_ps(to[h] + 8 * u, _mm256_mul_ps(_mm256_cvtepi32_ps(sum[u][h]), _mm256_load_ps(word_block<Bits, Heads>::plan.scale + 8 * u)));
+            word_block<Bits, Heads>::template gathered<Groups>(codes, row_bytes, rows, reinterpret_cast<const std::int16_t* const(&)[Heads]>(w), to, ahead);
         }
     };
 };

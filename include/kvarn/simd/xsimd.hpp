@@ -25,10 +25,10 @@ struct xsimd_kernels {
     KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }
     KVARN_INLINE static reg sub(reg a, reg b) noexcept { return pinned(a - b); }
     KVARN_INLINE static reg mul(reg a, reg b) noexcept { return pinned(a * b); }
-    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / b); }
-    KVARN_INLINE static reg sqrt(reg a) noexcept { return xsimd::sqrt(a); }
-    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return xsimd::fma(a, b, c); }
-    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return xsimd::fnma(a, b, c); }
+    KVARN_INLINE static reg div(reg a, reg b) noexcept { return pinned(a / divisor(b, a)); }
+    KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(xsimd::sqrt(a)); }
+    KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(xsimd::fma(a, b, c)); }
+    KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(xsimd::fnma(a, b, c)); }
     KVARN_INLINE static reg min(reg a, reg b) noexcept { return xsimd::min(a, b); }
     KVARN_INLINE static reg max(reg a, reg b) noexcept { return xsimd::max(a, b); }
 
@@ -62,6 +62,17 @@ struct xsimd_kernels {
     }
 
 protected:
+    KVARN_INLINE static reg divisor(reg b, reg a) noexcept
+    {
+#if defined(__aarch64__)
+        asm("" : "+w"(b.data) : "w"(a.data));
+#elif defined(__AVX512F__)
+        asm("" : "+v"(b.data) : "v"(a.data));
+#else
+        asm("" : "+x"(b.data) : "x"(a.data));
+#endif
+        return b;
+    }
     KVARN_INLINE static reg pinned(reg x) noexcept
     {
 #if defined(__aarch64__)
