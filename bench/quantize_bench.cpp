@@ -111,7 +111,7 @@ void add_all(int d)
     });
 
     for (const int bits : {4, 2}) {
-        const std::string keys = "k" + std::to_string(bits) + "v0", values = "k0v" + std::to_string(bits);
+        const std::string keys = std::string("k") + std::to_string(bits) + "v0", values = "k0v" + std::to_string(bits);
         const char* const only_keys = bits == 4 ? "k4v0_g128" : "k2v0_g128";
         const char* const format = bits == 4 ? "k4v4_g128" : "k2v2_g128";
         const kvarn::kv_view<kvarn::half> none{};

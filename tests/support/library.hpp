@@ -32,7 +32,15 @@
     KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, kvarn::half)                                                                     \
     KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, kvarn::bfloat16)                                                                 \
     EXTERN template kvarn::status kvarn::pack_codes<ARCH>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;      \
-    EXTERN template kvarn::status kvarn::unpack_codes<ARCH>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;
+    EXTERN template kvarn::status kvarn::unpack_codes<ARCH>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;    \
+    EXTERN template kvarn::status kvarn::attend<ARCH>(const kvarn::format&, const kvarn::attention_task&,                      \
+                                                      const kvarn::attention_options&, std::span<std::byte>) noexcept;         \
+    EXTERN template kvarn::status kvarn::attend_item<ARCH>(                                                                    \
+        const kvarn::format&, std::span<const kvarn::attention_task>, const kvarn::attention_options&, std::size_t,            \
+        std::size_t, std::span<std::byte>, std::span<std::byte>) noexcept;                                                     \
+    EXTERN template kvarn::status kvarn::combine_items<ARCH>(                                                                  \
+        const kvarn::format&, std::span<const kvarn::attention_task>, const kvarn::attention_options&, std::size_t,            \
+        std::span<const std::byte>, std::span<std::byte>) noexcept;
 
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::portable)
 #if defined(KVARN_HAS_AVX2)

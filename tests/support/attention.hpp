@@ -1,0 +1,468 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Decode attention for tests: a history whose tokens the library sees through segments and the reference as plain matrices, arrays of
+// any element type and strides, and calls whose output and scratch lie between guard bytes.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../reference/attention.hpp"
+#include "library.hpp"
+
+namespace support {
+
+enum class element_kind { f32, f16, bf16 };
+inline constexpr element_kind all_element_kinds[] = {element_kind::f32, element_kind::f16, element_kind::bf16};
+
+/// Where the elements of an array [token][head][channel] lie.
+enum class storage { dense, head_major, padded, scattered, backwards };
+inline constexpr storage all_storages[] = {storage::dense, storage::head_major, storage::padded, storage::scattered,
+                                           storage::backwards};
+
+/// Bytes of memory at an odd address between guards.
+class guarded_bytes {
+public:
+    explicit guarded_bytes(std::size_t size, std::size_t misalignment = 1, std::uint8_t fill = 0xff)
+        : memory_(size + 2 * guard, 0xa5), at_(guard + misalignment), size_(size)
+    {
+        std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(at_), size, fill);
+    }
+    [[nodiscard]] std::byte* data() { return as_bytes(memory_.data() + at_); }
+    [[nodiscard]] std::span<std::byte> span() { return {data(), size_}; }
+    /// Whether nothing outside was written.
+    [[nodiscard]] bool intact() const
+    {
+        const auto whole = [](std::uint8_t b) { return b == 0xa5; };
+        return std::all_of(memory_.begin(), memory_.begin() + static_cast<std::ptrdiff_t>(at_), whole) &&
+               std::all_of(memory_.begin() + static_cast<std::ptrdiff_t>(at_ + size_), memory_.end(), whole);
+    }
+
+private:
+    static constexpr std::size_t guard = 192;
+    std::vector<std::uint8_t> memory_;
+    std::size_t at_, size_;
+};
+
+/// An array [token][head][channel] of one element type; what lies between its elements, before and after is filled with 0xa5.
+class strided_array {
+public:
+    strided_array(element_kind kind, storage where, std::size_t tokens, std::size_t heads, std::size_t channels)
+        : kind_(kind), tokens_(tokens), heads_(heads), channels_(channels)
+    {
+        const auto c = static_cast<std::ptrdiff_t>(channels), h = static_cast<std::ptrdiff_t>(heads),
+                   t = static_cast<std::ptrdiff_t>(tokens);
+        switch (where) {
+        case storage::dense: stride_[1] = c, stride_[0] = h * c; break;
+        case storage::head_major: stride_[0] = c, stride_[1] = t * c; break;
+        case storage::padded: stride_[1] = c + 3, stride_[0] = h * (c + 3) + 5; break;
+        case storage::scattered: stride_[2] = 3, stride_[1] = 3 * c + 1, stride_[0] = h * (3 * c + 1) + 7; break;
+        case storage::backwards: stride_[2] = -1, stride_[1] = c + 1, stride_[0] = -(h * (c + 1) + 3); break;
+        }
+        std::ptrdiff_t low = 0, high = 0;
+        const std::ptrdiff_t last[] = {t - 1, h - 1, c - 1};
+        for (int i = 0; i < 3; ++i) (stride_[i] < 0 ? low : high) += stride_[i] * std::max<std::ptrdiff_t>(last[i], 0);
+        origin_ = guard - low;
+        memory_.assign(static_cast<std::size_t>(high - low + 1 + 2 * guard) * bytes_each(), 0xa5);
+    }
+    strided_array(element_kind kind, storage where, std::size_t tokens, std::size_t heads, std::size_t channels,
+                  const std::vector<float>& dense)
+        : strided_array(kind, where, tokens, heads, channels)
+    {
+        for_each([&](std::size_t i, std::size_t at) { write(at, dense[i]); });
+    }
+
+    template <bool Const>
+    [[nodiscard]] kvarn::any_view<Const> view() const
+    {
+        kvarn::any_view<Const> v;
+        using type = typename kvarn::any_view<Const>::element_type;
+        v.data = const_cast<std::uint8_t*>(memory_.data()) + static_cast<std::size_t>(origin_) * bytes_each();
+        v.type = kind_ == element_kind::f32 ? type::f32 : kind_ == element_kind::f16 ? type::f16 : type::bf16;
+        v.tokens = tokens_;
+        v.heads = heads_;
+        v.channels = channels_;
+        v.token_stride = stride_[0];
+        v.head_stride = stride_[1];
+        v.channel_stride = stride_[2];
+        return v;
+    }
+    [[nodiscard]] std::vector<float> dense() const
+    {
+        std::vector<float> x(tokens_ * heads_ * channels_);
+        for_each([&](std::size_t i, std::size_t at) { x[i] = read(at); });
+        return x;
+    }
+    /// Whether nothing but the elements was written.
+    [[nodiscard]] bool intact() const
+    {
+        std::vector<std::uint8_t> copy = memory_;
+        for_each([&](std::size_t, std::size_t at) { std::memset(copy.data() + at, 0xa5, bytes_each()); });
+        return std::all_of(copy.begin(), copy.end(), [](std::uint8_t b) { return b == 0xa5; });
+    }
+    /// Whether nothing was written at all since it was made without values.
+    [[nodiscard]] bool untouched() const
+    {
+        return std::all_of(memory_.begin(), memory_.end(), [](std::uint8_t b) { return b == 0xa5; });
+    }
+
+private:
+    static constexpr std::ptrdiff_t guard = 40;
+    [[nodiscard]] std::size_t bytes_each() const { return kind_ == element_kind::f32 ? 4 : 2; }
+
+    template <class F>
+    void for_each(F&& f) const
+    {
+        std::size_t i = 0;
+        for (std::size_t t = 0; t < tokens_; ++t)
+            for (std::size_t h = 0; h < heads_; ++h)
+                for (std::size_t c = 0; c < channels_; ++c)
+                    f(i++, static_cast<std::size_t>(origin_ + static_cast<std::ptrdiff_t>(t) * stride_[0] +
+                                                    static_cast<std::ptrdiff_t>(h) * stride_[1] +
+                                                    static_cast<std::ptrdiff_t>(c) * stride_[2]) *
+                               bytes_each());
+    }
+    void write(std::size_t at, float x)
+    {
+        if (kind_ == element_kind::f32) {
+            std::memcpy(memory_.data() + at, &x, 4);
+            return;
+        }
+        const std::uint16_t bits = kind_ == element_kind::f16 ? reference::half_bits(x) : reference::bfloat16_bits(x);
+        std::memcpy(memory_.data() + at, &bits, 2);
+    }
+    [[nodiscard]] float read(std::size_t at) const
+    {
+        if (kind_ == element_kind::f32) {
+            float x;
+            std::memcpy(&x, memory_.data() + at, 4);
+            return x;
+        }
+        std::uint16_t bits;
+        std::memcpy(&bits, memory_.data() + at, 2);
+        return static_cast<float>(kind_ == element_kind::f16 ? reference::half_value(bits) : reference::bfloat16_value(bits));
+    }
+
+    element_kind kind_;
+    std::size_t tokens_, heads_, channels_;
+    std::ptrdiff_t stride_[3] = {0, 0, 1};
+    std::ptrdiff_t origin_ = 0;
+    std::vector<std::uint8_t> memory_;
+};
+
+/// How records of one head lie in memory: all but `run` among bytes that would decode to NaN, and at odd addresses.
+enum class record_storage { run, grid, table, list };
+inline constexpr record_storage all_record_storages[] = {record_storage::run, record_storage::grid, record_storage::table,
+                                                         record_storage::list};
+
+inline reference::matrix to_matrix(const std::vector<float>& dense, std::size_t columns)
+{
+    reference::matrix m(static_cast<Eigen::Index>(dense.size() / columns), static_cast<Eigen::Index>(columns));
+    for (Eigen::Index i = 0; i < m.rows(); ++i)
+        for (Eigen::Index j = 0; j < m.cols(); ++j)
+            m(i, j) = static_cast<double>(dense[static_cast<std::size_t>(i * m.cols() + j)]);
+    return m;
+}
+
+inline std::vector<float> to_floats(const reference::matrix& m)
+{
+    std::vector<float> x;
+    for (Eigen::Index i = 0; i < m.rows(); ++i)
+        for (Eigen::Index j = 0; j < m.cols(); ++j) x.push_back(static_cast<float>(m(i, j)));
+    return x;
+}
+
+inline std::vector<float> gaussian_floats(random_source& random, std::size_t n, double gain = 1.0)
+{
+    std::vector<float> x(n);
+    for (float& each : x) each = static_cast<float>(gain * random.gaussian());
+    return x;
+}
+
+/// Channels of the output.
+inline std::size_t output_channels(const kvarn::format& f)
+{
+    return static_cast<std::size_t>(f.has_values() ? f.head_dim_v() : f.head_dim_k());
+}
+
+/// Gaussian records, one by one.
+inline std::vector<bytes> random_records(const kvarn::format& f, std::size_t count, std::uint64_t seed)
+{
+    random_source random(seed);
+    std::vector<bytes> records;
+    const auto all = encode(f, random_tiles(random, f, count, 1, tile_kind::gaussian));
+    const auto content = static_cast<std::ptrdiff_t>(kvarn::layout_of(f).content_bytes),
+               each = static_cast<std::ptrdiff_t>(kvarn::record_bytes(f));
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto first = all.begin() + static_cast<std::ptrdiff_t>(i) * each;
+        records.emplace_back(first, first + content);
+    }
+    return records;
+}
+
+/// The history of one KV head: segments for the library, K and V in the original basis for the reference.
+class kv_history {
+public:
+    kv_history(const kvarn::format& f, std::uint64_t seed) : format_(f), shape_(shape_of(f)), random_(seed)
+    {
+        k_.resize(0, f.key_channels());
+        v_.resize(0, static_cast<Eigen::Index>(support::output_channels(f)));
+    }
+
+    void add_exact(std::size_t tokens, kvarn::basis stored = kvarn::basis::original, element_kind kind = element_kind::f32,
+                   storage where = storage::dense, double gain = 1.0)
+    {
+        const auto channels = static_cast<std::size_t>(format_.key_channels()),
+                   values = static_cast<std::size_t>(format_.head_dim_v());
+        constexpr std::size_t heads = 3, head = 1;
+        auto k = std::make_shared<strided_array>(kind, where, tokens, heads, channels,
+                                                 gaussian_floats(random_, tokens * heads * channels, gain));
+        auto v = std::make_shared<strided_array>(kind, where, tokens, heads, values,
+                                                 gaussian_floats(random_, tokens * heads * values));
+        add_exact(k->view<true>(), format_.has_values() ? v->view<true>() : kvarn::input_view{}, head, stored, k->dense(),
+                  v->dense(), heads);
+        owned_.push_back(k);
+        owned_.push_back(v);
+    }
+
+    void add_records(const std::vector<bytes>& records, record_storage where = record_storage::run)
+    {
+        for (const bytes& r : records) reference::append_record(shape_, r.data(), k_, v_);
+        const std::size_t content = kvarn::layout_of(format_).content_bytes, each = kvarn::record_bytes(format_),
+                          n = records.size();
+        if (n == 0) return;
+        if (where == record_storage::list) {
+            auto list = std::make_shared<std::vector<const std::byte*>>();
+            for (const bytes& r : records) {
+                auto own = std::make_shared<bytes>(content + 1, std::uint8_t{0xff});  // ends with the record
+                std::copy(r.begin(), r.end(), own->begin() + 1);
+                list->push_back(as_bytes(own->data() + 1));
+                owned_.push_back(own);
+            }
+            segments_.push_back(kvarn::listed_tiles(format_, *list));
+            owned_.push_back(list);
+        } else if (where == record_storage::table) {
+            const std::size_t slots = 2 * n + 1, stride = content + (content % 2 == 0 ? 5 : 4);
+            auto pool = std::make_shared<bytes>(slots * stride, std::uint8_t{0xff});
+            auto table = std::make_shared<std::vector<std::int32_t>>();
+            std::vector<std::int32_t> free(slots);
+            for (std::size_t i = 0; i < slots; ++i) free[i] = static_cast<std::int32_t>(i);
+            for (std::size_t i = 0; i < n; ++i) {
+                const auto pick = random_.below(free.size());
+                table->push_back(free[pick]);
+                std::copy(records[i].begin(), records[i].end(), pool->begin() + static_cast<std::ptrdiff_t>(stride) * free[pick]);
+                free.erase(free.begin() + static_cast<std::ptrdiff_t>(pick));
+            }
+            segments_.push_back(kvarn::paged_tiles(format_, as_bytes(pool->data()), static_cast<std::ptrdiff_t>(stride), *table));
+            owned_.push_back(pool);
+            owned_.push_back(table);
+        } else {
+            const std::size_t heads = where == record_storage::grid ? 3 : 1, head = where == record_storage::grid ? 1 : 0;
+            const std::size_t odd = where == record_storage::grid ? 1 : 0;
+            auto all = std::make_shared<bytes>(n * heads * each + odd, std::uint8_t{0xff});
+            auto grid = kvarn::tile_major(format_, as_bytes(all->data()) + odd, all->size() - odd, n, heads);
+            for (std::size_t i = 0; i < n; ++i) std::memcpy(grid.at(i, head), records[i].data(), content);
+            segments_.push_back(kvarn::sealed_tiles(format_, grid, head));
+            owned_.push_back(all);
+        }
+    }
+    void add_tiles(std::size_t count, record_storage where = record_storage::run)
+    {
+        add_records(random_records(format_, count, random_.bits()), where);
+    }
+
+    [[nodiscard]] const kvarn::format& format() const { return format_; }
+    [[nodiscard]] std::span<const kvarn::kv_segment> segments() const { return segments_; }
+    [[nodiscard]] const reference::matrix& k() const { return k_; }
+    [[nodiscard]] const reference::matrix& v() const { return v_; }
+    [[nodiscard]] std::size_t tokens() const { return static_cast<std::size_t>(k_.rows()); }
+
+private:
+    void add_exact(const kvarn::input_view& k, const kvarn::input_view& v, std::size_t head, kvarn::basis stored,
+                   const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
+    {
+        segments_.push_back(kvarn::exact_tokens(k, v, head, stored));
+        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized) {
+            const auto c = static_cast<std::ptrdiff_t>(channels);
+            std::vector<float> own;
+            for (std::size_t t = 0; t < k.tokens; ++t) {
+                const auto first = all.begin() + static_cast<std::ptrdiff_t>(t * heads + head) * c;
+                own.insert(own.end(), first, first + c);
+            }
+            const reference::matrix x = to_matrix(own, static_cast<std::size_t>(channels));
+            return stored == kvarn::basis::rotated ? reference::in_original_basis(shape_, x, quantized) : x;
+        };
+        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k());
+        reference::append_rows(k_, keys);
+        if (format_.has_values())
+            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v()));
+        else
+            reference::append_rows(v_, keys.leftCols(format_.head_dim_k()));
+    }
+
+    kvarn::format format_;
+    reference::shape shape_;
+    random_source random_;
+    std::vector<kvarn::kv_segment> segments_;
+    std::vector<std::shared_ptr<const void>> owned_;
+    reference::matrix k_, v_;
+};
+
+/// The queries and options of one call. `q` is [m][r][channels of K] in options.query_basis.
+struct attention_query {
+    std::size_t tokens = 1, heads = 1;
+    std::vector<float> q{};
+    kvarn::attention_options options{};
+    std::vector<float> sink_logits{};
+    std::int64_t first_position = -1;
+    element_kind q_kind = element_kind::f32, out_kind = element_kind::f32;
+    storage q_storage = storage::dense, out_storage = storage::dense;
+
+    [[nodiscard]] std::size_t rows() const { return tokens * heads; }
+};
+
+inline attention_query random_query(const kvarn::format& f, std::size_t tokens, std::size_t heads, std::uint64_t seed,
+                                    double gain = 1.0)
+{
+    random_source random(seed);
+    attention_query x;
+    x.tokens = tokens;
+    x.heads = heads;
+    x.q = gaussian_floats(random, tokens * heads * static_cast<std::size_t>(f.key_channels()), gain);
+    return x;
+}
+
+inline std::string describe(const attention_query& x)
+{
+    const kvarn::attention_options& o = x.options;
+    return "m " + std::to_string(x.tokens) + ", r " + std::to_string(x.heads) + ", precision " +
+           std::to_string(static_cast<int>(o.precision)) + ", scale " + std::to_string(o.softmax_scale) + ", cap " +
+           std::to_string(o.logit_soft_cap) + ", window " + std::to_string(o.window) + (o.causal ? "" : ", not causal") +
+           (o.query_basis == kvarn::basis::rotated ? ", q rotated" : "") +
+           (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") +
+           ", first " + std::to_string(x.first_position);
+}
+
+/// What a call of attend gave, dense.
+struct attention_outcome {
+    kvarn::status status = kvarn::status::ok;
+    std::vector<float> out;
+    std::vector<float> log_sum_exp;
+    bool intact = false;  ///< nothing around out, lse and scratch was written
+};
+
+inline bool same_bits(const attention_outcome& a, const attention_outcome& b)
+{
+    return a.status == b.status && same_bits(a.out, b.out) && same_bits(a.log_sum_exp, b.log_sum_exp);
+}
+
+/// A task and the memory that it points to; the history's own memory stays where it is.
+class attention_memory {
+public:
+    attention_memory(const kvarn::format& f, const attention_query& x)
+        : q_(x.q_kind, x.q_storage, x.tokens, x.heads, static_cast<std::size_t>(f.key_channels()), x.q),
+          out_(x.out_kind, x.out_storage, x.tokens, x.heads, output_channels(f)),
+          log_sum_exp_(element_kind::f32, storage::dense, x.rows(), 1, 1), sink_logits_(x.sink_logits),
+          first_position_(x.first_position)
+    {}
+    [[nodiscard]] kvarn::attention_task task(std::span<const kvarn::kv_segment> segments)
+    {
+        kvarn::attention_task t;
+        t.history = segments;
+        t.q = q_.view<true>();
+        t.out = out_.view<false>();
+        t.log_sum_exp = static_cast<float*>(log_sum_exp_.view<false>().data);
+        t.sink_logits = sink_logits_.empty() ? nullptr : sink_logits_.data();
+        t.first_position = first_position_;
+        return t;
+    }
+    [[nodiscard]] attention_outcome outcome(kvarn::status s, bool rest_intact) const
+    {
+        return {s, out_.dense(), log_sum_exp_.dense(), rest_intact && out_.intact() && log_sum_exp_.intact()};
+    }
+    [[nodiscard]] bool untouched() const { return out_.untouched() && log_sum_exp_.untouched(); }
+
+private:
+    strided_array q_, out_, log_sum_exp_;
+    std::vector<float> sink_logits_;
+    std::int64_t first_position_;
+};
+
+template <class Arch = kvarn::simd::native_arch>
+attention_outcome attend(const kvarn::format& f, std::span<const kvarn::kv_segment> segments, const attention_query& x,
+                         std::size_t misalignment = 1)
+{
+    attention_memory memory(f, x);
+    guarded_bytes scratch(kvarn::attention_scratch_bytes(f, x.rows()), misalignment);  // 0xff: floats of all ones are NaN
+    const kvarn::status s = kvarn::attend<Arch>(f, memory.task(segments), x.options, scratch.span());
+    return memory.outcome(s, scratch.intact());
+}
+
+inline reference::attention_result wanted(const kv_history& history, const attention_query& x)
+{
+    const kvarn::format& f = history.format();
+    const reference::shape s = shape_of(f);
+    reference::attention_problem p;
+    p.q = to_matrix(
+        strided_array(x.q_kind, storage::dense, x.tokens, x.heads, static_cast<std::size_t>(f.key_channels()), x.q).dense(),
+        static_cast<std::size_t>(f.key_channels()));
+    if (x.options.query_basis == kvarn::basis::rotated) p.q = reference::in_original_basis(s, p.q, f.head_dim_k());
+    p.k = history.k();
+    p.v = history.v();
+    p.query_heads = static_cast<int>(x.heads);
+    p.first_position = x.first_position >= 0 ? x.first_position
+                                             : static_cast<std::int64_t>(history.tokens()) - static_cast<std::int64_t>(x.tokens);
+    p.scale = x.options.softmax_scale != 0.0f ? static_cast<double>(x.options.softmax_scale)
+                                              : 1.0 / std::sqrt(static_cast<double>(f.key_channels()));
+    p.soft_cap = static_cast<double>(x.options.logit_soft_cap);
+    p.window = x.options.window;
+    p.causal = x.options.causal;
+    p.sink_logits.resize(static_cast<Eigen::Index>(x.sink_logits.size()));
+    for (std::size_t i = 0; i < x.sink_logits.size(); ++i)
+        p.sink_logits(static_cast<Eigen::Index>(i)) = static_cast<double>(x.sink_logits[i]);
+    reference::attention_result r = reference::attention(p);
+    if (x.options.output_basis == kvarn::basis::rotated)
+        r.out = reference::in_rotated_basis(s, r.out, static_cast<int>(output_channels(f)));
+    return r;
+}
+
+/// Relative L2 error of the output, and the largest error of the log-sum-exp; both infinite if a value is not what it must be.
+struct attention_error {
+    double out = 0.0, log_sum_exp = 0.0;
+};
+
+inline attention_error error_of(const attention_outcome& got, const reference::attention_result& r)
+{
+    attention_error e;
+    constexpr double infinite = std::numeric_limits<double>::infinity();
+    if (got.status != kvarn::status::ok || !got.intact) return {infinite, infinite};
+    const reference::matrix out = to_matrix(got.out, static_cast<std::size_t>(r.out.cols()));
+    e.out = out.allFinite() ? reference::relative_difference(out, r.out) : infinite;
+    for (std::size_t i = 0; i < got.log_sum_exp.size(); ++i) {
+        const double a = static_cast<double>(got.log_sum_exp[i]), b = r.log_sum_exp(static_cast<Eigen::Index>(i));
+        const double difference = a == b ? 0.0 : std::fabs(a - b);
+        e.log_sum_exp = std::max(e.log_sum_exp, std::isnan(difference) ? infinite : difference);
+    }
+    return e;
+}
+
+inline constexpr kvarn::precision all_precisions[] = {kvarn::precision::exact, kvarn::precision::fine, kvarn::precision::fast};
+
+/// Bounds on Gaussian data with scores of standard deviation about 1.
+inline double out_bound(kvarn::precision p)
+{
+    return p == kvarn::precision::exact ? 1e-5 : p == kvarn::precision::fine ? 1e-3 : 1e-2;
+}
+inline double log_sum_exp_bound(kvarn::precision p)
+{
+    return p == kvarn::precision::exact ? 1e-5 : 1e-3;
+}
+
+}  // namespace support
