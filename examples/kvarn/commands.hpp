@@ -249,6 +249,7 @@ inline void dequantize(const dequantize_options& options)
 
     write_npy(k_out, type, c.heads, c.tokens, key_channels, k);
     if (with_values) write_npy(*v_out, type, c.heads, c.tokens, value_channels, v);
+    const signals_held both_or_none;
     k_out.commit();
     if (with_values) {
         try {

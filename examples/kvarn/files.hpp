@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Whole files in and out. Output goes to a temporary beside the target and is renamed at the end, so that a failed
-// command leaves nothing behind; devices and pipes (/dev/stdout, /dev/full) are written in place.
+// Whole files in and out. Output goes to a temporary beside the target and is renamed at the end, so that a failed or
+// interrupted command leaves nothing behind; devices and pipes (/dev/stdout, /dev/full) are written in place.
 
 #include <cerrno>
 #include <cstddef>
@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "failure.hpp"
+#include "interrupt.hpp"
 
 namespace kvarn_cli {
 
@@ -72,8 +73,10 @@ public:
                 std::snprintf(suffix, sizeof suffix, ".%08x.tmp", static_cast<unsigned>(random()));
                 temporary_ = final_ + suffix;
                 errno = 0;
+                const signals_held held;
                 file_.reset(std::fopen(temporary_.c_str(), "wbx"));
-                if (!file_ && errno != EEXIST) break;
+                if (file_) unfinished_.set(temporary_);
+                else if (errno != EEXIST) break;
             }
             if (!file_) temporary_.clear();
         }
@@ -86,7 +89,9 @@ public:
     ~output_file()
     {
         file_.reset();
+        const signals_held held;
         if (!temporary_.empty()) std::remove(temporary_.c_str());
+        unfinished_.clear();
     }
 
     void write(bytes content)
@@ -110,9 +115,11 @@ public:
     {
         if (in_place_) return;
         std::error_code error;
+        const signals_held held;
         std::filesystem::rename(temporary_, final_, error);
         if (error) throw failure(target_ + ": cannot write: " + error.message());
         temporary_.clear();
+        unfinished_.clear();
         committed_ = true;
     }
 
@@ -128,6 +135,7 @@ private:
     std::string target_;
     std::string final_;
     std::string temporary_;
+    unfinished_file unfinished_;
     file_handle file_;
     bool in_place_ = false;
     bool committed_ = false;

@@ -179,6 +179,7 @@ int run(int argc, char** argv)
 
 int main(int argc, char** argv)
 {
+    remove_unfinished_files_on_signals();
     std::string problem;
     try {
         return run(argc, argv);

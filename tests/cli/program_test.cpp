@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line example as a process: round trips, sizes, tails, and every error path, which must give exit code 2, one
-// line on stderr and no file. Each test case works in its own empty folder.
+// line on stderr and no file; nor may a signal leave one. Each test case works in its own empty folder.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -14,9 +16,13 @@
 #include <iterator>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <kvarn/base/element.hpp>
 
@@ -72,6 +78,23 @@ public:
         if (out == "../logs/out") result.out = read_text(path_ / "logs" / "out");
         result.err = read_text(path_ / "logs" / "err");
         return result;
+    }
+
+    /// Starts the program with the signals it would have at a terminal, but for `ignored`; stdout goes to `out` if not negative.
+    [[nodiscard]] pid_t start(std::vector<std::string> arguments, int ignored = 0, int out = -1) const
+    {
+        arguments.insert(arguments.begin(), KVARN_CLI_PROGRAM);
+        std::vector<char*> argv;
+        for (std::string& argument : arguments) argv.push_back(argument.data());
+        argv.push_back(nullptr);
+        const std::string folder = (path_ / "work").string();
+        const pid_t child = fork();
+        if (child != 0) return child;
+        for (const int signal : {SIGHUP, SIGINT, SIGPIPE, SIGTERM}) std::signal(signal, signal == ignored ? SIG_IGN : SIG_DFL);
+        if (out < 0) out = open("/dev/null", O_WRONLY);
+        if (chdir(folder.c_str()) != 0 || dup2(out, 1) != 1) _exit(125);
+        execv(argv[0], argv.data());
+        _exit(126);
     }
 
     [[nodiscard]] std::vector<std::string> files() const
@@ -550,6 +573,61 @@ TEST_CASE("cli: a full disk is refused and leaves nothing", "[program]")
     check_refused(here, "--help", "standard output", "/dev/full");
     check_refused(here, "compare --html x.html k.npy k.npy", "standard output", "/dev/full");
     CHECK(fs::is_character_file("/dev/full"));
+}
+
+TEST_CASE("cli: a signal ends the program and leaves nothing", "[program]")
+{
+    const workplace here;
+    write_npy(here / "k.npy", random_array(1, 160, 64, true, 25));
+    check_runs(here, "quantize k.npy k.npy box");
+    // Nobody reads from the pipe: the program waits for that between creating K's file and writing it.
+    REQUIRE(mkfifo((here / "pipe").c_str(), 0600) == 0);
+    write_text(here / "other", "what was there");
+    const auto before = here.files();
+    const auto ended_by = [](pid_t child) {
+        int status = 0;
+        REQUIRE(waitpid(child, &status, 0) == child);
+        return WIFSIGNALED(status) ? WTERMSIG(status) : -1;
+    };
+    const auto wait_for_file = [&](pid_t child) {
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+        while (here.files().size() == before.size() && std::chrono::steady_clock::now() < deadline) {
+            REQUIRE(waitpid(child, nullptr, WNOHANG) == 0);
+            std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        }
+        CHECK(here.files().size() == before.size() + 1);
+    };
+    for (const int signal : {SIGHUP, SIGINT, SIGTERM}) {
+        CAPTURE(signal);
+        const pid_t child = here.start({"dequantize", "box", "other", "pipe"});
+        REQUIRE(child > 0);
+        wait_for_file(child);
+        CHECK(kill(child, signal) == 0);
+        CHECK(ended_by(child) == signal);
+        CHECK(here.files() == before);
+    }
+    {
+        INFO("a signal that the caller ignores, as nohup does, is still ignored");
+        const pid_t child = here.start({"dequantize", "box", "other", "pipe"}, SIGHUP);
+        REQUIRE(child > 0);
+        wait_for_file(child);
+        CHECK(kill(child, SIGHUP) == 0);
+        CHECK(kill(child, SIGTERM) == 0);
+        CHECK(ended_by(child) == SIGTERM);
+        CHECK(here.files() == before);
+    }
+    {
+        INFO("the reader of stdout has gone before the report gets its name");
+        int ends[2];
+        REQUIRE(pipe(ends) == 0);
+        close(ends[0]);
+        const pid_t child = here.start({"compare", "--html", "x.html", "k.npy", "k.npy"}, 0, ends[1]);
+        close(ends[1]);
+        REQUIRE(child > 0);
+        CHECK(ended_by(child) == SIGPIPE);
+        CHECK(here.files() == before);
+    }
+    CHECK(read_text(here / "other") == "what was there");
 }
 
 TEST_CASE("cli: inspect and compare say what they should", "[program]")
