@@ -187,16 +187,13 @@ struct rounding {
 
 /// Rounds the weights as attention does; one number beyond the padding must stay as it is.
 template <class Arch, class Weight>
-rounding rounded(int bits, int n, const std::vector<float>& w, bool has_signs)
+rounding rounded(int bits, int n, const std::vector<float>& w)
 {
     const std::vector<float> ones(w.size(), 1.0f), zeros(w.size(), 0.0f);
     std::vector<float> same(w.size());
     kvarn::detail::weight_totals totals{};
     const int padded = static_cast<int>(w.size());
-    if (has_signs)
-        kvarn::detail::weigh<Arch, true>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
-    else
-        kvarn::detail::weigh<Arch, false>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
+    kvarn::detail::weigh<Arch>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
     std::vector<Weight> to(w.size() + 1, Weight{77});
     rounding r;
     kvarn::detail::with_bits(bits, [&](auto b) {
@@ -211,10 +208,10 @@ rounding rounded(int bits, int n, const std::vector<float>& w, bool has_signs)
 /// |weight| <= most and sum |weight| * factor <= limit; each weight within half a step; the offset is what all of them lost, times the middle
 /// code, or 0 for words. `tight`: one of the two limits is nearly reached.
 template <class Weight>
-void check_rounding(int bits, int n, const std::vector<float>& w, bool has_signs, std::int64_t most, std::int64_t limit,
+void check_rounding(int bits, int n, const std::vector<float>& w, std::int64_t most, std::int64_t limit,
                     std::int64_t factor, bool tight)
 {
-    const rounding r = rounded<native, Weight>(bits, n, w, has_signs), other = rounded<portable, Weight>(bits, n, w, has_signs);
+    const rounding r = rounded<native, Weight>(bits, n, w), other = rounded<portable, Weight>(bits, n, w);
     CHECK(r.weights == other.weights);
     CHECK(std::bit_cast<std::uint32_t>(r.scale.step) == std::bit_cast<std::uint32_t>(other.scale.step));
     CHECK(std::bit_cast<std::uint32_t>(r.scale.offset) == std::bit_cast<std::uint32_t>(other.scale.offset));
@@ -279,10 +276,10 @@ TEST_CASE("attention/product: rounding to 16 bits stays below the limit and with
                     if (signs)
                         for (std::size_t i = 1; i < w.size(); i += 2) w[i] = -w[i];
                     INFO(bits << " bits, " << n << " weights, kind " << number << (signs ? ", signs" : ""));
-                    check_rounding<std::int16_t>(bits, n, w, signs, 32767, (std::int64_t{1} << 31) - 1, word_limit,
+                    check_rounding<std::int16_t>(bits, n, w, 32767, (std::int64_t{1} << 31) - 1, word_limit,
                                                  number % 8 == 0 && number < 32);
                     if (!signs)
-                        check_rounding<std::int16_t>(bits, n, w, true, 32767, (std::int64_t{1} << 31) - 1, word_limit, false);
+                        check_rounding<std::int16_t>(bits, n, w, 32767, (std::int64_t{1} << 31) - 1, word_limit, false);
                 }
                 ++number;
             }
@@ -298,7 +295,7 @@ TEST_CASE("attention/product: rounding to 8 bits stays below the limit and makes
             std::size_t number = 0;
             for (const std::vector<float>& w : awkward_weights(random, n, 65535.0 / levels - 0.5 * n - 1.0)) {
                 INFO(bits << " bits, " << n << " weights, kind " << number);
-                check_rounding<std::uint8_t>(bits, n, w, false, 255, 65535, levels, number % 8 == 0 && number < 32);
+                check_rounding<std::uint8_t>(bits, n, w, 255, 65535, levels, number % 8 == 0 && number < 32);
                 ++number;
             }
         }

@@ -15,6 +15,8 @@ namespace kvarn::detail {
 
 inline constexpr float largest_query = 1e20f;  // far from overflow in any product with a record's scalars
 
+inline constexpr float largest_soft_cap = 1000.0f;  // above, cancellation costs more than 1e-4
+
 /// A run of tokens inside one segment: [first, first + tokens); the segment's first token is at `position`.
 struct chunk {
     const kv_segment* segment = nullptr;
@@ -52,7 +54,8 @@ KVARN_INLINE void for_chunks(const attention_task& task, std::size_t chunk_token
 KVARN_INLINE status check_options(const attention_options& o) noexcept
 {
     const auto in_range = [](float x) { return x >= 0.0f && x <= 1e30f; };
-    if (!in_range(o.softmax_scale) || !in_range(o.logit_soft_cap) || o.window < 0) return status::bad_argument;
+    if (!in_range(o.softmax_scale) || !in_range(o.logit_soft_cap) || o.logit_soft_cap > largest_soft_cap || o.window < 0)
+        return status::bad_argument;
     if (o.precision > precision::fast || o.query_basis > basis::rotated || o.output_basis > basis::rotated) return status::bad_argument;
     return status::ok;
 }
@@ -65,7 +68,10 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
     if (task.q.channels != channels || task.out.channels != out) return status::shape_mismatch;
     if (task.q.heads > max_rows || task.q.tokens > max_rows / task.q.heads) return status::bad_argument;
     if (task.q.data == nullptr || task.out.data == nullptr) return status::null_pointer;
-    if (task.first_position < -1) return status::bad_argument;
+    if (task.first_position < -1 || task.first_position > INT64_MAX - 65536) return status::bad_argument;
+    if (task.sink_logits != nullptr)
+        for (std::size_t h = 0; h < task.q.heads; ++h)
+            if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;
         if (s.tokens > static_cast<std::size_t>(INT64_MAX) / 4) return status::bad_argument;
@@ -157,9 +163,6 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
         const std::uint32_t most = simd::kernels<Arch>::largest_magnitude(row, static_cast<std::size_t>(e.query()));
         if (!(most <= std::bit_cast<std::uint32_t>(largest_query))) return status::not_finite;
     }
-    if (task.sink_logits != nullptr)
-        for (std::size_t h = 0; h < task.q.heads; ++h)
-            if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
     if (given_rotated ? original : rotated) {
         std::memcpy(other, given, static_cast<std::size_t>(r.rows) * static_cast<std::size_t>(e.query()) * sizeof(float));
         if (given_rotated) transform_rows<Arch, direction::inverse>(other, e.query(), r.rows, f.head_dim_k());

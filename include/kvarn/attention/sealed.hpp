@@ -54,8 +54,8 @@ KVARN_INLINE record_scalars<float> load_record_scalars(const format& f, const re
     return s;
 }
 
-/// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16; x not negative if not Signed.
-template <class Arch, bool Signed, class Scalar>
+/// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16.
+template <class Arch, class Scalar>
 KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
@@ -65,7 +65,7 @@ KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero
         const lane v = lane::load(x + i), y = mul(v, lane::load(scale + i));
         y.store(w + i);
         zeros = fma(v, lane::load(zero + i), zeros);
-        const lane magnitude = Signed ? max(y, sub(nothing, y)) : y;
+        const lane magnitude = max(y, sub(nothing, y));
         most = max(most, magnitude);
         sum = add(sum, magnitude);
     }
@@ -132,7 +132,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     float zero[Heads];
 
     for (int h = 0; h < Heads; ++h)
-        zero[h] = weigh<Arch, true>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+        zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
     multiply<Arch, Heads>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
 
     for (int h = 0; h < Heads; ++h) {
@@ -154,7 +154,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
             largest = reduce_max(largest_of<Arch>(score, group));
         }
         absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-        zero[h] = weigh<Arch, false>(score, value_scale, value_zero, group, w, totals[h]);
+        zero[h] = weigh<Arch>(score, value_scale, value_zero, group, w, totals[h]);
     }
 
     if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, Heads, x);

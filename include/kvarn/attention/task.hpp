@@ -17,14 +17,14 @@ namespace kvarn {
 /// Arithmetic of the products with codes; everything else is float. Errors of the output relative to exact arithmetic on the same
 /// records, as measured in docs/performance.md.
 enum class precision : std::uint8_t {
-    exact,  ///< float weights: about 1e-6
+    exact,  ///< float weights: about 1e-5
     fine,   ///< 16-bit weights: below 1e-3
     fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): below 1e-2
 };
 
 struct attention_options {
     float softmax_scale = 0.0f;   ///< factor on <q, k>; 0: 1 / sqrt(channels of K, exact ones included)
-    float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap) after scaling; 0: none
+    float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap) after scaling, at most 1000; 0: none
     std::int64_t window = 0;      ///< a query sees this many newest positions up to its own; 0: all
     bool causal = true;           ///< a query does not see positions after its own
     basis query_basis = basis::original;   ///< of the quantized channels of q
