@@ -3,98 +3,18 @@
 // quantize_kv and dequantize_kv over all cores: threads take work items (tile * heads + head) from one counter, each with
 // its own scratch. Records are a pure function of the values, so the bytes do not depend on the number of threads.
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cstddef>
-#include <cstdio>
-#include <exception>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#endif
 
 #include <kvarn/kvarn.hpp>
 
-#include "failure.hpp"
-#include "npy.hpp"
+#include "../common/failure.hpp"
+#include "../common/npy.hpp"
+#include "../common/threads.hpp"
 
 namespace kvarn_cli {
-
-/// Progress of long work: one line on stderr, rewritten in place, only if stderr is a terminal.
-class progress {
-public:
-    explicit progress(std::string what) : what_(std::move(what)) {}
-    progress(const progress&) = delete;
-    progress& operator=(const progress&) = delete;
-    ~progress()
-    {
-        if (shown_) std::fputs("\r\x1b[K", stderr);
-    }
-
-    void show(std::size_t done, std::size_t all, const std::string& detail = {})
-    {
-        const auto now = std::chrono::steady_clock::now();
-        if (!terminal() || now - last_ < std::chrono::milliseconds(200)) return;
-        last_ = now;
-        shown_ = true;
-        std::fprintf(stderr, "\r\x1b[K%s %zu/%zu %s", what_.c_str(), done, all, detail.c_str());
-        std::fflush(stderr);
-    }
-
-private:
-    static bool terminal() noexcept
-    {
-#if defined(__unix__) || defined(__APPLE__)
-        static const bool is_terminal = isatty(2) != 0;
-        return is_terminal;
-#else
-        return false;
-#endif
-    }
-
-    std::string what_;
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-    bool shown_ = false;
-};
-
-/// Runs work(range, scratch) -> status over `items` items. Returns the first status that is not ok. threads 0: all cores.
-template <class Work>
-[[nodiscard]] kvarn::status for_ranges(std::size_t items, std::size_t scratch_size, unsigned threads, const char* what, Work work)
-{
-    const std::size_t cores = threads != 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
-    const std::size_t workers = std::max<std::size_t>(1, std::min(cores, items));
-    const std::size_t step = std::clamp<std::size_t>(items / (workers * 8), 1, 64);
-    std::vector<std::vector<std::byte>> scratch(workers);
-    for (auto& one : scratch) one.resize(scratch_size);
-    std::atomic<std::size_t> next{0};
-    std::atomic<kvarn::status> outcome{kvarn::status::ok};
-    progress shown(what);
-
-    const auto run = [&](std::size_t worker) noexcept {
-        for (;;) {
-            const std::size_t begin = next.fetch_add(step);
-            if (begin >= items || outcome.load() != kvarn::status::ok) return;
-            const kvarn::status s =
-                work(kvarn::record_range{begin, std::min(begin + step, items)}, std::span<std::byte>(scratch[worker]));
-            if (s != kvarn::status::ok) outcome = s;
-            if (worker == 0) shown.show(begin, items, "tiles");
-        }
-    };
-    std::vector<std::thread> pool;
-    try {
-        for (std::size_t worker = 1; worker < workers; ++worker) pool.emplace_back(run, worker);
-    } catch (const std::exception&) {
-        // Fewer threads than asked for: the ones there are do all the work.
-    }
-    run(0);
-    for (auto& thread : pool) thread.join();
-    return outcome;
-}
 
 /// Quantizes views of whole tiles into dense tile-major records.
 template <class T>

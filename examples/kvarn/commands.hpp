@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -13,22 +12,14 @@
 
 #include <kvarn/kvarn.hpp>
 
+#include "../common/failure.hpp"
+#include "../common/files.hpp"
+#include "../common/npy.hpp"
+#include "../common/text.hpp"
 #include "codec.hpp"
 #include "container.hpp"
-#include "failure.hpp"
-#include "files.hpp"
-#include "npy.hpp"
 
 namespace kvarn_cli {
-
-template <class... Arguments>
-[[nodiscard]] std::string text(const char* pattern, Arguments... arguments)
-{
-    const int length = std::snprintf(nullptr, 0, pattern, arguments...);
-    std::string out(static_cast<std::size_t>(length), '\0');
-    std::snprintf(out.data(), out.size() + 1, pattern, arguments...);
-    return out;
-}
 
 struct codec_options {
     std::string format = "k4v2_g128";
@@ -259,15 +250,6 @@ inline void dequantize(const dequantize_options& options)
             throw;
         }
     }
-}
-
-/// 12345678 -> 12,345,678
-[[nodiscard]] inline std::string grouped(std::size_t number)
-{
-    std::string digits = std::to_string(number);
-    for (std::ptrdiff_t at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3)
-        digits.insert(static_cast<std::size_t>(at), 1, ',');
-    return digits;
 }
 
 inline void inspect(const std::string& path)

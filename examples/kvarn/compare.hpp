@@ -12,12 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "baselines.hpp"
+#include "../common/baselines.hpp"
+#include "../common/files.hpp"
+#include "../common/measures.hpp"
+#include "../common/npy.hpp"
 #include "codec.hpp"
 #include "commands.hpp"
-#include "files.hpp"
-#include "measures.hpp"
-#include "npy.hpp"
 #include "report.hpp"
 
 namespace kvarn_cli {
@@ -51,25 +51,6 @@ inline void measure(method_result& row, const matrix& k, const matrix& v, const 
     row.v_error = relative_error(v.values, v_decoded.values);
     row.v_scale = token_scale_errors(v, v_decoded);
     if (q) row.attention_error = relative_error(exact_output, attend(*q, k_decoded, v_decoded, step));
-}
-
-/// Aligned columns: the first to the left, the others to the right.
-[[nodiscard]] inline std::string aligned(const std::vector<std::vector<std::string>>& rows)
-{
-    std::vector<std::size_t> widths(rows.front().size());
-    for (const auto& row : rows)
-        for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-    std::string out;
-    for (const auto& row : rows) {
-        for (std::size_t i = 0; i < row.size(); ++i) {
-            const std::string blanks(widths[i] - row[i].size(), ' ');
-            if (i != 0) out += "  ";
-            out += i == 0 ? row[i] + blanks : blanks + row[i];
-        }
-        out.erase(out.find_last_not_of(' ') + 1);
-        out += '\n';
-    }
-    return out;
 }
 
 inline void compare(const compare_options& options)

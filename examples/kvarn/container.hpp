@@ -13,9 +13,9 @@
 #include <kvarn/layout/format.hpp>
 #include <kvarn/layout/record.hpp>
 
-#include "failure.hpp"
-#include "files.hpp"
-#include "npy.hpp"
+#include "../common/failure.hpp"
+#include "../common/files.hpp"
+#include "../common/npy.hpp"
 
 namespace kvarn_cli {
 

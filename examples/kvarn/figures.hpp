@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
-#include "commands.hpp"
-#include "measures.hpp"
+#include "../common/measures.hpp"
+#include "../common/svg.hpp"
 #include "picture.hpp"
 #include "tile_stages.hpp"
 
@@ -47,82 +47,6 @@ struct report_data {
 };
 
 namespace report_detail {
-
-[[nodiscard]] inline std::string escaped(const std::string& plain)
-{
-    std::string out;
-    for (const char c : plain) {
-        if (c == '<')
-            out += "&lt;";
-        else if (c == '>')
-            out += "&gt;";
-        else if (c == '&')
-            out += "&amp;";
-        else if (c == '"')
-            out += "&quot;";
-        else
-            out += c;
-    }
-    return out;
-}
-
-[[nodiscard]] inline std::string label(double x, double y, const std::string& what, const char* anchor = "middle",
-                                       const char* css = "", const char* more = "")
-{
-    return text("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" class=\"%s\" %s>", x, y, anchor, css, more) + escaped(what) +
-           "</text>\n";
-}
-
-[[nodiscard]] inline std::string line(double x1, double y1, double x2, double y2, const char* css)
-{
-    return text("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" class=\"%s\"/>\n", x1, y1, x2, y2, css);
-}
-
-struct series_style {
-    const char* colour;
-    int shape;  ///< 0 circle, 1 square, 2 triangle up, 3 triangle down, 4 diamond
-};
-
-[[nodiscard]] inline series_style style_of(const std::string& series)
-{
-    if (series.rfind("kvarn/", 0) == 0) {
-        const std::string group = series.substr(series.find(' ') + 1);
-        return {group == "g128" ? "#1257b8" : group == "g64" ? "#3f9be0" : group == "g32" ? "#0c8c9c" : "#3a2f9e", 0};
-    }
-    if (series == "rtn") return {"#7f7f7f", 1};
-    if (series == "rotated rtn") return {"#d9730d", 1};
-    if (series == "kivi g32") return {"#12855d", 2};
-    if (series == "kivi g128") return {"#8a4fb5", 3};
-    if (series == "q4_0 .. q8_0") return {"#a08a6a", 4};
-    return {"#c2255c", 4};
-}
-
-[[nodiscard]] inline std::string marker(double x, double y, series_style s, const std::string& tooltip)
-{
-    std::string points;
-    const auto polygon = [&](std::initializer_list<std::pair<double, double>> corners) {
-        for (const auto& [dx, dy] : corners) points += text("%.1f,%.1f ", x + dx, y + dy);
-        return "<polygon points=\"" + points + "\"";
-    };
-    std::string shape;
-    switch (s.shape) {
-    case 0: shape = text("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"5\"", x, y); break;
-    case 1: shape = text("<rect x=\"%.1f\" y=\"%.1f\" width=\"8\" height=\"8\"", x - 4, y - 4); break;
-    case 2: shape = polygon({{0, -5.5}, {5, 4}, {-5, 4}}); break;
-    case 3: shape = polygon({{0, 5.5}, {5, -4}, {-5, -4}}); break;
-    default: shape = polygon({{0, -6}, {5, 0}, {0, 6}, {-5, 0}}); break;
-    }
-    return shape + text(" fill=\"%s\" class=\"mark\"><title>", s.colour) + escaped(tooltip) + "</title>" +
-           (s.shape == 0   ? "</circle>\n"
-            : s.shape == 1 ? "</rect>\n"
-                           : "</polygon>\n");
-}
-
-[[nodiscard]] inline std::string power_of_ten(int exponent)
-{
-    return exponent >= 0 ? std::to_string(static_cast<long>(std::lround(std::pow(10, exponent))))
-                         : text("%.*f", -exponent, std::pow(10, exponent));
-}
 
 [[nodiscard]] inline std::vector<std::string> series_of(const report_data& report)
 {

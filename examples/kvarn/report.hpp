@@ -8,9 +8,10 @@
 
 #include <kvarn/version.hpp>
 
-#include "commands.hpp"
+#include "../common/measures.hpp"
+#include "../common/svg.hpp"
+#include "../common/text.hpp"
 #include "figures.hpp"
-#include "measures.hpp"
 
 namespace kvarn_cli {
 
@@ -38,24 +39,6 @@ namespace report_detail {
     }
     return out + "</tbody></table></div>\n";
 }
-
-inline constexpr const char* style_sheet = R"(
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 1180px; padding: 28px 20px 60px; background: #fff; color: #1d2430; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 26px; margin: 0 0 6px; } h2 { font-size: 19px; margin: 40px 0 4px; }
-p { margin: 4px 0 10px; max-width: 95ch; } .facts, .caption { color: #4c5666; font-size: 14.5px; }
-svg { width: 100%; height: auto; display: block; overflow: visible; }
-svg text { font-size: 12.5px; fill: #39424f; } svg text.panel { font-size: 14.5px; font-weight: 600; fill: #1d2430; }
-svg text.direct { font-weight: 600; fill: #1257b8; paint-order: stroke; stroke: #fff; stroke-width: 3px; }
-svg text.quiet { font-size: 11.5px; fill: #66707e; } svg text.halo { paint-order: stroke; stroke: #fff; stroke-width: 3px; }
-.grid { stroke: #e9ecf1; } .strong { stroke: #cfd5de; } .axis { stroke: #7d8794; } .p99 { stroke: #1d2430; stroke-dasharray: 3 3; }
-.curve { fill: none; stroke-width: 1.6; } .ours { stroke-width: 2.6; } .mark { stroke: #fff; stroke-width: 1; }
-.map { image-rendering: pixelated; } .frame { stroke: #9aa3af; } rect.frame[fill=none], .frame:not([fill]) { fill: none; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 22px; font-size: 14px; margin: 10px 0 4px; max-width: none; } .legend span { display: inline-flex; align-items: center; gap: 6px; } .legend svg { width: 14px; height: 14px; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: 3px 7px; text-align: right; border-bottom: 1px solid #e9ecf1; } th { background: #f6f7f9; font-weight: 600; } td:first-child, th:first-child { text-align: left; }
-tr.ours td { background: #eef4fc; stroke-width: 1; }
-)";
 
 }  // namespace report_detail
 

@@ -13,7 +13,7 @@
 
 #include <kvarn/kvarn.hpp>
 
-#include "failure.hpp"
+#include "../common/failure.hpp"
 
 namespace kvarn_cli {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "examples/kvarn/container.hpp"
-#include "examples/kvarn/npy.hpp"
+#include "examples/common/npy.hpp"
 #include "tests/catch.hpp"
 
 namespace {
