@@ -24,22 +24,17 @@
 
 namespace kvarn {
 
-/// How quantize_kv encodes. The result is the same on every machine for the same options.
-struct encode_options {
-    kvarn::encoder encoder = kvarn::encoder::paper;
-    int iterations = 8;  ///< at most this many rounds of variance normalisation, 0..64
-};
-
 /// Seals tiles: quantizes the tokens of `k` and `v` into `records`.
 /// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (an empty view if the
 /// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
-/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records or scratch), bad_argument (options),
-/// not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
+/// `errors` empty, or one entry for each item of the range in its order: what the record lost (a few per cent of the time of sealing).
+/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records, scratch or errors), bad_argument
+/// (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
-                                 std::span<std::byte> scratch, const encode_options& options = {},
-                                 record_range range = {}) noexcept;
+                                 std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},
+                                 std::span<record_errors> errors = {}) noexcept;
 
 /// Decodes records into `k` and `v`, in the original basis or as they are stored (rotated). Exact channels come back
 /// unchanged. Half results saturate at +-65504. Shapes as for quantize_kv; either view may be empty (data null) to skip it.
@@ -69,10 +64,10 @@ template <class Arch = simd::native_arch>
 
 template <class Arch, element T>
 status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records, std::span<std::byte> scratch,
-                   const encode_options& options, record_range range) noexcept
+                   const encode_options& options, record_range range, std::span<record_errors> errors) noexcept
 {
     using storage = storage_t<T>;
-    if (options.encoder != encoder::paper || options.iterations < 0 || options.iterations > 64) return status::bad_argument;
+    if (!detail::is_valid(options)) return status::bad_argument;
     if (const status s = detail::check_view(f, k, f.key_channels(), records); s != status::ok) return s;
     if (f.has_values()) {
         if (const status s = detail::check_view(f, v, f.head_dim_v(), records); s != status::ok) return s;
@@ -86,6 +81,7 @@ status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std:
     if (range.begin >= range.end) return status::ok;
     if (k.data == nullptr || (f.has_values() && v.data == nullptr)) return status::null_pointer;
     if (const status s = detail::check_memory(f, records, scratch, range); s != status::ok) return s;
+    if (!errors.empty() && errors.size() < range.end - range.begin) return status::buffer_too_small;
 
     const simd::float_environment guard;
     const kv_view<const storage> keys = detail::as_storage(k), values = detail::as_storage(v);
@@ -94,15 +90,17 @@ status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std:
         return x.data ? detail::source_of(x, i / records.heads, i % records.heads, f.group()) : detail::tile_source<const storage>{};
     };
     for (std::size_t i = range.begin; i < range.end; ++i) {
-        const status s = detail::check_tile<Arch, storage>(f, source(keys, i), source(values, i), memory, options.iterations);
+        const status s = detail::check_tile<Arch, storage>(f, source(keys, i), source(values, i), memory, options);
         if (s != status::ok) return s;
     }
     const record_layout at = layout_of(f);
     const std::size_t owned = detail::owned_bytes(f, records);
     for (std::size_t i = range.begin; i < range.end; ++i) {
         std::byte* const record = records.at(i / records.heads, i % records.heads);
-        detail::encode_keys<Arch, storage>(f, source(keys, i), memory, options.iterations, record);
-        if (f.has_values()) detail::encode_values<Arch, storage>(f, source(values, i), memory, options.iterations, record);
+        record_errors lost, *const report = errors.empty() ? nullptr : &lost;
+        detail::encode_keys<Arch, storage>(f, source(keys, i), memory, options, record, report ? &report->k : nullptr);
+        if (f.has_values()) detail::encode_values<Arch, storage>(f, source(values, i), memory, options, record, report ? &report->v : nullptr);
+        if (report) errors[i - range.begin] = lost;
         if (f.exact_channels() != 0) detail::encode_exact<Arch, storage>(f, source(keys, i), record + at.exact);
         std::memset(record + at.content_bytes, 0, owned - at.content_bytes);
     }

@@ -88,7 +88,8 @@ unsigned long long digest(const void* data, std::size_t bytes)
 int failures = 0;
 
 template <class Arch, class T>
-std::vector<std::byte> run(const char* type, const kvarn::format& f, content c, std::uint32_t seed, bool report)
+std::vector<std::byte> run(const char* type, const kvarn::format& f, const kvarn::encode_options& options, content c, std::uint32_t seed,
+                           bool report)
 {
     const auto group = static_cast<std::size_t>(f.group());
     const auto dk = static_cast<std::size_t>(f.key_channels());
@@ -100,9 +101,10 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, content c, 
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     const auto grid = kvarn::tile_major(f, records.data(), records.size(), 1, heads);
 
+    std::vector<kvarn::record_errors> errors(heads);
     const auto keys = kvarn::token_major(k.data(), group, heads, dk);
     const auto values = f.has_values() ? kvarn::head_major(v.data(), group, heads, dv) : kvarn::kv_view<const T>{};
-    const kvarn::status quantized = kvarn::quantize_kv<Arch>(f, keys, values, grid, scratch);
+    const kvarn::status quantized = kvarn::quantize_kv<Arch>(f, keys, values, grid, scratch, options, {}, errors);
 
     std::vector<T> k_back(k.size()), v_back(v.size());
     const auto keys_back = kvarn::head_major(k_back.data(), group, heads, dk);
@@ -116,10 +118,11 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, content c, 
     }
     if (quantized != (c == content::not_finite ? kvarn::status::not_finite : kvarn::status::ok)) ++failures;
     if (report)
-        std::printf("%s k%dv%d_g%d D%d/%d+%d rot%d content%d: %s, %zu bytes, record %016llx, original %016llx, rotated %016llx\n",
-                    type, f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(), f.head_dim_v(), f.exact_channels(),
+        std::printf("%s %s k%dv%d_g%d D%d/%d+%d rot%d content%d: %s, %zu bytes, record %016llx, original %016llx, rotated %016llx, errors %016llx\n",
+                    type, options.encoder == kvarn::encoder::paper ? "paper" : "refined", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(), f.head_dim_v(), f.exact_channels(),
                     f.rotated() ? 1 : 0, static_cast<int>(c), kvarn::message(quantized), records.size(),
-                    digest(records.data(), records.size()), decoded[0], decoded[1]);
+                    digest(records.data(), records.size()), decoded[0], decoded[1],
+                    digest(errors.data(), errors.size() * sizeof errors[0]));
     // The decoded values belong to what is compared between the two kernels.
     records.resize(records.size() + sizeof decoded);
     std::memcpy(records.data() + records.size() - sizeof decoded, decoded, sizeof decoded);
@@ -165,13 +168,16 @@ void both(const char* type, const kvarn::format_spec& spec, content c, std::uint
         ++failures;
         return;
     }
-    const auto native = run<kvarn::simd::native_arch, T>(type, *f, c, seed, true);
+    kvarn::encode_options paper;
+    paper.encoder = kvarn::encoder::paper;
+    run<kvarn::simd::native_arch, T>(type, *f, paper, c, seed, true);
+    const auto native = run<kvarn::simd::native_arch, T>(type, *f, {}, c, seed, true);
 #if KVARN_DIGEST_ATTENTION
     if constexpr (std::is_same_v<T, float>) attend<kvarn::simd::native_arch>(*f, native, seed);
 #endif
 #if KVARN_DIGEST_PORTABLE
     if constexpr (std::is_same_v<T, float>) {  // the variants whose native kernels are the portable ones cover the other types
-        const auto portable = run<kvarn::simd::portable, T>(type, *f, c, seed, false);
+        const auto portable = run<kvarn::simd::portable, T>(type, *f, {}, c, seed, false);
         if (native != portable) {
             std::printf("  the native and the portable kernels differ\n");
             ++failures;

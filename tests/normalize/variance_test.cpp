@@ -60,7 +60,7 @@ TEST_CASE("normalize/variance: products of scales are the reference's to half pr
                     const kvarn::format f = support::make(spec);
                     INFO(support::describe(f) << ", " << support::name_of(kind));
                     const auto x = support::random_tiles(random, f, 1, 1, kind);
-                    const auto record = support::encode(f, x);
+                    const auto record = support::encode(f, x, support::paper());
                     const auto wanted = support::reference_of(f, x, 0, 0);
                     const reference::shape s = support::shape_of(f);
                     // Two factors rounded to half: 2^-11 each, and as much again for float arithmetic.
@@ -78,9 +78,7 @@ TEST_CASE("normalize/variance: without iterations the second scale is one", "[un
     for (const int bits : {2, 3, 4, 5, 6, 8}) {
         const kvarn::format f = support::make(unrotated(64, bits, 32));
         const auto x = support::random_tiles(random, f, 1, 1, support::tile_kind::channel_outliers);
-        kvarn::encode_options options;
-        options.iterations = 0;
-        const auto record = support::encode(f, x, options);
+        const auto record = support::encode(f, x, support::paper(0));
         const reference::shape s = support::shape_of(f);
         const reference::part keys = reference::read_key_part(s, record.data()), values = reference::read_value_part(s, record.data());
         CHECK((keys.scale1.array() == 1.0).all());
@@ -108,10 +106,8 @@ TEST_CASE("normalize/variance: every number of iterations agrees with the refere
         const auto x = support::random_tiles(random, f, 1, 1, kind);
         for (const int iterations : {0, 1, 2, 3, 5, 8, 16, 33, 64}) {
             INFO(support::name_of(kind) << ", " << iterations << " iterations");
-            kvarn::encode_options options;
-            options.iterations = iterations;
             const auto seen =
-                support::compare_record(f, support::encode(f, x, options).data(), support::reference_of(f, x, 0, 0, iterations));
+                support::compare_record(f, support::encode(f, x, support::paper(iterations)).data(), support::reference_of(f, x, 0, 0, iterations));
             CAPTURE(seen.different_code_bytes, seen.worst_difference);
             CHECK(seen.worst_difference <= 4e-3);
             all.add(seen);
@@ -137,7 +133,7 @@ TEST_CASE("normalize/variance: channels far from zero are normalised by their de
                     x.k[i] += offset;
                     x.v[i] += offset;
                 }
-                const auto record = support::encode(f, x);
+                const auto record = support::encode(f, x, support::paper());
                 const auto wanted = support::reference_of(f, x, 0, 0);
                 const reference::shape s = support::shape_of(f);
                 const double keys = worst_product(reference::read_key_part(s, record.data()), reference::rounded(wanted.keys, 4));
@@ -159,7 +155,7 @@ TEST_CASE("normalize/variance: a token eight times as long gets a scale eight ti
         x.k[17 * 128 + c] *= 8.0f;
         x.v[23 * 128 + c] *= 8.0f;
     }
-    const auto record = support::encode(f, x);
+    const auto record = support::encode(f, x, support::paper());
     const reference::shape s = support::shape_of(f);
     const reference::vector k = reference::read_key_part(s, record.data()).scale1;
     const reference::vector v = reference::read_value_part(s, record.data()).scale0;
@@ -182,9 +178,7 @@ TEST_CASE("normalize/variance: token outliers cost the other tokens nothing", "[
     for (const std::size_t t : {5u, 40u, 77u, 120u})
         for (std::size_t c = 0; c < 128; ++c) x.k[t * 128 + c] *= 30.0f;
     const auto error_of_others = [&](int iterations) {
-        kvarn::encode_options options;
-        options.iterations = iterations;
-        const auto y = support::decode(f, support::encode(f, x, options), 1, 1, kvarn::basis::original);
+        const auto y = support::decode(f, support::encode(f, x, support::paper(iterations)), 1, 1, kvarn::basis::original);
         double error = 0.0, norm = 0.0;
         for (std::size_t t = 0; t < 128; ++t) {
             if (t == 5 || t == 40 || t == 77 || t == 120) continue;

@@ -62,11 +62,29 @@ TEST_CASE("property/determinism: every instruction set writes the same records",
         for (int i = 0; i < 5; ++i) {  // every kind of tile
             const auto x = batch_for(f, seed++);
             INFO(support::describe(f) << ", seed " << seed - 1);
-            const auto wanted = support::encode<kvarn::simd::portable>(f, x);
+            for (const auto& options : {kvarn::encode_options{}, support::paper()}) {
+                const auto wanted = support::encode<kvarn::simd::portable>(f, x, options);
+                support::for_each_arch([&](auto arch) {
+                    INFO(kvarn::simd::arch_traits<decltype(arch)>::name);
+                    const bool same = support::encode<decltype(arch)>(f, x, options) == wanted;
+                    CHECK(same);
+                });
+            }
+        }
+}
+
+TEST_CASE("property/determinism: every instruction set reports the same errors", "[property]")
+{
+    std::uint64_t seed = 110;
+    for (const kvarn::format& f : test_formats())
+        for (const auto& options : {kvarn::encode_options{}, support::paper()}) {
+            const auto x = batch_for(f, seed++);
+            INFO(support::describe(f));
+            const auto wanted = support::encode_errors<kvarn::simd::portable>(f, x, options);
             support::for_each_arch([&](auto arch) {
                 INFO(kvarn::simd::arch_traits<decltype(arch)>::name);
-                const bool same = support::encode<decltype(arch)>(f, x) == wanted;
-                CHECK(same);
+                const auto got = support::encode_errors<decltype(arch)>(f, x, options);
+                CHECK(std::memcmp(got.data(), wanted.data(), got.size() * sizeof(kvarn::record_errors)) == 0);
             });
         }
 }
@@ -219,13 +237,20 @@ TEST_CASE("property/determinism: ranges in any order, on any thread, with dirty 
 
 TEST_CASE("property/determinism: options and format alone distinguish records", "[property]")
 {
-    // Not a pure function of less: other iterations, bits or values must show.
+    // Not a pure function of less: other options, bits or values must show.
     const kvarn::format f;
     const auto x = batch_for(f, 261);
     const auto wanted = support::encode(f, x);
-    kvarn::encode_options options;
-    options.iterations = 1;
-    CHECK(support::encode(f, x, options) != wanted);
+    CHECK(support::encode(f, x, support::paper()) != wanted);
+    CHECK(support::encode(f, x, support::paper(1)) != support::encode(f, x, support::paper()));
+    for (const auto option : {&kvarn::encode_options::refined_iterations, &kvarn::encode_options::refit_rounds, &kvarn::encode_options::clip_steps}) {
+        kvarn::encode_options options;
+        options.*option = 0;
+        CHECK(support::encode(f, x, options) != wanted);
+    }
+    kvarn::encode_options unread;  // the paper's iterations
+    unread.iterations = 0;
+    CHECK(support::encode(f, x, unread) == wanted);
     auto y = x;
     y.v.back() += 4.0f;
     CHECK(support::encode(f, y) != wanted);

@@ -55,7 +55,7 @@ TEST_CASE("property/values: every value comes back within half a step", "[proper
                     const kvarn::format f = plain(head_dim, bits, 64, rotate);
                     INFO(support::describe(f) << ", " << support::name_of(kind));
                     const auto x = support::random_tiles(random, f, 1, 1, kind);
-                    const auto record = support::encode(f, x);
+                    const auto record = support::encode(f, x, support::paper());
                     const reference::shape s = support::shape_of(f);
                     const reference::matrix k = reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose();
                     const reference::matrix v = reference::in_record_basis(s, support::value_matrix(f, x, 0, 0));
@@ -94,7 +94,7 @@ TEST_CASE("property/values: the first and the last code of every axis-0 index ar
     support::random_source random(83);
     for (const int bits : {2, 3, 4, 5, 6, 8}) {
         const kvarn::format f = plain(80, bits, 64, true);
-        const auto record = support::encode(f, support::random_tiles(random, f, 1, 1, support::tile_kind::token_scales));
+        const auto record = support::encode(f, support::random_tiles(random, f, 1, 1, support::tile_kind::token_scales), support::paper());
         const reference::shape s = support::shape_of(f);
         for (const auto& part : {reference::read_key_part(s, record.data()), reference::read_value_part(s, record.data())})
             for (Eigen::Index i = 0; i < part.codes.rows(); ++i) {
@@ -119,7 +119,8 @@ TEST_CASE("property/values: V is K with tokens and channels exchanged", "[proper
                     for (int t = 0; t < group; ++t)
                         for (int d = 0; d < dim; ++d)
                             v_tiles.v[static_cast<std::size_t>(d * group + t)] = k_tiles.k[static_cast<std::size_t>(t * dim + d)];
-                    const auto k_record = support::encode(k_format, k_tiles), v_record = support::encode(v_format, v_tiles);
+                    const auto k_record = support::encode(k_format, k_tiles, support::paper()),
+                               v_record = support::encode(v_format, v_tiles, support::paper());
                     const auto a = reference::offsets(support::shape_of(k_format)), b = reference::offsets(support::shape_of(v_format));
                     const auto same = [&](std::size_t in_k, std::size_t in_v, std::size_t count) {
                         return std::memcmp(k_record.data() + in_k, v_record.data() + in_v, count) == 0;
@@ -156,8 +157,7 @@ TEST_CASE("property/values: a decoded tile quantizes to the same record where no
 {
     // With no iterations and no rotation a decoded value is code * scale + zero exactly, and its tile has the same minimum and range.
     support::random_source random(86);
-    kvarn::encode_options options;
-    options.iterations = 0;
+    const kvarn::encode_options options = support::paper(0);
     for (const int bits : {2, 3, 4, 5, 6, 8})
         for (const int head_dim : {44, 64, 100}) {
             const kvarn::format f = plain(head_dim, bits, 64, false, 4);
@@ -292,7 +292,8 @@ TEST_CASE("property/values: zero, constant and denormal tiles come back finite a
                     support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::gaussian);
                     for (auto* all : {&x.k, &x.v})
                         for (float& value : *all) value = tile.level + tile.spread * value;
-                    const auto wanted = support::encode<kvarn::simd::portable>(f, x);
+                    const auto wanted = support::encode<kvarn::simd::portable>(f, x, support::paper());
+                    const auto refined = support::encode<kvarn::simd::portable>(f, x);
                     const reference::shape s = support::shape_of(f);
                     CHECK(worst_excess(reference::read_key_part(s, wanted.data()),
                                        reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose()) <= 1.0);
@@ -300,14 +301,16 @@ TEST_CASE("property/values: zero, constant and denormal tiles come back finite a
                                        reference::in_record_basis(s, support::value_matrix(f, x, 0, 0))) <= 1.0);
                     support::for_each_arch([&](auto arch) {
                         using arch_type = decltype(arch);
-                        const auto record = support::encode<arch_type>(f, x);
-                        const bool same = record == wanted;
+                        const bool same = support::encode<arch_type>(f, x, support::paper()) == wanted;
                         CHECK(same);
-                        for (const auto basis : {kvarn::basis::original, kvarn::basis::rotated}) {
-                            const auto y = support::decode<arch_type>(f, record, 1, 1, basis);
-                            CHECK(all_finite(y.k));
-                            CHECK(all_finite(y.v));
-                        }
+                        const bool same_refined = support::encode<arch_type>(f, x) == refined;
+                        CHECK(same_refined);
+                        for (const auto& record : {wanted, refined})
+                            for (const auto basis : {kvarn::basis::original, kvarn::basis::rotated}) {
+                                const auto y = support::decode<arch_type>(f, record, 1, 1, basis);
+                                CHECK(all_finite(y.k));
+                                CHECK(all_finite(y.v));
+                            }
                     });
                 }
 }
@@ -321,11 +324,13 @@ TEST_CASE("property/values: a zero tile decodes to zero, exactly", "[property]")
                 support::kv_tiles x{2, 1, {}, {}};
                 x.k.assign(support::tokens_of(f, 2) * static_cast<std::size_t>(f.key_channels()), 0.0f);
                 x.v.assign(support::tokens_of(f, 2) * static_cast<std::size_t>(f.head_dim_v()), 0.0f);
-                const auto y = support::decode(f, support::encode(f, x), 2, 1, kvarn::basis::original);
-                std::size_t not_zero = 0;
-                for (const float value : y.k) not_zero += value != 0.0f;
-                for (const float value : y.v) not_zero += value != 0.0f;
-                CHECK(not_zero == 0);
+                for (const auto& options : {kvarn::encode_options{}, support::paper()}) {
+                    const auto y = support::decode(f, support::encode(f, x, options), 2, 1, kvarn::basis::original);
+                    std::size_t not_zero = 0;
+                    for (const float value : y.k) not_zero += value != 0.0f;
+                    for (const float value : y.v) not_zero += value != 0.0f;
+                    CHECK(not_zero == 0);
+                }
             }
 }
 

@@ -283,14 +283,31 @@ TEST_CASE("quantize/errors: buffers that are too small", "[unit]")
 TEST_CASE("quantize/errors: options out of range", "[unit]")
 {
     for (const int iterations : {-1, 65, 1000, std::numeric_limits<int>::min(), std::numeric_limits<int>::max()})
-        encode_refuses(status::bad_argument, [&](encode_call& c) { c.options.iterations = iterations; });
+        for (const auto option : {&kvarn::encode_options::iterations, &kvarn::encode_options::refined_iterations,
+                                  &kvarn::encode_options::refit_rounds, &kvarn::encode_options::clip_steps})
+            encode_refuses(status::bad_argument, [&](encode_call& c) { c.options.*option = iterations; });
     encode_refuses(status::bad_argument, [](encode_call& c) { c.options.encoder = static_cast<kvarn::encoder>(99); });
     decode_refuses(status::bad_argument, [](decode_call& c) { c.basis = static_cast<kvarn::basis>(7); });
-    for (const int iterations : {0, 64}) {
-        encode_call c(test_format());
-        c.options.iterations = iterations;
-        CHECK(c.run() == status::ok);
-    }
+    for (const auto encoder : {kvarn::encoder::paper, kvarn::encoder::refined})
+        for (const bool most : {false, true}) {
+            encode_call c(test_format());
+            c.options = {encoder, most ? 64 : 0, most ? 64 : 0, most ? 16 : 0, most ? 8 : 0};
+            CHECK(c.run() == status::ok);
+        }
+}
+
+TEST_CASE("quantize/errors: room for the errors of every record of the range, or none", "[unit]")
+{
+    encode_call c(test_format());
+    std::vector<kvarn::record_errors> errors(c.grid.tiles * c.grid.heads);
+    const auto run = [&](std::size_t room, kvarn::record_range range) {
+        return kvarn::quantize_kv(c.format, c.k_view, c.v_view, c.grid, c.scratch, c.options, range, std::span(errors).first(room));
+    };
+    CHECK(run(errors.size() - 1, {}) == status::buffer_too_small);
+    CHECK(run(1, {0, 2}) == status::buffer_too_small);
+    CHECK(c.untouched());
+    CHECK(run(1, {1, 2}) == status::ok);
+    CHECK(run(errors.size(), {}) == status::ok);
 }
 
 TEST_CASE("quantize/errors: a record's scalar that is not finite", "[unit]")

@@ -94,9 +94,9 @@ kvarn::format format_of(const choice& c)
 template <class Arch>
 support::agreement check_tile(const kvarn::format& f, const support::kv_tiles& x, const support::reference_tile& wanted, int type)
 {
-    const support::bytes record = type == 0   ? support::encode<Arch, float>(f, x)
-                                  : type == 1 ? support::encode<Arch, kvarn::half>(f, x)
-                                              : support::encode<Arch, kvarn::bfloat16>(f, x);
+    const support::bytes record = type == 0   ? support::encode<Arch, float>(f, x, support::paper())
+                                  : type == 1 ? support::encode<Arch, kvarn::half>(f, x, support::paper())
+                                              : support::encode<Arch, kvarn::bfloat16>(f, x, support::paper());
     const support::agreement seen = support::compare_record(f, record.data(), wanted);
     CAPTURE(seen.code_bytes, seen.different_code_bytes, seen.worst_difference);
     CHECK(seen.worst_difference <= 4e-3);

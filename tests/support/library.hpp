@@ -21,7 +21,8 @@
 #define KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, T)                                                                           \
     EXTERN template kvarn::status kvarn::quantize_kv<ARCH, T>(const kvarn::format&, kvarn::kv_view<T>, kvarn::kv_view<T>,      \
                                                               kvarn::record_grid<std::byte>, std::span<std::byte>,             \
-                                                              const kvarn::encode_options&, kvarn::record_range) noexcept;     \
+                                                              const kvarn::encode_options&, kvarn::record_range,               \
+                                                              std::span<kvarn::record_errors>) noexcept;                       \
     EXTERN template kvarn::status kvarn::dequantize_kv<ARCH, std::byte, T>(                                                    \
         const kvarn::format&, kvarn::record_grid<std::byte>, kvarn::kv_view<T>, kvarn::kv_view<T>, kvarn::basis,               \
         std::span<std::byte>, kvarn::record_range) noexcept;                                                                   \
@@ -197,6 +198,15 @@ kvarn::kv_view<T> dense_values(const kvarn::format& f, T* v, std::size_t tiles, 
     return kvarn::token_major(v, tokens_of(f, tiles), heads, static_cast<std::size_t>(f.head_dim_v()));
 }
 
+/// The paper's encoder.
+inline kvarn::encode_options paper(int iterations = 8)
+{
+    kvarn::encode_options options;
+    options.encoder = kvarn::encoder::paper;
+    options.iterations = iterations;
+    return options;
+}
+
 /// The records of dense tiles, tile-major; every byte that the library does not write is 0xa5.
 template <class Arch = kvarn::simd::native_arch, class T = float>
 bytes encode(const kvarn::format& f, const kv_tiles& x, const kvarn::encode_options& options = {},
@@ -209,6 +219,20 @@ bytes encode(const kvarn::format& f, const kv_tiles& x, const kvarn::encode_opti
                                        kvarn::tile_major(f, as_bytes(records.data()), records.size(), x.tiles, x.heads, stride),
                                        std::span<std::byte>(scratch), options));
     return records;
+}
+
+/// What quantize_kv reports of each record of dense tiles, tile-major.
+template <class Arch = kvarn::simd::native_arch>
+std::vector<kvarn::record_errors> encode_errors(const kvarn::format& f, const kv_tiles& x, const kvarn::encode_options& options = {})
+{
+    std::vector<float> k = x.k, v = x.v;
+    bytes records(kvarn::grid_bytes(f, x.tiles, x.heads));
+    std::vector<std::byte> scratch(kvarn::scratch_bytes(f), std::byte{0xff});
+    std::vector<kvarn::record_errors> errors(x.tiles * x.heads);
+    expect_ok(kvarn::quantize_kv<Arch>(f, dense_keys(f, k.data(), x.tiles, x.heads), dense_values(f, v.data(), x.tiles, x.heads),
+                                       kvarn::tile_major(f, as_bytes(records.data()), records.size(), x.tiles, x.heads),
+                                       std::span<std::byte>(scratch), options, {}, std::span(errors)));
+    return errors;
 }
 
 template <class T>

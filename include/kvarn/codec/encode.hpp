@@ -14,13 +14,44 @@ namespace kvarn {
 
 /// How codes and scalars are chosen; the record and its decoder are the same for all.
 enum class encoder : std::uint8_t {
-    paper,  ///< min-max rounding, byte for byte the method of the paper
+    paper,    ///< min-max rounding, byte for byte the method of the paper
+    refined,  ///< codes and scalars of least squared error, token norms kept (codec/refine.hpp)
+};
+
+/// How quantize_kv encodes. The record is the same on every machine for the same options; docs/accuracy.md measures them.
+struct encode_options {
+    kvarn::encoder encoder = kvarn::encoder::refined;
+    int iterations = 8;          ///< paper: at most this many rounds of variance normalisation, 0..64
+    int refined_iterations = 1;  ///< refined: the same; refits of the scalars follow, after which more rounds change nothing
+    int refit_rounds = 3;        ///< refined: refits of both axes' scalars, 0..16
+    int clip_steps = 5;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
 };
 
 namespace detail {
 
+[[nodiscard]] KVARN_INLINE constexpr bool is_valid(const encode_options& o) noexcept
+{
+    const auto within = [](int x, int most) { return x >= 0 && x <= most; };
+    return (o.encoder == encoder::paper || o.encoder == encoder::refined) && within(o.iterations, 64) && within(o.refined_iterations, 64) &&
+           within(o.refit_rounds, 16) && within(o.clip_steps, 8);
+}
+
+[[nodiscard]] KVARN_INLINE constexpr int iterations_of(const encode_options& o) noexcept
+{
+    return o.encoder == encoder::paper ? o.iterations : o.refined_iterations;
+}
+
 /// Values of this magnitude and above round to an infinite half.
 inline constexpr float half_overflow = 65520.0f;
+
+/// Packs the codes of rows [i0, i0 + rows) of size1 codes each into their place in the stream.
+template <class Arch>
+KVARN_INLINE void pack_rows(const std::uint8_t* codes, int i0, int rows, int size1, int bits, std::uint8_t* packed) noexcept
+{
+    const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
+    std::uint8_t* const to = packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
+    with_bits(bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
+}
 
 /// Rounds tile / s0 / s1 to codes of `bits` bits. scale and zero hold size0 floats rounded up to sixteen, reciprocal1 size1
 /// likewise (working memory). With `packed` null only scale and zero are computed. Returns whether all scalars fit a half.
@@ -78,9 +109,7 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
             for (int j = 0; j < size1; j += simd::lane_count)  // may run over into the next row's codes, which come later
                 k::store_codes(codes + i * size1 + j, add(mul(v::load(row + j), v::load(reciprocal1 + j)), minus_zero).r, step_inverse);
         }
-        const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
-        std::uint8_t* const to = packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
-        with_bits(bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
+        pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     }
     return reduce_max(largest) < half_overflow;
 }

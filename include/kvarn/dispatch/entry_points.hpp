@@ -33,9 +33,10 @@
 /// Tiles to records and back, rotation: for one element type.
 #define KVARN_TILE_ENTRY_POINTS(KIND, Arch, T)                                                                                 \
     KIND status quantize_kv<Arch>(const format&, kv_view<T>, kv_view<T>, record_grid<std::byte>, std::span<std::byte>,         \
-                                  const encode_options&, record_range) noexcept;                                               \
+                                  const encode_options&, record_range, std::span<record_errors>) noexcept;                     \
     KIND status quantize_kv<Arch>(const format&, kv_view<const T>, kv_view<const T>, record_grid<std::byte>,                   \
-                                  std::span<std::byte>, const encode_options&, record_range) noexcept;                         \
+                                  std::span<std::byte>, const encode_options&, record_range,                                   \
+                                  std::span<record_errors>) noexcept;                                                          \
     KIND status dequantize_kv<Arch>(const format&, record_grid<std::byte>, kv_view<T>, kv_view<T>, basis,                      \
                                     std::span<std::byte>, record_range) noexcept;                                              \
     KIND status dequantize_kv<Arch>(const format&, record_grid<const std::byte>, kv_view<T>, kv_view<T>, basis,                \

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <span>
 
 #include <kvarn/quantize.hpp>
 
@@ -14,12 +15,13 @@ namespace kvarn {
 /// quantize_kv with its own scratch. Further error: out_of_memory.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
-                                 const encode_options& options = {}, record_range range = {}) noexcept
+                                 const encode_options& options = {}, record_range range = {},
+                                 std::span<record_errors> errors = {}) noexcept
 {
     const std::size_t bytes = scratch_bytes(f);
     const std::unique_ptr<std::byte[]> scratch(new (std::nothrow) std::byte[bytes]);
     if (!scratch) return status::out_of_memory;
-    return quantize_kv<Arch>(f, k, v, records, {scratch.get(), bytes}, options, range);
+    return quantize_kv<Arch>(f, k, v, records, {scratch.get(), bytes}, options, range, errors);
 }
 
 /// dequantize_kv with its own scratch. Further error: out_of_memory.

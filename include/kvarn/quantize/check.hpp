@@ -101,10 +101,11 @@ KVARN_INLINE status check_part(const format& f, std::uint32_t largest_bits, int 
 }
 
 template <class Arch, class T>
-status check_tile(const format& f, const tile_source<const T>& k, const tile_source<const T>& v, const tile_memory& m, int iterations) noexcept
+status check_tile(const format& f, const tile_source<const T>& k, const tile_source<const T>& v, const tile_memory& m,
+                  const encode_options& options) noexcept
 {
     const status keys = check_part(f, largest_value<Arch>(k, f.group(), f.head_dim_k()), f.head_dim_k(),
-                                      [&] { return encode_keys<Arch>(f, k, m, iterations, nullptr); });
+                                      [&] { return encode_keys<Arch>(f, k, m, options, nullptr, nullptr); });
     if (keys != status::ok) return keys;
     if (f.exact_channels() != 0) {
         const tile_source<const T> exact{k.data + f.head_dim_k() * k.channel_stride, k.token_stride, k.channel_stride};
@@ -114,7 +115,7 @@ status check_tile(const format& f, const tile_source<const T>& k, const tile_sou
     }
     if (!f.has_values()) return status::ok;
     return check_part(f, largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),
-                         [&] { return encode_values<Arch>(f, v, m, iterations, nullptr); });
+                         [&] { return encode_values<Arch>(f, v, m, options, nullptr, nullptr); });
 }
 
 }  // namespace kvarn::detail

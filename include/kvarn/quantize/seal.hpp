@@ -10,8 +10,10 @@
 #include <kvarn/base/extent.hpp>
 #include <kvarn/codec/decode.hpp>
 #include <kvarn/codec/encode.hpp>
+#include <kvarn/codec/refine.hpp>
 #include <kvarn/layout/record.hpp>
 #include <kvarn/normalize/variance.hpp>
+#include <kvarn/quantize/errors.hpp>
 #include <kvarn/quantize/tile.hpp>
 #include <kvarn/rotate/hadamard.hpp>
 
@@ -65,47 +67,63 @@ KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotat
     if (rotated && !direct) transform_any_rows<Arch, forward>(m.tile, stride, group, dim);
 }
 
-/// One part of a record, from values to codes and scalars. `record` null: only report whether the scalars fit.
-/// The fields are axis-0 scales and zeros and the axis-1 scales, whatever K or V calls them.
+/// One part of a record, from the rotated tile in m.tile to codes and scalars. `record` null: only report whether the scalars fit.
+/// Where the refined encoder's scalars would not fit, the paper's are taken: what one encoder accepts, the other does too.
 template <class Arch, class Size1>
-KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, int bits, int iterations,
-                              std::byte* record, std::size_t codes, std::size_t scale0, std::size_t zero0, std::size_t scale1) noexcept
+KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits,
+                              const encode_options& options, std::byte* record, const part_fields& at, part_errors* errors) noexcept
 {
     const variance_factors f = place_variance_factors(m.factors, size0, size1);
-    normalize_variance<Arch>(m.tile, stride, size0, size1, iterations, f);
-    std::uint8_t* const packed = record ? reinterpret_cast<std::uint8_t*>(record + codes) : nullptr;
-    const bool fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
+    normalize_variance<Arch>(m.tile, stride, size0, size1, iterations_of(options), f);
+    std::uint8_t* const packed = record ? reinterpret_cast<std::uint8_t*>(record + at.codes) : nullptr;
+    const float* s1 = f.s1;
+    bool fits = false;
+    if (options.encoder == encoder::refined && record != nullptr) {
+        static_assert(2 * simd::lane_count <= staged_tokens);
+        const refine_memory r{m.scale, m.zero,    f.current1, f.reciprocal1, f.deviation1,
+                              f.sum1,  f.square1, m.stage,    m.stage + simd::lane_count * simd::whole_lanes(size1)};
+        for (int j = 0; j < size1; ++j) r.s1[j] = f.s1[j];
+        fits = encode_refined<Arch>(m.tile, stride, size0, size1, token, bits, options.refit_rounds, options.clip_steps, f.s0, r, packed);
+        if (fits) s1 = r.s1;
+    }
+    if (!fits) fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
     if (record == nullptr) return fits;
-    store_scalars<Arch>(m.scale, size0, record + scale0);
-    store_scalars<Arch>(m.zero, size0, record + zero0);
-    store_scalars<Arch>(f.s1, size1, record + scale1);
+    store_scalars<Arch>(m.scale, size0, record + at.scale0);
+    store_scalars<Arch>(m.zero, size0, record + at.zero0);
+    store_scalars<Arch>(s1, size1, record + at.scale1);
+    if (errors != nullptr)
+        *errors = measure_part<Arch>(m, stride, size0, size1, token == token_axis::axis0, bits, record, at);
     return fits;
 }
 
+/// The K part of a record; `errors` may be null.
 template <class Arch, class T>
-bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memory& m, int iterations, std::byte* record) noexcept
+bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memory& m, const encode_options& options, std::byte* record,
+                 part_errors* errors) noexcept
 {
     const record_layout at = layout_of(f);
     bool fits = false;
     const std::ptrdiff_t stride = f.group() + tile_padding;
     with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.rotated(), dim, f.group(), m, stride); });
     with_extent(f.group(), [&](auto group) {
-        fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, f.key_bits(), iterations, record, at.k_codes, at.k_channel_scale,
-                                 at.k_channel_zero, at.k_token_scale);
+        fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, token_axis::axis1, f.key_bits(), options, record,
+                                 {at.k_codes, at.k_channel_scale, at.k_channel_zero, at.k_token_scale}, errors);
     });
     return fits;
 }
 
+/// The V part of a record; `errors` may be null.
 template <class Arch, class T>
-bool encode_values(const format& f, const tile_source<const T>& v, const tile_memory& m, int iterations, std::byte* record) noexcept
+bool encode_values(const format& f, const tile_source<const T>& v, const tile_memory& m, const encode_options& options, std::byte* record,
+                   part_errors* errors) noexcept
 {
     const record_layout at = layout_of(f);
     bool fits = false;
     with_extent(f.head_dim_v(), [&](auto dim) {
         const std::ptrdiff_t stride = simd::whole_lanes(dim) + tile_padding;
         load_value_tile<Arch>(v, f.rotated(), dim, f.group(), m, stride);
-        fits = encode_part<Arch>(m, stride, f.group(), dim, f.value_bits(), iterations, record, at.v_codes, at.v_token_scale,
-                                 at.v_token_zero, at.v_channel_scale);
+        fits = encode_part<Arch>(m, stride, f.group(), dim, token_axis::axis0, f.value_bits(), options, record,
+                                 {at.v_codes, at.v_token_scale, at.v_token_zero, at.v_channel_scale}, errors);
     });
     return fits;
 }

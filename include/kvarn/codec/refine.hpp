@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The refined encoder: the same record as the paper's, with codes and scalars chosen for the least squared error of the decoded
+// values and then for the norm of every token. In: a float tile [axis 0][axis 1] and its normalising factors s1. Out: packed
+// codes, and the record's scalars as floats. float arithmetic in a fixed order. No allocation; thread safe.
+//
+// A value decodes to (code * scale_i + zero_i) * s1_j. With x_ij = tile_ij / s1_j and weights s1_j^2, which make the error of x
+// count as that of the value:
+//   1. each axis-0 index i tries clip ranges 1, 0.95, 0.9, ... about the middle of its x, keeps the best, and alternates rounding
+//      with the least-squares fit of scale_i and zero_i;
+//   2. rounds of refits: s1_j by least squares, round again, then scale_i and zero_i by least squares;
+//   3. the scalars of axis 0 (K) or of axis 1 (V) take their stored half precision, codes are rounded to those, and last the
+//      token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <kvarn/codec/encode.hpp>
+#include <kvarn/codec/packing.hpp>
+#include <kvarn/simd/lanes.hpp>
+
+namespace kvarn::detail {
+
+/// Which axis of the tile is the token: its scalars are the ones that keep the norm.
+enum class token_axis : std::uint8_t { axis0, axis1 };
+
+/// Memory of encode_refined; arrays hold their axis' size rounded up to 16 floats.
+struct refine_memory {
+    float* scale;       ///< result, axis 0
+    float* zero;        ///< result, axis 0
+    float* s1;          ///< in: the normaliser's factors of axis 1; out: those of the record
+    float* reciprocal;  ///< axis 1: 1 / s1
+    float* weight;      ///< axis 1: s1^2, 0 in the padding
+    float* product;     ///< axis 1: sums along axis 0
+    float* square;      ///< axis 1: sums along axis 0
+    float* x;           ///< [16][axis 1]
+    float* codes;       ///< [16][axis 1]
+};
+
+/// Least-squares fits of axis 0 between the clip search and the first refit of axis 1.
+inline constexpr int fits_after_search = 3;
+inline constexpr float least_scale = 1e-12f;     // of axis 0; half's least number is 6e-8
+inline constexpr float least_factor = 0x1p-14f;  // of axis 1: half's least normal number
+inline constexpr float least_variance = 1e-5f;   // of codes, relative to their mean square: below, they are all equal
+
+template <class Arch>
+struct refine_pass {
+    using v = simd::lanes<Arch>;
+    using k = simd::kernels<Arch>;
+    using one = simd::kernels<simd::portable>;
+    static constexpr int block = simd::lane_count;
+    static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
+
+    const float* tile;
+    std::ptrdiff_t stride;
+    int size1, padded1;
+    float levels;  // the largest code
+    refine_memory m;
+    float total_weight = 0.0f;
+
+    /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
+    KVARN_INLINE v code_of(const v& x, const v& inverse, const v& offset) const noexcept
+    {
+        const v y = min(max(fma(x, inverse, offset), v::broadcast(0.0f)), v::broadcast(levels));
+        return sub(add(y, v::broadcast(magic)), v::broadcast(magic));
+    }
+
+    /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
+    KVARN_NOINLINE void take_factors() noexcept
+    {
+        for (int j = size1; j < padded1; ++j) m.s1[j] = m.s1[0];
+        v sum = v::broadcast(0.0f);
+        for (int j = 0; j < padded1; j += block) {
+            const v s = v::load(m.s1 + j);
+            div(v::broadcast(1.0f), s).store(m.reciprocal + j);
+            mul(s, s).store(m.weight + j);
+        }
+        for (int j = size1; j < padded1; ++j) m.weight[j] = 0.0f;
+        for (int j = 0; j < padded1; j += block) sum = add(sum, v::load(m.weight + j));
+        total_weight = reduce_add(sum);
+    }
+
+    KVARN_INLINE float middle(int i) const noexcept { return one::fma(m.scale[i], 0.5f * levels, m.zero[i]); }
+
+    /// x' = x - origin of row `row` to place i of the block.
+    KVARN_INLINE void centre(int row, int i, float origin) const noexcept
+    {
+        const float* const values = tile + row * stride;
+        float* const x = m.x + i * padded1;
+        const v minus = v::broadcast(-origin);
+        for (int j = 0; j < padded1; j += block) fma(v::load(values + j), v::load(m.reciprocal + j), minus).store(x + j);
+    }
+
+    /// Squared errors, in code units, of Count clip ranges that start at number `first`.
+    template <int Count>
+    KVARN_INLINE void clip_errors(const float* x, float half_range, int first, float* error) const noexcept
+    {
+        v sum[Count], inverse[Count];
+        for (int c = 0; c < Count; ++c) {
+            sum[c] = v::broadcast(0.0f);
+            inverse[c] = v::broadcast(one::div(0.5f * levels, one::mul(half_range, clip(first + c))));
+        }
+        const v offset = v::broadcast(0.5f * levels);
+        for (int j = 0; j < padded1; j += block) {
+            const v value = v::load(x + j), weight = v::load(m.weight + j);
+            KVARN_UNROLL
+            for (int c = 0; c < Count; ++c) {
+                const v y = fma(value, inverse[c], offset);
+                const v code = sub(add(min(max(y, v::broadcast(0.0f)), v::broadcast(levels)), v::broadcast(magic)), v::broadcast(magic));
+                const v e = sub(y, code);
+                sum[c] = fma(mul(e, weight), e, sum[c]);
+            }
+        }
+        for (int c = 0; c < Count; ++c) error[c] = reduce_add(sum[c]);
+    }
+
+    /// The share of the range that candidate number `i` keeps.
+    KVARN_INLINE static float clip(int i) noexcept { return one::fma(-0.1f, static_cast<float>(i), 1.0f); }
+
+    /// Row `row`, number i of the block: minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle, which it returns, in
+    /// the block.
+    KVARN_NOINLINE float search(int row, int i, int clip_steps, float floor) const noexcept
+    {
+        const float* const values = tile + row * stride;
+        float* const x = m.x + i * padded1;
+        v least = mul(v::load(values), v::load(m.reciprocal)), most = least;
+        for (int j = block; j < padded1; j += block) {
+            const v value = mul(v::load(values + j), v::load(m.reciprocal + j));
+            least = min(least, value);
+            most = max(most, value);
+        }
+        const float low = reduce_min(least), high = reduce_max(most);
+        const float origin = one::fma(one::sub(high, low), 0.5f, low);
+        centre(row, i, origin);
+        const float half_range = one::max(one::mul(one::sub(high, low), 0.5f), one::mul(floor, 0.5f * levels));
+        int best = 0;
+        float least_error = 0;
+        for (int c = 0; c <= clip_steps; c += 3) {
+            float error[3];
+            clip_errors<3>(x, half_range, c, error);
+            for (int n = 0; n < 3 && c + n <= clip_steps; ++n) {
+                const float e = one::mul(one::mul(error[n], clip(c + n)), clip(c + n));  // code units to those of x
+                if (c + n == 0 || e < least_error) {
+                    least_error = e;
+                    best = c + n;
+                }
+            }
+        }
+        const float kept = one::mul(half_range, clip(best));
+        m.scale[row] = one::div(kept, 0.5f * levels);
+        m.zero[row] = one::sub(origin, kept);
+        return origin;
+    }
+
+    /// Rounds x' of row `row`, which is about `origin`, and fits scale and zero to the codes by weighted least squares. A scale that
+    /// would not be positive stays as it is. Leaves the codes in the block. With Unbiased the scale is then widened about the mean, from
+    /// cov(c, x) / var(c) to var(x) / cov(c, x): least squares pull values towards the channel's mean, and with them the differences
+    /// between tokens that attention scores tell apart.
+    template <bool Unbiased>
+    KVARN_NOINLINE void fit(int row, int i, float origin) const noexcept
+    {
+        const float* const x = m.x + i * padded1;
+        float* const codes = m.codes + i * padded1;
+        float& scale = m.scale[row];
+        float& zero = m.zero[row];
+        const float inverse = one::div(1.0f, scale);
+        const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, zero), inverse));
+        v sum_c = v::broadcast(0.0f), sum_cc = sum_c, sum_cx = sum_c, sum_x = sum_c, sum_xx = sum_c;
+        for (int j = 0; j < padded1; j += block) {
+            const v value = v::load(x + j), weight = v::load(m.weight + j);
+            const v code = code_of(value, by, offset), weighted = mul(code, weight);
+            code.store(codes + j);
+            sum_c = add(sum_c, weighted);
+            sum_cc = fma(weighted, code, sum_cc);
+            sum_cx = fma(weighted, value, sum_cx);
+            sum_x = fma(weight, value, sum_x);
+            if constexpr (Unbiased) sum_xx = fma(mul(weight, value), value, sum_xx);
+        }
+        const float c = reduce_add(sum_c), s = reduce_add(sum_x), cc = reduce_add(sum_cc);
+        const float mean_code = one::div(c, total_weight), mean = one::div(s, total_weight);
+        const float variance = one::fnma(mean_code, c, cc), covariance = one::fnma(mean_code, s, reduce_add(sum_cx));
+        if (variance > one::mul(cc, least_variance)) {
+            const float fitted = one::div(covariance, variance);
+            if (fitted > least_scale) scale = fitted;
+            if constexpr (Unbiased) {
+                const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
+                if (fitted > least_scale) scale = one::min(one::max(widened, fitted), one::mul(2.0f, fitted));
+            }
+        }
+        if constexpr (Unbiased) scale = as_half(scale);
+        zero = one::add(origin, one::fnma(scale, mean_code, mean));
+    }
+
+    /// Codes of row `row` for its present scale and zero, to the block.
+    KVARN_NOINLINE void round(int row, int i, float origin) const noexcept
+    {
+        const float* const x = m.x + i * padded1;
+        float* const codes = m.codes + i * padded1;
+        const float inverse = one::div(1.0f, m.scale[row]);
+        const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, m.zero[row]), inverse));
+        for (int j = 0; j < padded1; j += block) code_of(v::load(x + j), by, offset).store(codes + j);
+    }
+
+    /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, with Norms, tile^2.
+    template <bool Norms>
+    KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
+    {
+        for (int j = 0; j < padded1; j += block) {
+            v product = i0 == 0 ? v::broadcast(0.0f) : v::load(m.product + j);
+            v square = i0 == 0 ? v::broadcast(0.0f) : v::load(m.square + j);
+            for (int i = 0; i < rows; ++i) {
+                const v value = v::load(tile + (i0 + i) * stride + j);
+                const v y = fma(v::load(m.codes + i * padded1 + j), v::broadcast(m.scale[i0 + i]), v::broadcast(m.zero[i0 + i]));
+                product = fma(value, Norms ? value : y, product);
+                square = fma(y, y, square);
+            }
+            product.store(m.product + j);
+            square.store(m.square + j);
+        }
+    }
+
+    /// s1 by least squares of the tile on y, and positive.
+    KVARN_NOINLINE void refit_factors() noexcept
+    {
+        for (int j = 0; j < size1; ++j)
+            if (m.square[j] > 0.0f) m.s1[j] = one::max(one::div(m.product[j], m.square[j]), least_factor);
+        take_factors();
+    }
+
+    /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
+    KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
+    {
+        return decoded > 0.0f ? one::sqrt(one::div(exact, decoded)) : 1.0f;
+    }
+
+    KVARN_INLINE static float as_half(float x) noexcept { return to_float(to_half(x)); }
+
+    /// The codes of place i of the block as bytes.
+    KVARN_INLINE void store_codes(int i, std::uint8_t* to) const noexcept
+    {
+        const float* const codes = m.codes + i * padded1;
+        for (int j = 0; j < padded1; j += block) k::store_codes(to + j, v::load(codes + j).r, k::broadcast(1.0f));
+    }
+
+    /// V: multiplies scale and zero of row `row` so that its decoded norm is the exact one.
+    KVARN_NOINLINE void keep_row_norm(int row, int i) const noexcept
+    {
+        const float* const values = tile + row * stride;
+        const v scale = v::broadcast(m.scale[row]), zero = v::broadcast(m.zero[row]);
+        v exact = v::broadcast(0.0f), decoded = exact;
+        for (int j = 0; j < padded1; j += block) {
+            const v y = mul(fma(v::load(m.codes + i * padded1 + j), scale, zero), v::load(m.s1 + j)), value = v::load(values + j);
+            exact = fma(value, value, exact);
+            decoded = fma(y, y, decoded);
+        }
+        const float ratio = norm_ratio(reduce_add(exact), reduce_add(decoded));
+        m.scale[row] = one::mul(m.scale[row], ratio);
+        m.zero[row] = one::mul(m.zero[row], ratio);
+    }
+};
+
+/// Encodes the tile; see the top. Codes of `bits` bits go to `packed`, scalars to m.scale, m.zero and m.s1. `rounds` >= 0 refits, and
+/// clip ranges 1, 0.95, ... 1 - 0.05 * clip_steps. Returns whether all scalars fit a half; if not, what was written is of no use.
+/// Rows and columns must be readable up to whole lanes; columns of the tile from size1 up to there are overwritten.
+template <class Arch, class Size1>
+bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits, int rounds, int clip_steps,
+                    const float* s0, const refine_memory& m, std::uint8_t* packed) noexcept
+{
+    using pass = refine_pass<Arch>;
+    using one = typename pass::one;
+    constexpr int block = pass::block;
+    const int padded1 = simd::whole_lanes(size1);
+    pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m};
+    for (int i = 0; i < size0; ++i)
+        for (int j = size1; j < padded1; ++j) tile[i * stride + j] = tile[i * stride];
+    p.take_factors();
+    const auto for_blocks = [&](auto&& work) {
+        for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
+    };
+    const auto round_and_fit = [&](int row, int i, auto unbiased) {
+        const float origin = p.middle(row);
+        p.centre(row, i, origin);
+        p.template fit<unbiased()>(row, i, origin);
+    };
+
+    for_blocks([&](int i0, int rows) {
+        float origin[block];
+        for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(s0[i0 + i], 1e-10f));
+        for (int n = 0; n < fits_after_search; ++n)
+            for (int i = 0; i < rows; ++i) p.template fit<false>(i0 + i, i, origin[i]);
+        for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
+        p.template add_columns<false>(i0, rows);
+    });
+    for (int n = 1; n < rounds; ++n) {
+        p.refit_factors();
+        for_blocks([&](int i0, int rows) {
+            for (int i = 0; i < rows; ++i) round_and_fit(i0 + i, i, std::false_type{});
+            p.template add_columns<false>(i0, rows);
+        });
+    }
+    if (rounds > 0) p.refit_factors();
+    if (token == token_axis::axis0) {
+        for (int j = 0; j < size1; ++j) m.s1[j] = pass::as_half(m.s1[j]);
+        p.take_factors();
+    }
+
+    float plus_zero = 0.0f;
+    simd::pin(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
+    alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
+    for_blocks([&](int i0, int rows) {
+        for (int i = 0; i < rows; ++i) {
+            if (token == token_axis::axis1) {
+                round_and_fit(i0 + i, i, std::true_type{});
+                m.zero[i0 + i] = pass::as_half(m.zero[i0 + i]);
+            } else {
+                round_and_fit(i0 + i, i, std::false_type{});
+                p.keep_row_norm(i0 + i, i);
+            }
+            m.zero[i0 + i] = one::add(m.zero[i0 + i], plus_zero);
+            p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
+        }
+        if (token == token_axis::axis1) p.template add_columns<true>(i0, rows);
+        pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
+    });
+    if (token == token_axis::axis1)
+        for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
+
+    bool fit = true;
+    const auto check = [&](const float* scalars, int n) {
+        for (int i = 0; i < n; ++i) fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
+    };
+    check(m.scale, size0);
+    check(m.zero, size0);
+    check(m.s1, size1);
+    return fit;
+}
+
+}  // namespace kvarn::detail
