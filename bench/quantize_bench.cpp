@@ -115,10 +115,21 @@ void add_all(int d)
         const char* const only_keys = bits == 4 ? "k4v0_g128" : "k2v0_g128";
         const char* const format = bits == 4 ? "k4v4_g128" : "k2v2_g128";
         const kvarn::kv_view<kvarn::half> none{};
-        add(title("seal/keys/half", d, keys.c_str(), arch), d, only_keys,
-            [=](data& x) { (void)kvarn::quantize_kv(x.format, x.view(x.k), none, x.grid(), x.scratch); });
-        add(title("seal/both/half", d, format == std::string("k4v4_g128") ? "k4v4" : "k2v2", arch), d, format,
-            [](data& x) { (void)kvarn::quantize_kv(x.format, x.view(x.k), x.view(x.k), x.grid(), x.scratch); });
+        for (const auto encoder : {kvarn::encoder::paper, kvarn::encoder::refined}) {
+            kvarn::encode_options how;
+            how.encoder = encoder;
+            const std::string name = encoder == kvarn::encoder::paper ? "paper" : "refined";
+            add(title(("seal/" + name + "_keys/half").c_str(), d, keys.c_str(), arch), d, only_keys,
+                [=](data& x) { (void)kvarn::quantize_kv(x.format, x.view(x.k), none, x.grid(), x.scratch, how); });
+            add(title(("seal/" + name + "/half").c_str(), d, bits == 4 ? "k4v4" : "k2v2", arch), d, format,
+                [=](data& x) { (void)kvarn::quantize_kv(x.format, x.view(x.k), x.view(x.k), x.grid(), x.scratch, how); });
+        }
+        kvarn::encode_options refined;
+        refined.encoder = kvarn::encoder::refined;
+        add(title("seal/refined_errors/half", d, bits == 4 ? "k4v4" : "k2v2", arch), d, format, [=](data& x) {
+            kvarn::record_errors errors[tiles];
+            (void)kvarn::quantize_kv(x.format, x.view(x.k), x.view(x.k), x.grid(), x.scratch, refined, {}, errors);
+        });
         add(title("seal/textbook/float", d, values.c_str(), "compiler"), d, format, [d, bits](data& x) {
             textbook::tile t(group, d);
             for (std::size_t n = 0; n < tiles; ++n)

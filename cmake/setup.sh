@@ -27,7 +27,7 @@ kvarn_setup() {
         echo "kvarn: not a Debian or Ubuntu system, taking the tools and libraries as they are"
         return 0
     fi
-    needed=$(kvarn_missing g++ cmake ninja-build libxsimd-dev libeigen3-dev catch2 libbenchmark-dev libcli11-dev)
+    needed=$(kvarn_missing g++ cmake ninja-build libxsimd-dev libeigen3-dev catch2 libbenchmark-dev libcli11-dev nlohmann-json3-dev)
     # A second compiler and a second architecture make more of the tests run; without them those are skipped.
     optional=$(kvarn_missing clang)
     if [ "$(dpkg --print-architecture)" = amd64 ] && [ -z "${KVARN_NO_CROSS:-}" ]; then

@@ -91,7 +91,7 @@ inline void remove_unfinished_files_on_signals() noexcept
         unfinished_file::remove_all();
         raise(signal);  // waits until the handler returns, then does what it would have done without it
     };
-    action.sa_flags = SA_RESETHAND;
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
     sigfillset(&action.sa_mask);
     for (const int signal : ending_signals) {
         struct sigaction before;

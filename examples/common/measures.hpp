@@ -43,6 +43,26 @@ namespace kvarn_cli {
     return errors;
 }
 
+/// The share of the squared error that lies in token norms: ||x - x'||^2 = (||x|| - ||x'||)^2 (magnitude) + 2 ||x|| ||x'|| (1 - cos)
+/// (direction), each summed over the tokens. 0 where there is no error.
+[[nodiscard]] inline double magnitude_share(const matrix& exact, const matrix& decoded)
+{
+    double magnitude = 0, all = 0;
+    for (std::size_t head = 0; head < exact.heads; ++head)
+        for (std::size_t t = 0; t < exact.tokens; ++t) {
+            double before = 0, after = 0;
+            for (std::size_t c = 0; c < exact.channels; ++c) {
+                const double x = static_cast<double>(exact.token(head, t)[c]), y = static_cast<double>(decoded.token(head, t)[c]);
+                before += x * x;
+                after += y * y;
+                all += (x - y) * (x - y);
+            }
+            const double d = std::sqrt(before) - std::sqrt(after);
+            magnitude += d * d;
+        }
+    return all > 0 ? magnitude / all : 0.0;
+}
+
 struct spread {
     double mean = 0, p99 = 0, worst = 0;
 };

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Arrays in NumPy's .npy format, versions 1.0 to 3.0: little-endian float16 and float32 in C order, nothing else.
+// Arrays in NumPy's .npy format, versions 1.0 to 3.0: little-endian float16 and float32, and tables of int32 and int64, in C order.
 // The reader trusts no field: sizes are computed without overflow and must equal the file's size exactly.
 
+#include <algorithm>
 #include <cctype>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -125,12 +127,17 @@ private:
     const std::string& path_;
 };
 
-}  // namespace npy_detail
+/// What a header says; the data begin at `data_at`.
+struct header_fields {
+    std::string_view type;
+    std::vector<std::size_t> shape;
+    std::size_t data_at = 0;
+};
 
-/// Parses a whole .npy file: [heads, tokens, head_dim], or [tokens, head_dim] as one head. `path` is for messages.
-[[nodiscard]] inline tensor parse_npy(bytes file, const std::string& path)
+/// Reads the header of an array whose type is one of `types`; `refusal` says which are. No extent is zero.
+[[nodiscard]] inline header_fields read_header(bytes file, const std::string& path, std::initializer_list<std::string_view> types,
+                                               const char* refusal)
 {
-    using namespace npy_detail;
     const auto byte_at = [&](std::size_t i) { return static_cast<std::size_t>(file[i]); };
     if (file.size() < 10 || std::memcmp(file.data(), magic.data(), magic.size()) != 0) throw failure(path + ": not a .npy file");
     const std::size_t major = byte_at(6), minor = byte_at(7);
@@ -143,21 +150,16 @@ private:
     if (header_bytes > file.size() - start) throw failure(path + ": .npy file is truncated in its header");
 
     header_reader reader({reinterpret_cast<const char*>(file.data()) + start, header_bytes}, path);
-    tensor array;
-    std::vector<std::size_t> shape;
+    header_fields header;
+    header.data_at = start + header_bytes;
     bool has_type = false, has_order = false, has_shape = false;
     reader.expect('{');
     while (!reader.accept('}')) {
         const std::string_view key = reader.quoted();
         reader.expect(':');
         if (key == "descr" && !has_type) {
-            const std::string_view type = reader.quoted();
-            if (type == "<f2")
-                array.type = element_type::float16;
-            else if (type == "<f4")
-                array.type = element_type::float32;
-            else
-                reader.fail("only little-endian float16 (<f2) and float32 (<f4) are read");
+            header.type = reader.quoted();
+            if (std::find(types.begin(), types.end(), header.type) == types.end()) reader.fail(refusal);
             has_type = true;
         } else if (key == "fortran_order" && !has_order) {
             if (reader.word("True")) reader.fail("it is in Fortran order, C order is needed");
@@ -166,8 +168,8 @@ private:
         } else if (key == "shape" && !has_shape) {
             reader.expect('(');
             while (!reader.accept(')')) {
-                if (shape.size() == 3) reader.fail("it has more than 3 dimensions");
-                shape.push_back(reader.number());
+                if (header.shape.size() == 3) reader.fail("it has more than 3 dimensions");
+                header.shape.push_back(reader.number());
                 if (!reader.accept(',')) {
                     reader.expect(')');
                     break;
@@ -183,23 +185,76 @@ private:
         }
     }
     if (!has_type || !has_order || !has_shape || !reader.at_end()) reader.fail("its header is malformed");
-    if (shape.size() < 2)
-        reader.fail("it has " + std::to_string(shape.size()) + " dimensions, [heads, tokens, head_dim] is needed");
-    array.heads = shape.size() == 3 ? shape[0] : 1;
-    array.tokens = shape[shape.size() - 2];
-    array.channels = shape[shape.size() - 1];
+    return header;
+}
 
-    std::size_t size = element_bytes(array.type);
-    for (const std::size_t extent : shape) {
+/// The data of the array, whose size must be that of the shape exactly.
+[[nodiscard]] inline bytes payload_of(bytes file, const std::string& path, const header_fields& header, std::size_t element_size)
+{
+    std::size_t size = element_size;
+    for (const std::size_t extent : header.shape) {
         if (extent == 0) throw failure(path + ": the array is empty");
-        if (!multiply(size, extent, size)) reader.fail("its shape is too large");
+        if (!multiply(size, extent, size)) throw failure(path + ": not a usable .npy file: its shape is too large");
     }
-    const bytes payload = file.subspan(start + header_bytes);
+    const bytes payload = file.subspan(header.data_at);
     if (payload.size() != size)
         throw failure(path + ": .npy file " + (payload.size() < size ? "is truncated" : "is too long") + ": its shape needs " +
                       std::to_string(size) + " data bytes, it has " + std::to_string(payload.size()));
+    return payload;
+}
+
+[[noreturn]] inline void fail_dimensions(const std::string& path, std::size_t dimensions, const char* needed)
+{
+    throw failure(path + ": not a usable .npy file: it has " + std::to_string(dimensions) + " dimensions, " + needed +
+                  " is needed");
+}
+
+}  // namespace npy_detail
+
+/// Parses a whole .npy file: [heads, tokens, head_dim], or [tokens, head_dim] as one head. `path` is for messages.
+[[nodiscard]] inline tensor parse_npy(bytes file, const std::string& path)
+{
+    using namespace npy_detail;
+    const header_fields header =
+        read_header(file, path, {"<f2", "<f4"}, "only little-endian float16 (<f2) and float32 (<f4) are read");
+    const std::vector<std::size_t>& shape = header.shape;
+    if (shape.size() < 2) fail_dimensions(path, shape.size(), "[heads, tokens, head_dim]");
+    tensor array;
+    array.type = header.type == "<f2" ? element_type::float16 : element_type::float32;
+    array.heads = shape.size() == 3 ? shape[0] : 1;
+    array.tokens = shape[shape.size() - 2];
+    array.channels = shape[shape.size() - 1];
+    const bytes payload = payload_of(file, path, header, element_bytes(array.type));
     array.data.assign(payload.begin(), payload.end());
     return array;
+}
+
+/// A dense table of integers, [row][column].
+struct integer_table {
+    std::size_t rows = 0, columns = 0;
+    std::vector<std::int64_t> values;
+};
+
+/// Parses a whole .npy file of int32 or int64, [rows, columns]. `path` is for messages.
+[[nodiscard]] inline integer_table parse_npy_integers(bytes file, const std::string& path)
+{
+    using namespace npy_detail;
+    const header_fields header =
+        read_header(file, path, {"<i4", "<i8"}, "only little-endian int32 (<i4) and int64 (<i8) are read here");
+    if (header.shape.size() != 2) fail_dimensions(path, header.shape.size(), "[sequences, tokens]");
+    const std::size_t each = header.type == "<i4" ? 4 : 8;
+    const bytes payload = payload_of(file, path, header, each);
+    integer_table table{header.shape[0], header.shape[1], std::vector<std::int64_t>(header.shape[0] * header.shape[1])};
+    for (std::size_t i = 0; i < table.values.size(); ++i) {
+        if (each == 8) {
+            std::memcpy(&table.values[i], payload.data() + 8 * i, 8);
+        } else {
+            std::int32_t value = 0;
+            std::memcpy(&value, payload.data() + 4 * i, 4);
+            table.values[i] = value;
+        }
+    }
+    return table;
 }
 
 [[nodiscard]] inline tensor read_npy(const std::string& path)

@@ -50,7 +50,9 @@ struct series_style {
 {
     if (series.rfind("kvarn/", 0) == 0) {
         const std::string group = series.substr(series.find(' ') + 1);
-        return {group == "g128" ? "#1257b8" : group == "g64" ? "#3f9be0" : group == "g32" ? "#0c8c9c" : "#3a2f9e", 0};
+        if (series.rfind("kvarn/paper", 0) == 0)
+            return {group == "g128" ? "#0c8c9c" : group == "g64" ? "#4fb3bf" : group == "g32" ? "#88cdd4" : "#075e68", 0};
+        return {group == "g128" ? "#1257b8" : group == "g64" ? "#3f9be0" : group == "g32" ? "#7fb9ec" : "#3a2f9e", 0};
     }
     if (series == "rtn") return {"#7f7f7f", 1};
     if (series == "rotated rtn") return {"#d9730d", 1};

@@ -61,8 +61,10 @@ private:
 };
 
 /// Runs work(range, scratch) -> status over `items` items. Returns the first status that is not ok. threads 0: all cores.
+/// `what` and `unit` are for the progress line.
 template <class Work>
-[[nodiscard]] kvarn::status for_ranges(std::size_t items, std::size_t scratch_size, unsigned threads, const char* what, Work work)
+[[nodiscard]] kvarn::status for_ranges(std::size_t items, std::size_t scratch_size, unsigned threads, const char* what, Work work,
+                                       const char* unit = "tiles")
 {
     const std::size_t cores = threads != 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
     const std::size_t workers = std::max<std::size_t>(1, std::min(cores, items));
@@ -80,7 +82,7 @@ template <class Work>
             const kvarn::status s =
                 work(kvarn::record_range{begin, std::min(begin + step, items)}, std::span<std::byte>(scratch[worker]));
             if (s != kvarn::status::ok) outcome = s;
-            if (worker == 0) shown.show(begin, items, "tiles");
+            if (worker == 0) shown.show(begin, items, unit);
         }
     };
     std::vector<std::thread> pool;

@@ -31,8 +31,8 @@ struct codec_options {
 };
 
 struct quantize_options : codec_options {
-    kvarn::encoder encoder = kvarn::encoder::paper;
-    int iterations = 8;
+    kvarn::encoder encoder = kvarn::encoder::refined;
+    std::optional<int> iterations;
     std::string k, v, out;  ///< v empty: none given
 };
 
@@ -42,6 +42,20 @@ struct dequantize_options : codec_options {
     int heads = 0, head_dim_k = 0, head_dim_v = 0;
     std::string in, k, v;
 };
+
+[[nodiscard]] inline const char* name_of(kvarn::encoder e)
+{
+    return e == kvarn::encoder::paper ? "paper" : "refined";
+}
+
+/// The encoder's defaults, but for the rounds of normalisation if given.
+[[nodiscard]] inline kvarn::encode_options encoding(kvarn::encoder encoder, std::optional<int> iterations)
+{
+    kvarn::encode_options o;
+    o.encoder = encoder;
+    if (iterations) o.iterations = o.refined_iterations = *iterations;
+    return o;
+}
 
 /// The name without head dimensions, for example k4v2_g128.
 [[nodiscard]] inline std::string name_of(const kvarn::format& f)
@@ -120,7 +134,8 @@ inline void quantize(quantize_options options)
                            options.rotation, options.exact_channels);
     c.stride = options.stride;
     c.encoder = static_cast<std::uint8_t>(options.encoder);
-    c.iterations = static_cast<std::uint32_t>(options.iterations);
+    const kvarn::encode_options how = encoding(options.encoder, options.iterations);
+    c.iterations = static_cast<std::uint32_t>(how.encoder == kvarn::encoder::paper ? how.iterations : how.refined_iterations);
     c.type = k.type;
     c.heads = k.heads;
     c.tokens = k.tokens;
@@ -136,7 +151,6 @@ inline void quantize(quantize_options options)
 
     output_file out(options.out);  // an impossible target shows before the long work
     const std::size_t whole = c.tiles() * c.group();
-    const kvarn::encode_options how{options.encoder, options.iterations};
     const auto run = [&]<class T>(T) {
         return encode(c.format, view_of<T>(k, whole), with_values ? view_of<T>(v, whole) : kvarn::kv_view<const T>{}, c.records,
                       c.stride, how, options.threads);
@@ -271,8 +285,8 @@ inline void inspect(const std::string& path)
     if (!f.has_values()) dims += ", no V part";
     if (f.exact_channels() != 0) dims += text(", %d exact channels", f.exact_channels());
     row("format", name_of(f) + ", " + dims + ", rotation " + (f.rotated() ? "hadamard" : "none"));
-    row("encoder", (c.encoder == static_cast<std::uint8_t>(kvarn::encoder::paper) ? std::string("paper")
-                                                                                  : text("number %d", int{c.encoder})) +
+    row("encoder", (c.encoder <= static_cast<std::uint8_t>(kvarn::encoder::refined) ? std::string(name_of(static_cast<kvarn::encoder>(c.encoder)))
+                                                                                    : text("number %d", int{c.encoder})) +
                        text(", %u iterations", static_cast<unsigned>(c.iterations)));
     row("tokens", text("%s per head (%s in %s tiles, %zu in the exact %s tail), %zu head%s", grouped(c.tokens).c_str(),
                        grouped(sealed).c_str(), grouped(c.tiles()).c_str(), c.tail_tokens(), name_of(c.type), c.heads,

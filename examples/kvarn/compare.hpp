@@ -24,9 +24,8 @@ namespace kvarn_cli {
 
 struct compare_options {
     std::vector<std::string> formats{"k2v2_g128", "k3v3_g128", "k4v2_g128", "k4v4_g128", "k8v8_g128"};
-    kvarn::encoder encoder = kvarn::encoder::paper;
-    std::string encoder_name = "paper";
-    int iterations = 8;
+    std::vector<kvarn::encoder> encoders{kvarn::encoder::refined, kvarn::encoder::paper};
+    std::optional<int> iterations;
     unsigned threads = 0;
     std::string k, v, q, html;  ///< q, html empty: none
 };
@@ -47,9 +46,11 @@ inline void measure(method_result& row, const matrix& k, const matrix& v, const 
 {
     row.k_error = relative_error(k.values, k_decoded.values);
     row.k_scale = token_scale_errors(k, k_decoded);
+    row.k_magnitude = magnitude_share(k, k_decoded);
     if (v_decoded.values.empty()) return;
     row.v_error = relative_error(v.values, v_decoded.values);
     row.v_scale = token_scale_errors(v, v_decoded);
+    row.v_magnitude = magnitude_share(v, v_decoded);
     if (q) row.attention_error = relative_error(exact_output, attend(*q, k_decoded, v_decoded, step));
 }
 
@@ -103,15 +104,17 @@ inline void compare(const compare_options& options)
     std::vector<float> exact_output;
     if (q) exact_output = attend(*q, k, v, step);
 
-    const kvarn::encode_options how{options.encoder, options.iterations};
     const std::vector<baseline> baselines = baselines_for(k.channels, v.channels, true);
     const double vectors = static_cast<double>(k.heads) * static_cast<double>(report.tokens);
     const auto dk = static_cast<double>(k.channels), dv = static_cast<double>(v.channels);
     progress shown("comparing");
-    for (const kvarn::format& f : formats) {
-        shown.show(report.methods.size(), formats.size() + baselines.size(), name_of(f));
+    const std::size_t rows = formats.size() * options.encoders.size() + baselines.size();
+    for (std::size_t i = 0; i < formats.size() * options.encoders.size(); ++i) {
+        const kvarn::format& f = formats[i % formats.size()];
+        const kvarn::encode_options how = encoding(options.encoders[i / formats.size()], options.iterations);
+        shown.show(report.methods.size(), rows, name_of(f));
         method_result row;
-        row.series = text("kvarn/%s g%d", options.encoder_name.c_str(), f.group());
+        row.series = text("kvarn/%s g%d", name_of(how.encoder), f.group());
         row.name = name_of(f);
         row.ours = true;
         row.mixed = f.key_bits() != f.value_bits();
@@ -143,7 +146,7 @@ inline void compare(const compare_options& options)
         report.methods.push_back(std::move(row));
     }
     for (const baseline& b : baselines) {
-        shown.show(report.methods.size(), formats.size() + baselines.size(), b.name);
+        shown.show(report.methods.size(), rows, b.name);
         method_result row;
         row.series = b.series;
         row.name = b.name;
@@ -160,8 +163,8 @@ inline void compare(const compare_options& options)
     }
 
     std::vector<std::vector<std::string>> table{
-        {"", "bits per", "", "K rel", "K scale", "K scale", "K scale", "V rel", "V scale", "V scale", "V scale"},
-        {"method", "element", "bytes", "error", "mean", "p99", "worst", "error", "mean", "p99", "worst"}};
+        {"", "bits per", "", "K rel", "K scale", "K scale", "K scale", "K", "V rel", "V scale", "V scale", "V scale", "V"},
+        {"method", "element", "bytes", "error", "mean", "p99", "worst", "magn.", "error", "mean", "p99", "worst", "magn."}};
     if (q) {
         table[0].push_back("attention");
         table[1].push_back("rel error");
@@ -171,8 +174,9 @@ inline void compare(const compare_options& options)
         const spread ks = spread_of(row.k_scale), vs = spread_of(row.v_scale);
         const bool no_v = row.v_scale.empty() && std::isnan(row.v_error);
         table.push_back({full_name(row), text("%.4f", row.bits), grouped(static_cast<std::size_t>(std::llround(row.bytes))),
-                         number(row.k_error), number(ks.mean), number(ks.p99), number(ks.worst), number(row.v_error),
-                         number(no_v ? NAN : vs.mean), number(no_v ? NAN : vs.p99), number(no_v ? NAN : vs.worst)});
+                         number(row.k_error), number(ks.mean), number(ks.p99), number(ks.worst), number(row.k_magnitude),
+                         number(row.v_error), number(no_v ? NAN : vs.mean), number(no_v ? NAN : vs.p99),
+                         number(no_v ? NAN : vs.worst), number(row.v_magnitude)});
         if (q) table.back().push_back(number(row.attention_error));
     }
     std::string out = text("%zu of %zu tokens, %zu head%s, head_dim %zu (K) and %zu (V); float16 would take %s bytes\n",
@@ -181,7 +185,9 @@ inline void compare(const compare_options& options)
     if (q)
         out += text("attention: %zu query heads on %zu, causal, %s\n", q->heads, k.heads,
                     step == 1 ? "every query" : text("one query in %zu (the others left out for speed)", step).c_str());
-    out += "rel error: ||X - X'|| / ||X||; scale: token-scale error | ||x'|| / ||x|| - 1 | per token\n\n" + aligned(table);
+    out += "rel error: ||X - X'|| / ||X||; scale: token-scale error | ||x'|| / ||x|| - 1 | per token; magn.: share of the squared error "
+           "that lies in token norms\n\n" +
+           aligned(table);
 
     if (html) {
         html->write(html_report(report));

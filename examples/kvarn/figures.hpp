@@ -27,6 +27,7 @@ struct method_result {
     bool mixed = false;  ///< K and V have different bits
     double k_bits = NAN, v_bits = NAN, bits = NAN, bytes = NAN;
     double k_error = NAN, v_error = NAN, attention_error = NAN;
+    double k_magnitude = NAN, v_magnitude = NAN;  ///< share of the squared error that lies in token norms
     std::vector<double> k_scale, v_scale;  ///< token-scale errors, sorted
 };
 

@@ -20,7 +20,8 @@ namespace {
 
 using namespace kvarn_cli;
 
-const std::map<std::string, kvarn::encoder> encoders{{"paper", kvarn::encoder::paper}};
+const std::map<std::string, kvarn::encoder> encoders{{name_of(kvarn::encoder::paper), kvarn::encoder::paper},
+                                                     {name_of(kvarn::encoder::refined), kvarn::encoder::refined}};
 const std::map<std::string, kvarn::record_stride> strides{{"packed", kvarn::record_stride::packed},
                                                           {"reference", kvarn::record_stride::reference}};
 const std::map<std::string, kvarn::rotation> rotations{{"hadamard", kvarn::rotation::hadamard}, {"none", kvarn::rotation::none}};
@@ -86,8 +87,8 @@ int run(int argc, char** argv)
         ->required();
     quantize_command->add_option("OUT", quantizing.out, "the file to write");
     quantize_command->add_option("--format", quantizing.format, "k<bits>v<bits>_g<group> (default k4v2_g128)")->type_name("NAME");
-    add_choice(quantize_command, "--encoder", quantizing.encoder, encoders, "how codes and scales are chosen (default paper)");
-    quantize_command->add_option("--iterations", quantizing.iterations, "rounds of normalisation (default 8)")
+    add_choice(quantize_command, "--encoder", quantizing.encoder, encoders, "how codes and scales are chosen (default refined)");
+    quantize_command->add_option("--iterations", quantizing.iterations, "rounds of normalisation (default 8 for paper, 1 for refined)")
         ->type_name("N")
         ->check(CLI::Range(0, 64));
     add_codec_options(quantize_command, quantizing);
@@ -132,8 +133,9 @@ int run(int argc, char** argv)
     compare_command->add_option("--q", comparing.q, "queries, [query heads, tokens, head_dim]: adds the attention error")
         ->type_name("Q.npy");
     compare_command->add_option("--html", comparing.html, "also write a report, one self-contained file")->type_name("FILE");
-    add_choice(compare_command, "--encoder", comparing.encoder, encoders, "how codes and scales are chosen (default paper)");
-    compare_command->add_option("--iterations", comparing.iterations, "rounds of normalisation (default 8)")
+    kvarn::encoder compared{};
+    CLI::Option* compared_option = add_choice(compare_command, "--encoder", compared, encoders, "how codes and scales are chosen (default: both)");
+    compare_command->add_option("--iterations", comparing.iterations, "rounds of normalisation (default 8 for paper, 1 for refined)")
         ->type_name("N")
         ->check(CLI::Range(0, 64));
     compare_command->add_option("--threads", comparing.threads, "threads (default: one per core)")
@@ -161,8 +163,7 @@ int run(int argc, char** argv)
         print(help.str());
         return 0;
     }
-    for (const auto& [name, value] : encoders)
-        if (value == comparing.encoder) comparing.encoder_name = name;
+    if (compared_option->count() != 0) comparing.encoders = {compared};
     if (quantize_command->parsed()) quantize(quantizing);
     if (dequantize_command->parsed()) dequantize(dequantizing);
     if (inspect_command->parsed()) inspect(inspected);

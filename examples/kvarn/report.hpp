@@ -22,11 +22,11 @@ namespace report_detail {
     const bool attention = report.query_heads != 0;
     std::string out = "<div class=\"wide\"><table><thead><tr><th rowspan=\"2\">method</th><th rowspan=\"2\">bits "
                       "per<br>element</th><th rowspan=\"2\">bytes</th>"
-                      "<th colspan=\"4\">K</th><th colspan=\"4\">V</th>";
+                      "<th colspan=\"5\">K</th><th colspan=\"5\">V</th>";
     if (attention) out += "<th rowspan=\"2\">attention<br>error</th>";
     out += "</tr><tr>";
     for (int side = 0; side < 2; ++side)
-        out += "<th>rel<br>error</th><th>scale<br>mean</th><th>scale<br>p99</th><th>scale<br>worst</th>";
+        out += "<th>rel<br>error</th><th>scale<br>mean</th><th>scale<br>p99</th><th>scale<br>worst</th><th>magn.</th>";
     out += "</tr></thead><tbody>\n";
     const auto cell = [](double x) { return "<td>" + (std::isnan(x) ? std::string("-") : text("%.4f", x)) + "</td>"; };
     for (const auto& m : report.methods) {
@@ -34,8 +34,8 @@ namespace report_detail {
         const bool no_v = m.v_scale.empty();
         out += std::string("<tr") + (m.ours ? " class=\"ours\"" : "") + "><td>" + escaped(full_name(m)) + "</td>" + cell(m.bits) +
                "<td>" + grouped(static_cast<std::size_t>(std::llround(m.bytes))) + "</td>" + cell(m.k_error) + cell(k.mean) +
-               cell(k.p99) + cell(k.worst) + cell(m.v_error) + cell(no_v ? NAN : v.mean) + cell(no_v ? NAN : v.p99) +
-               cell(no_v ? NAN : v.worst) + (attention ? cell(m.attention_error) : "") + "</tr>\n";
+               cell(k.p99) + cell(k.worst) + cell(m.k_magnitude) + cell(m.v_error) + cell(no_v ? NAN : v.mean) + cell(no_v ? NAN : v.p99) +
+               cell(no_v ? NAN : v.worst) + cell(m.v_magnitude) + (attention ? cell(m.attention_error) : "") + "</tr>\n";
     }
     return out + "</tbody></table></div>\n";
 }
@@ -93,7 +93,7 @@ namespace report_detail {
     }
     out += "<h2>All numbers</h2>\n" + table(report);
     out += "<p class=\"caption\">scale: token-scale error | ||x'|| / ||x|| - 1 |, mean, 99th percentile and worst over tokens "
-           "and heads. rtn: per-token min-max rounding; rotated rtn: the same after the Hadamard transform; "
+           "and heads; magn.: the share of the squared error that lies in token norms, the rest lies in directions. rtn: per-token min-max rounding; rotated rtn: the same after the Hadamard transform; "
            "kivi: K per channel, V per token, in groups of 32 or 128; q4_0, q5_0, q8_0: blocks of 32 values with one "
            "half-precision scale.</p>\n";
     return out + "</body></html>\n";

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Everything for the CPU but the overloads that allocate (interop/owning.hpp) and the Eigen types (interop/eigen.hpp).
-// Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then quantize.hpp
-// and attention.hpp.
+// Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then quantize.hpp and
+// attention.hpp, then cache.
 
 #include <kvarn/attention.hpp>
 #include <kvarn/base/element.hpp>
 #include <kvarn/base/status.hpp>
 #include <kvarn/base/view.hpp>
+#include <kvarn/cache/policy.hpp>
 #include <kvarn/codec/packing.hpp>
 #include <kvarn/layout/format.hpp>
 #include <kvarn/layout/record.hpp>

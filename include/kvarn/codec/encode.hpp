@@ -23,8 +23,8 @@ struct encode_options {
     kvarn::encoder encoder = kvarn::encoder::refined;
     int iterations = 8;          ///< paper: at most this many rounds of variance normalisation, 0..64
     int refined_iterations = 1;  ///< refined: the same; refits of the scalars follow, after which more rounds change nothing
-    int refit_rounds = 3;        ///< refined: refits of both axes' scalars, 0..16
-    int clip_steps = 5;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
+    int refit_rounds = 5;        ///< refined: refits of both axes' scalars, 0..16
+    int clip_steps = 2;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
 };
 
 namespace detail {

@@ -6,15 +6,14 @@
 //
 // A value decodes to (code * scale_i + zero_i) * s1_j. With x_ij = tile_ij / s1_j and weights s1_j^2, which make the error of x
 // count as that of the value:
-//   1. each axis-0 index i tries clip ranges 1, 0.95, 0.9, ... about the middle of its x, keeps the best, and alternates rounding
+//   1. each axis-0 index i tries clip ranges 1, 0.9, 0.8, ... about the middle of its x, keeps the best, and alternates rounding
 //      with the least-squares fit of scale_i and zero_i;
 //   2. rounds of refits: s1_j by least squares, round again, then scale_i and zero_i by least squares;
-//   3. the scalars of axis 0 (K) or of axis 1 (V) take their stored half precision, codes are rounded to those, and last the
-//      token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
+//   3. K: each channel's scale is widened to the unbiased fit; then the scalars of axis 0 (K) or axis 1 (V) take their half precision,
+//      and the token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include <kvarn/codec/encode.hpp>
 #include <kvarn/codec/packing.hpp>
@@ -40,6 +39,9 @@ struct refine_memory {
 
 /// Least-squares fits of axis 0 between the clip search and the first refit of axis 1.
 inline constexpr int fits_after_search = 3;
+/// How far a refit of axis 1 goes, but for the last one. The fit itself (1) leaves most codes as they are, and with them the scalars;
+/// twice as far finds in 5 rounds what it needs 16 for (docs/accuracy.md).
+inline constexpr float refit_step = 2.0f;
 inline constexpr float least_scale = 1e-12f;     // of axis 0; half's least number is 6e-8
 inline constexpr float least_factor = 0x1p-14f;  // of axis 1: half's least normal number
 inline constexpr float least_variance = 1e-5f;   // of codes, relative to their mean square: below, they are all equal
@@ -118,8 +120,8 @@ struct refine_pass {
     /// The share of the range that candidate number `i` keeps.
     KVARN_INLINE static float clip(int i) noexcept { return one::fma(-0.1f, static_cast<float>(i), 1.0f); }
 
-    /// Row `row`, number i of the block: minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle, which it returns, in
-    /// the block.
+    /// Row `row`: minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle, which it returns, at
+    /// place i of the block.
     KVARN_NOINLINE float search(int row, int i, int clip_steps, float floor) const noexcept
     {
         const float* const values = tile + row * stride;
@@ -153,23 +155,24 @@ struct refine_pass {
         return origin;
     }
 
-    /// Rounds x' of row `row`, which is about `origin`, and fits scale and zero to the codes by weighted least squares. A scale that
-    /// would not be positive stays as it is. Leaves the codes in the block. With Unbiased the scale is then widened about the mean, from
-    /// cov(c, x) / var(c) to var(x) / cov(c, x): least squares pull values towards the channel's mean, and with them the differences
-    /// between tokens that attention scores tell apart.
-    template <bool Unbiased>
+    /// Rounds x' = x - origin of row `row`, taken from place i of the block (Staged) or from the tile, and fits scale and zero to the codes
+    /// by weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With Unbiased the
+    /// scale is then widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least squares
+    /// pull values towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
+    template <bool Staged, bool Unbiased>
     KVARN_NOINLINE void fit(int row, int i, float origin) const noexcept
     {
-        const float* const x = m.x + i * padded1;
+        const float* const x = Staged ? m.x + i * padded1 : tile + row * stride;
         float* const codes = m.codes + i * padded1;
         float& scale = m.scale[row];
         float& zero = m.zero[row];
         const float inverse = one::div(1.0f, scale);
         const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, zero), inverse));
         v sum_c = v::broadcast(0.0f), sum_cc = sum_c, sum_cx = sum_c, sum_x = sum_c, sum_xx = sum_c;
+        const v minus_origin = v::broadcast(-origin);
         for (int j = 0; j < padded1; j += block) {
-            const v value = v::load(x + j), weight = v::load(m.weight + j);
-            const v code = code_of(value, by, offset), weighted = mul(code, weight);
+            const v value = Staged ? v::load(x + j) : fma(v::load(x + j), v::load(m.reciprocal + j), minus_origin);
+            const v weight = v::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
             code.store(codes + j);
             sum_c = add(sum_c, weighted);
             sum_cc = fma(weighted, code, sum_cc);
@@ -182,10 +185,12 @@ struct refine_pass {
         const float variance = one::fnma(mean_code, c, cc), covariance = one::fnma(mean_code, s, reduce_add(sum_cx));
         if (variance > one::mul(cc, least_variance)) {
             const float fitted = one::div(covariance, variance);
-            if (fitted > least_scale) scale = fitted;
-            if constexpr (Unbiased) {
-                const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
-                if (fitted > least_scale) scale = one::min(one::max(widened, fitted), one::mul(2.0f, fitted));
+            if (fitted > least_scale) {
+                scale = fitted;
+                if constexpr (Unbiased) {
+                    const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
+                    scale = one::min(one::max(widened, fitted), one::mul(2.0f, fitted));
+                }
             }
         }
         if constexpr (Unbiased) scale = as_half(scale);
@@ -220,11 +225,14 @@ struct refine_pass {
         }
     }
 
-    /// s1 by least squares of the tile on y, and positive.
-    KVARN_NOINLINE void refit_factors() noexcept
+    /// Moves s1 `step` times the way to the least-squares fit of the tile on y, and keeps it positive.
+    KVARN_NOINLINE void refit_factors(float step) noexcept
     {
-        for (int j = 0; j < size1; ++j)
-            if (m.square[j] > 0.0f) m.s1[j] = one::max(one::div(m.product[j], m.square[j]), least_factor);
+        for (int j = 0; j < size1; ++j) {
+            if (!(m.square[j] > 0.0f)) continue;
+            const float way = one::sub(one::div(m.product[j], m.square[j]), m.s1[j]);
+            m.s1[j] = one::max(one::fma(step, way, m.s1[j]), least_factor);
+        }
         take_factors();
     }
 
@@ -261,7 +269,7 @@ struct refine_pass {
 };
 
 /// Encodes the tile; see the top. Codes of `bits` bits go to `packed`, scalars to m.scale, m.zero and m.s1. `rounds` >= 0 refits, and
-/// clip ranges 1, 0.95, ... 1 - 0.05 * clip_steps. Returns whether all scalars fit a half; if not, what was written is of no use.
+/// clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps. Returns whether all scalars fit a half; if not, what was written is of no use.
 /// Rows and columns must be readable up to whole lanes; columns of the tile from size1 up to there are overwritten.
 template <class Arch, class Size1>
 bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits, int rounds, int clip_steps,
@@ -278,28 +286,23 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
     const auto for_blocks = [&](auto&& work) {
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
     };
-    const auto round_and_fit = [&](int row, int i, auto unbiased) {
-        const float origin = p.middle(row);
-        p.centre(row, i, origin);
-        p.template fit<unbiased()>(row, i, origin);
-    };
 
     for_blocks([&](int i0, int rows) {
         float origin[block];
         for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(s0[i0 + i], 1e-10f));
         for (int n = 0; n < fits_after_search; ++n)
-            for (int i = 0; i < rows; ++i) p.template fit<false>(i0 + i, i, origin[i]);
+            for (int i = 0; i < rows; ++i) p.template fit<true, false>(i0 + i, i, origin[i]);
         for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
         p.template add_columns<false>(i0, rows);
     });
     for (int n = 1; n < rounds; ++n) {
-        p.refit_factors();
+        p.refit_factors(refit_step);
         for_blocks([&](int i0, int rows) {
-            for (int i = 0; i < rows; ++i) round_and_fit(i0 + i, i, std::false_type{});
+            for (int i = 0; i < rows; ++i) p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
             p.template add_columns<false>(i0, rows);
         });
     }
-    if (rounds > 0) p.refit_factors();
+    if (rounds > 0) p.refit_factors(1.0f);
     if (token == token_axis::axis0) {
         for (int j = 0; j < size1; ++j) m.s1[j] = pass::as_half(m.s1[j]);
         p.take_factors();
@@ -311,10 +314,10 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
     for_blocks([&](int i0, int rows) {
         for (int i = 0; i < rows; ++i) {
             if (token == token_axis::axis1) {
-                round_and_fit(i0 + i, i, std::true_type{});
+                p.template fit<false, true>(i0 + i, i, p.middle(i0 + i));
                 m.zero[i0 + i] = pass::as_half(m.zero[i0 + i]);
             } else {
-                round_and_fit(i0 + i, i, std::false_type{});
+                p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
                 p.keep_row_norm(i0 + i, i);
             }
             m.zero[i0 + i] = one::add(m.zero[i0 + i], plus_zero);

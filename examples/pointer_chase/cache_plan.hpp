@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline.
+// In: a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it stores.
+
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <kvarn/kvarn.hpp>
+
+#include "../common/baselines.hpp"
+#include "../common/failure.hpp"
+
+namespace pointer_chase {
+
+using kvarn_cli::failure;
+
+enum class storage { exact, records, round_trip };
+
+struct cache_plan {
+    std::string name;
+    pointer_chase::storage storage = storage::exact;
+    kvarn::format format;            ///< of the records; for the others what attention needs to know, the head dimension
+    kvarn::encode_options how;       ///< records only
+    kvarn_cli::baseline baseline{};  ///< round trips only
+    std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
+    std::size_t group = 128;         ///< tokens that are sealed at once
+
+    /// Bytes of one sealed token of one KV head, K and V, with scales and padding.
+    [[nodiscard]] double sealed_token_bytes() const
+    {
+        const auto d = static_cast<std::size_t>(format.head_dim_k());
+        switch (storage) {
+        case storage::exact: break;
+        case storage::records: return static_cast<double>(kvarn::record_bytes(format)) / static_cast<double>(group);
+        case storage::round_trip:
+            return kvarn_cli::bytes_per_token(baseline, d, true) + kvarn_cli::bytes_per_token(baseline, d, false);
+        }
+        return exact_token_bytes();
+    }
+    /// Bytes of one exact token of one KV head.
+    [[nodiscard]] double exact_token_bytes() const { return 2.0 * sizeof(kvarn::half) * format.head_dim_k(); }
+    [[nodiscard]] double sealed_bits() const { return 8 * sealed_token_bytes() / (2.0 * format.head_dim_k()); }
+};
+
+/// Options that hold for every cache of a run.
+struct plan_options {
+    std::size_t sink = 128;
+    std::optional<int> iterations;  ///< of the normalisation; none: as the library or the encoder has it
+};
+
+namespace plan_detail {
+
+/// Takes a number of bits off the front of `name`; none for what no method has.
+[[nodiscard]] inline std::optional<int> take_bits(std::string_view& name)
+{
+    if (name.empty()) return std::nullopt;
+    for (const int bits : {2, 3, 4, 5, 6, 8})
+        if (name.front() == static_cast<char>('0' + bits)) {
+            name.remove_prefix(1);
+            return bits;
+        }
+    return std::nullopt;
+}
+
+[[nodiscard]] inline bool take(std::string_view& name, std::string_view prefix)
+{
+    if (!name.starts_with(prefix)) return false;
+    name.remove_prefix(prefix.size());
+    return true;
+}
+
+/// The baseline of that name, or none.
+[[nodiscard]] inline std::optional<kvarn_cli::baseline> baseline_of(const std::string& full)
+{
+    using kvarn_cli::baseline_kind;
+    std::string_view name = full;
+    kvarn_cli::baseline b{};
+    b.name = full;
+    b.rotated = take(name, "rotated_");
+    std::optional<int> bits;
+    if (take(name, "rtn")) {
+        b.kind = baseline_kind::per_token;
+        b.series = b.rotated ? "rotated rtn" : "rtn";
+        bits = take_bits(name);
+    } else if (!b.rotated && take(name, "kivi")) {
+        b.kind = baseline_kind::kivi;
+        bits = take_bits(name);
+        if (take(name, "_g128"))
+            b.group = 128;
+        else if (take(name, "_g32"))
+            b.group = 32;
+        else
+            return std::nullopt;
+        b.series = "kivi g" + std::to_string(b.group);
+    } else if (take(name, "q")) {
+        b.kind = baseline_kind::blocks;
+        b.series = b.rotated ? "rotated q4_0 .. q8_0" : "q4_0 .. q8_0";
+        bits = take_bits(name);
+        if (bits && *bits != 4 && *bits != 5 && *bits != 8) return std::nullopt;
+        if (!take(name, "_0")) return std::nullopt;
+    }
+    if (!bits || !name.empty()) return std::nullopt;
+    b.bits = *bits;
+    return b;
+}
+
+[[nodiscard]] inline std::optional<kvarn::encoder> encoder_of(std::string_view name)
+{
+    if (name == "paper") return kvarn::encoder::paper;
+    if (name == "refined") return kvarn::encoder::refined;
+    return std::nullopt;
+}
+
+/// A format that only says the head dimension: exact tokens need no rotation.
+[[nodiscard]] inline kvarn::format dimension_only(std::size_t head_dim, const std::string& name)
+{
+    kvarn::format_spec spec;
+    spec.head_dim_k = spec.head_dim_v = static_cast<int>(head_dim);
+    spec.rotation = kvarn::rotation::none;
+    const auto made = kvarn::make_format(spec);
+    kvarn_cli::check(made.error, name);
+    return *made;
+}
+
+}  // namespace plan_detail
+
+/// The plan of a cache for heads of `head_dim` channels; a name that is none, or does not fit the model, is a failure.
+[[nodiscard]] inline cache_plan plan_of(const std::string& name, std::size_t head_dim, const plan_options& options)
+{
+    using namespace plan_detail;
+    cache_plan plan;
+    plan.name = name;
+    plan.sink = options.sink;
+    if (name == "exact") {
+        plan.format = dimension_only(head_dim, name);
+        plan.sink = static_cast<std::size_t>(-1);
+        return plan;
+    }
+    if (const auto b = baseline_of(name)) {
+        plan.storage = storage::round_trip;
+        plan.baseline = *b;
+        plan.format = dimension_only(head_dim, name);
+        if (b->rotated && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
+            throw failure(name + ": heads of " + std::to_string(head_dim) + " channels cannot be rotated");
+        const std::size_t together = b->kind == kvarn_cli::baseline_kind::blocks ? 32
+                                     : b->kind == kvarn_cli::baseline_kind::kivi ? std::min(b->group, head_dim)
+                                                                                 : 1;
+        if (head_dim % together != 0)
+            throw failure(name + ": heads of " + std::to_string(head_dim) + " channels do not divide into groups of " +
+                          std::to_string(together));
+        return plan;
+    }
+    const std::size_t colon = name.find(':');
+    const auto format = kvarn::parse_format(name.substr(0, colon), static_cast<int>(head_dim));
+    if (format.error == kvarn::status::bad_format_name)
+        throw failure("there is no cache '" + name +
+                      "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, "
+                      "rotated_q<4|5|8>_0, k<bits>v<bits>_g<group> and the last with :paper or :refined are");
+    kvarn_cli::check(format.error, name);
+    if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
+    plan.storage = storage::records;
+    plan.format = *format;
+    plan.group = static_cast<std::size_t>(format->group());
+    if (colon != std::string::npos) {
+        const auto encoder = encoder_of(std::string_view(name).substr(colon + 1));
+        if (!encoder) throw failure(name + ": there is no encoder '" + name.substr(colon + 1) + "': paper and refined are");
+        plan.how.encoder = *encoder;
+    }
+    if (options.iterations) plan.how.iterations = *options.iterations;
+    return plan;
+}
+
+/// The plans of a comma-separated list; each name once.
+[[nodiscard]] inline std::vector<cache_plan> plans_of(const std::string& list, std::size_t head_dim, const plan_options& options)
+{
+    std::vector<cache_plan> plans;
+    for (std::size_t begin = 0; begin <= list.size();) {
+        const std::size_t end = std::min(list.find(',', begin), list.size());
+        const std::string name = list.substr(begin, end - begin);
+        for (const cache_plan& other : plans)
+            if (other.name == name) throw failure("--caches: '" + name + "' is there twice");
+        plans.push_back(plan_of(name, head_dim, options));
+        begin = end + 1;
+    }
+    return plans;
+}
+
+}  // namespace pointer_chase

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// pointer_chase: runs a small language model with exact and quantized caches and reports how decoding suffers.
+// Exit code 0, or 2 with one line on stderr.
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <limits>
+#include <new>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include <kvarn/version.hpp>
+
+#include "../common/files.hpp"
+#include "../common/npy.hpp"
+#include "evaluate.hpp"
+#include "figures.hpp"
+#include "model.hpp"
+#include "report.hpp"
+
+namespace {
+
+using namespace pointer_chase;
+
+constexpr const char* pointer_task = "pointer chasing";  // what the metadata of such a model say
+
+struct options {
+    std::string model = KVARN_POINTER_CHASE_DATA "/model.safetensors", sequences = KVARN_POINTER_CHASE_DATA "/sequences.npy";
+    std::string caches =
+        "exact,rtn2,rotated_rtn2,kivi2_g128,kivi2_g32,rotated_q4_0,k2v2_g128:paper,k2v2_g128:refined,k4v2_g128:paper,"
+        "k4v2_g128:refined";
+    std::string mode, html;
+    std::size_t prompt = 0, limit = 0;  // 0: the default
+    plan_options plans;
+    unsigned threads = 0;
+    bool json = false;
+};
+
+/// The sequences as token ids of the model.
+std::vector<tokens> read_sequences(const options& given, std::size_t vocabulary)
+{
+    const kvarn_cli::integer_table table = kvarn_cli::parse_npy_integers(kvarn_cli::read_file(given.sequences), given.sequences);
+    const std::size_t count = given.limit == 0 ? table.rows : std::min(table.rows, given.limit);
+    std::vector<tokens> sequences(count);
+    for (std::size_t i = 0; i < count; ++i)
+        for (std::size_t t = 0; t < table.columns; ++t) {
+            const std::int64_t id = table.values[i * table.columns + t];
+            if (id < 0 || static_cast<std::uint64_t>(id) >= vocabulary)
+                throw failure(text("%s: sequence %zu, token %zu is %lld, the model has tokens 0 to %zu", given.sequences.c_str(),
+                                   i, t, static_cast<long long>(id), vocabulary - 1));
+            sequences[i].push_back(static_cast<std::int32_t>(id));
+        }
+    return sequences;
+}
+
+/// How many tokens are given: the context and the first token of the walk, or half of any other text, unless --prompt says.
+std::size_t known_tokens(const options& given, std::size_t length, bool is_pointer_chase)
+{
+    if (given.prompt != 0) {
+        if (given.prompt >= length)
+            throw failure(text("--prompt: %zu tokens leave nothing to predict of %zu", given.prompt, length));
+        return given.prompt;
+    }
+    if (is_pointer_chase && (length % 3 != 1 || length < 7))
+        throw failure(text("%s: sequences of %zu tokens are no walks: 2 n + 1 tokens of context and n of the walk are 3 n + 1",
+                           given.sequences.c_str(), length));
+    if (length < 2) throw failure(given.sequences + ": sequences of one token leave nothing to predict");
+    return is_pointer_chase ? (length - 1) / 3 * 2 + 2 : length / 2;
+}
+
+modes modes_of(const options& given)
+{
+    if (!given.html.empty()) return {true, true, true};
+    if (given.mode.empty()) return {true, true, false};
+    return {given.mode == "teacher", given.mode == "greedy", given.mode == "pseudo"};
+}
+
+std::string facts_of(const options& given, const experiment& e)
+{
+    const model_config& c = e.model->config;
+    const std::string name = std::filesystem::path(given.model).filename().string();
+    return text("%s: %zu layers, hidden %zu, %zu query heads on %zu KV head%s of %zu channels, vocabulary %zu\n"
+                "%zu sequence%s of %zu tokens, the first %zu given, %zu predicted; sink %zu",
+                name.empty() ? given.model.c_str() : name.c_str(), c.layers, c.hidden, c.heads, c.kv_heads,
+                c.kv_heads == 1 ? "" : "s", c.head_dim, c.vocabulary, e.sequences.size(), e.sequences.size() == 1 ? "" : "s",
+                e.length(), e.known, e.predicted(), given.plans.sink);
+}
+
+void run_experiment(const options& given)
+{
+    const model m = read_model(given.model);
+    const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, given.plans);
+    experiment e;
+    e.model = &m;
+    e.sequences = read_sequences(given, m.config.vocabulary);
+    e.truth = m.config.task == pointer_task && given.prompt == 0;
+    e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
+    e.threads = given.threads;
+
+    std::optional<kvarn_cli::output_file> html;
+    if (!given.html.empty()) html.emplace(given.html);
+    const std::vector<cache_report> reports = evaluate(e, plans, modes_of(given));
+    const std::string facts = facts_of(given, e);
+    if (html) {
+        html->write(html_report(reports, e, facts));
+        html->finish();
+    }
+    kvarn_cli::print(given.json ? json_report(reports, e) : text_report(reports, e, facts));
+    if (html) html->commit();
+}
+
+/// One line, whatever the text.
+std::string one_line(std::string message)
+{
+    for (char& c : message)
+        if (c == '\n' || c == '\r') c = ' ';
+    message.erase(message.find_last_not_of(' ') + 1);
+    return message;
+}
+
+int run(int argc, char** argv)
+{
+    CLI::App app("Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
+                 "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, rotated_q<4|5|8>_0, and\n"
+                 "k<bits>v<bits>_g<group>, alone or with :paper or :refined. Exit code 0, or 2 with one line on stderr.",
+                 "pointer_chase");
+    app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
+    options given;
+    app.add_option(
+           "--model", given.model,
+           "a .safetensors file, or a directory with config.json and model.safetensors or its shards; llama, mistral, qwen2, "
+           "qwen3 (default: the pointer-chasing model)")
+        ->type_name("PATH");
+    app.add_option("--sequences", given.sequences, ".npy of int32 or int64 [sequences, tokens] (default: 16 walks)")
+        ->type_name("FILE");
+    app.add_option("--caches", given.caches, "comma-separated names (default: ten)")->type_name("LIST");
+    app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
+        ->type_name("N")
+        ->check(CLI::Range(0, 1 << 24));
+    app.add_option(
+           "--mode", given.mode,
+           "teacher: next tokens given the right history; greedy: the model's own walk; pseudo: block by block beside the exact "
+           "run (default: teacher and greedy; --html runs all)")
+        ->type_name("teacher|greedy|pseudo")
+        ->check(CLI::IsMember({"teacher", "greedy", "pseudo"}));
+    app.add_option("--prompt", given.prompt, "tokens given at the start (default: context and first token of a walk, else half)")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1 << 30));
+    app.add_option("--limit", given.limit, "use only the first N sequences")->type_name("N")->check(CLI::Range(1, 1 << 30));
+    app.add_option("--iterations", given.plans.iterations,
+                   "rounds of normalisation of k<bits>v<bits> caches (default: the encoder's)")
+        ->type_name("N")
+        ->check(CLI::Range(0, 64));
+    app.add_option("--threads", given.threads, "threads (default: one per core)")->type_name("N")->check(CLI::Range(1, 1024));
+    app.add_flag("--json", given.json, "print JSON instead of tables");
+    app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        if (e.get_exit_code() != 0) throw failure(e.what());
+        std::ostringstream help, unused;
+        app.exit(e, help, unused);  // --help, --version
+        kvarn_cli::print(help.str());
+        return 0;
+    }
+    run_experiment(given);
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv)
+{
+    kvarn_cli::remove_unfinished_files_on_signals();
+    std::string problem;
+    try {
+        return run(argc, argv);
+    } catch (const std::bad_alloc&) {
+        problem = "out of memory";
+    } catch (const std::length_error&) {
+        problem = "out of memory";
+    } catch (const std::exception& e) {
+        problem = one_line(e.what());
+    }
+    std::fprintf(stderr, "pointer_chase: %s\n", problem.c_str());
+    return 2;
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// The example pointer_chase as a process: what it prints, that the exact cache walks to the end and quantized ones do worse in
+// the right order, and every error path, which must give exit code 2, one line on stderr and no file.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <sys/wait.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/catch.hpp"
+#include "tiny_model.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+std::string read_text(const fs::path& path)
+{
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+struct outcome {
+    int code = -1;
+    std::string out, err;
+};
+
+/// The program runs inside the folder `work`.
+class workplace {
+public:
+    workplace() { fs::create_directories(here_ / "work"); }
+
+    [[nodiscard]] fs::path operator/(const std::string& name) const { return here_ / "work" / name; }
+
+    [[nodiscard]] outcome run(const std::string& arguments, const std::string& out = "../out") const
+    {
+        const std::string command = "cd '" + (here_ / "work").string() + "' && '" KVARN_POINTER_CHASE_PROGRAM "' " + arguments +
+                                    " >" + out + " 2>../err </dev/null";
+        const int status = std::system(command.c_str());
+        outcome result;
+        result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+        if (out == "../out") result.out = read_text(here_ / "out");
+        result.err = read_text(here_ / "err");
+        return result;
+    }
+
+    [[nodiscard]] std::vector<std::string> files() const
+    {
+        std::vector<std::string> names;
+        for (const auto& entry : fs::directory_iterator(here_ / "work")) names.push_back(entry.path().filename().string());
+        std::sort(names.begin(), names.end());
+        return names;
+    }
+
+private:
+    tiny::folder here_;
+};
+
+void check_refused(const workplace& here, const std::string& arguments, const std::string& reason,
+                   const std::string& out = "../out")
+{
+    CAPTURE(arguments);
+    const auto before = here.files();
+    const outcome result = here.run(arguments, out);
+    CAPTURE(result.err);
+    CHECK(result.code == 2);
+    CHECK(result.out.empty());
+    CHECK(result.err.rfind("pointer_chase: ", 0) == 0);
+    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
+    CHECK(result.err.find(reason) != std::string::npos);
+    CHECK(here.files() == before);
+}
+
+json run_json(const workplace& here, const std::string& arguments)
+{
+    CAPTURE(arguments);
+    const outcome result = here.run("--json " + arguments);
+    CAPTURE(result.err);
+    REQUIRE(result.code == 0);
+    CHECK(result.err.empty());
+    return json::parse(result.out);
+}
+
+}  // namespace
+
+TEST_CASE("pointer_chase: the exact cache walks to the end, coarser ones do not", "[program]")
+{
+    const workplace here;
+    const json list = run_json(here, "--limit 2 --caches exact,rtn2,k2v2_g128:paper,k2v2_g128:refined");
+    REQUIRE(list.size() == 4);
+    std::map<std::string, json> by_name;
+    for (const json& one : list) by_name[one["cache"]] = one;
+    const json &exact = by_name["exact"], &rtn = by_name["rtn2"], &paper = by_name["k2v2_g128:paper"],
+               &refined = by_name["k2v2_g128:refined"];
+    CHECK((exact["hops"] == 511.0 && exact["full_walks"] == 2 && exact["sequences"] == 2 && exact["accuracy"] == 1.0 &&
+           exact["kl"] == 0.0));
+    CHECK(exact["nll"] < 0.002);
+    CHECK((exact["bits_per_element"] == 16.0 && exact["bits_per_element_total"] == 16.0 && exact["bytes"] == 3 * 1536 * 512));
+    CHECK((paper["bits_per_element"] == 2.375 && paper["bytes"] == 3 * (128 * 512 + 11 * 9728)));
+    CHECK(paper["bits_per_element_total"].get<double>() == Approx(8.0 * (128 * 512 + 11 * 9728) / (256.0 * 1536)));
+    CHECK(rtn["hops"] < paper["hops"]);
+    CHECK(paper["hops"] < exact["hops"]);
+    CHECK(paper["hops"] < refined["hops"]);
+    CHECK(exact["nll"] < refined["nll"]);
+    CHECK(refined["nll"] < paper["nll"]);
+    CHECK(paper["nll"] < rtn["nll"]);
+    CHECK(refined["kl"] < paper["kl"]);
+    CHECK(paper["kl"] < rtn["kl"]);
+    CHECK((paper["hops_of_sequences"].size() == 2 && paper["nll_of_sequences"].size() == 2));
+    CHECK(!paper.contains("blocks"));
+}
+
+TEST_CASE("pointer_chase: modes, sinks and what they print", "[program]")
+{
+    const workplace here;
+    const json pseudo = run_json(here, "--limit 1 --mode pseudo --caches k2v2_g128:paper");
+    REQUIRE(pseudo[0]["blocks"].size() == 12);
+    CHECK((!pseudo[0].contains("nll") && !pseudo[0].contains("hops")));
+    const json& last = pseudo[0]["blocks"].back();
+    CHECK((last["context"] == 1536 && last["tokens"] == 128));
+    for (const char* error : {"attention_error", "key_error", "value_error"}) {
+        const double fixed = last[error]["static"], accumulated = last[error]["accumulated"];
+        CHECK((fixed > 0.05 && accumulated > fixed && accumulated < 1));
+        CHECK(last[error]["accumulation"].get<double>() == Approx(accumulated - fixed));
+    }
+    for (const char* scale : {"key_token_scale", "value_token_scale"})
+        for (const char* run : {"static", "accumulated"}) {
+            const json& s = last[scale][run];
+            CHECK((s["mean"] > 0 && s["mean"] < s["p99"] && s["p99"] <= s["worst"]));
+        }
+    CHECK(last["kl"] > 0);
+    CHECK(run_json(here, "--limit 1 --mode teacher --caches rtn2 --sink 256")[0]["bytes"] == 3 * (256 * 512 + 1280 * 72));
+
+    const outcome text = here.run("--limit 1 --mode greedy --caches exact,rtn3");
+    CHECK(text.code == 0);
+    CHECK(text.out.find("rtn3 ") != std::string::npos);
+    CHECK(text.out.find("511.0") != std::string::npos);
+    CHECK(text.out.find("NLL") == std::string::npos);
+    const outcome help = here.run("--help");
+    CHECK((help.code == 0 && help.out.find("--sequences") != std::string::npos));
+    CHECK(here.run("--version").out.find("kvarn ") == 0);
+}
+
+TEST_CASE("pointer_chase: any model of the known kinds, against its own exact continuation", "[program]")
+{
+    const workplace here;
+    const tiny::spec s;
+    tiny::write_directory(here / "m", s, tiny::random_tensors(s, 3), true);
+    std::vector<std::int64_t> ids;
+    for (const int t : tiny::random_tokens(2 * 200, s.vocabulary, 8)) ids.push_back(t);
+    tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 200));
+    const json list = run_json(here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120");
+    CHECK((list[0]["predicted"] == 80 && list[0]["hops"] == 80.0 && list[0]["reference"] == "exact"));
+    CHECK(list[1]["hops"] < 80.0);
+    CHECK(list[2]["kl"] < list[1]["kl"]);
+    CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
+}
+
+TEST_CASE("pointer_chase: the report is one file with everything in it", "[program]")
+{
+    const workplace here;
+    const outcome result = here.run("--limit 1 --html r.html --caches exact,rtn2,k2v2_g128:paper");
+    CHECK((result.code == 0 && result.err.empty()));
+    CHECK(here.files() == std::vector<std::string>{"r.html"});
+    const std::string html = read_text(here / "r.html");
+    CHECK(html.find("</html>") != std::string::npos);
+    for (const char* part : {"Hops survived", "Likelihood against bits", "Attention error against context length",
+                             "Error of the token scales", "All numbers"})
+        CHECK(html.find(part) != std::string::npos);
+    for (const char* bad : {"nan", "inf\"", "http", "-0<"}) CHECK(html.find(bad) == std::string::npos);
+    // With an exact cache alone there are no errors to draw.
+    CHECK(here.run("--limit 1 --html e.html --caches exact").code == 0);
+    CHECK(read_text(here / "e.html").find("Attention error") == std::string::npos);
+}
+
+TEST_CASE("pointer_chase: what is wrong is said in one line, and no file stays", "[program]")
+{
+    const workplace here;
+    const std::string good = read_text(KVARN_POINTER_CHASE_DATA "/model.safetensors");
+    tiny::write(here / "cut.safetensors", good.substr(0, good.size() / 2));
+    tiny::write(here / "cut_header.safetensors", good.substr(0, 100));
+    fs::create_directories(here / "empty");
+    const auto npy = [&](const char* name, const std::vector<std::int32_t>& ids, std::size_t rows, std::size_t columns) {
+        tiny::write(here / name, tiny::npy_file(ids, rows, columns));
+    };
+    npy("none.npy", {}, 0, 1537);
+    npy("short.npy", std::vector<std::int32_t>(12, 5), 2, 6);
+    npy("large.npy", {1, 2, 3, 4, 1025, 6, 7}, 1, 7);
+    npy("negative.npy", {1, 2, -3, 4, 5, 6, 7}, 1, 7);
+    std::string flat = tiny::npy_file(std::vector<std::int32_t>(7, 1), 1, 7);
+    tiny::write(here / "flat.npy", flat.replace(flat.find("(1, 7)"), 6, "(7,)  "));
+    tiny::write(here / "floats.npy", flat.replace(flat.find("<i4"), 3, "<f4"));
+
+    check_refused(here, "--caches k2v2", "there is no cache 'k2v2'");
+    check_refused(here, "--caches ''", "there is no cache ''");
+    check_refused(here, "--caches exact,k2v2_g128:best", "there is no encoder 'best'");
+    check_refused(here, "--caches exact,exact", "twice");
+    check_refused(here, "--model missing.safetensors", "missing.safetensors: cannot open");
+    check_refused(here, "--model empty", "empty: there is neither model.safetensors nor");
+    check_refused(here, "--model cut.safetensors", "cut.safetensors: model.");
+    check_refused(here, "--model cut_header.safetensors", "cut_header.safetensors: not a usable safetensors file");
+    check_refused(here, "--model flat.npy", "flat.npy: not a usable safetensors file");
+    check_refused(here, "--sequences missing.npy", "missing.npy: cannot open");
+    check_refused(here, "--sequences none.npy", "none.npy: the array is empty");
+    check_refused(here, "--sequences short.npy", "short.npy: sequences of 6 tokens are no walks");
+    check_refused(here, "--sequences large.npy", "large.npy: sequence 0, token 4 is 1025");
+    check_refused(here, "--sequences negative.npy", "negative.npy: sequence 0, token 2 is -3");
+    check_refused(here, "--sequences flat.npy", "1 dimensions");
+    check_refused(here, "--sequences floats.npy", "only little-endian int32");
+    check_refused(here, "--prompt 1537", "leave nothing to predict");
+    check_refused(here, "--prompt 0", "--prompt");
+    check_refused(here, "--mode fast", "--mode");
+    check_refused(here, "--iterations 65", "--iterations");
+    check_refused(here, "--sink -1", "--sink");
+    check_refused(here, "--unknown", "--unknown");
+    check_refused(here, "--limit 1 --caches exact --html no/such/folder/r.html", "cannot create");
+    check_refused(here, "--limit 1 --caches exact --html empty", "is a directory");
+    if (fs::exists("/dev/full")) {
+        check_refused(here, "--limit 1 --caches exact --html /dev/full", "cannot write");
+        check_refused(here, "--limit 1 --caches exact --mode greedy", "standard output: cannot write", "/dev/full");
+        check_refused(here, "--limit 1 --caches exact --html r.html", "standard output: cannot write", "/dev/full");
+    }
+}
