@@ -3,13 +3,17 @@
 // How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline.
 // In: a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it stores.
 
+#include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <kvarn/cache/policy.hpp>
 #include <kvarn/kvarn.hpp>
 
 #include "../common/baselines.hpp"
@@ -25,18 +29,33 @@ struct cache_plan {
     std::string name;
     pointer_chase::storage storage = storage::exact;
     kvarn::format format;            ///< of the records; for the others what attention needs to know, the head dimension
+    std::vector<kvarn::bit_rule> rules;    ///< records only: layers and heads with other bits
+    std::size_t layers = 1, kv_heads = 1;  ///< of the model, which rules may name
     kvarn::encode_options how;       ///< records only
     kvarn_cli::baseline baseline{};  ///< round trips only
     std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
 
-    /// Bytes of one sealed token of one KV head, K and V, with scales and padding.
+    /// The format of a layer's KV head; plan_of has checked the rules.
+    [[nodiscard]] kvarn::format format_of(std::size_t layer, std::size_t head) const
+    {
+        return rules.empty() ? format : policy()->format_of(static_cast<int>(layer), static_cast<int>(head));
+    }
+    [[nodiscard]] kvarn::result<kvarn::bit_policy> policy() const
+    {
+        return kvarn::make_policy(format, static_cast<int>(layers), static_cast<int>(kv_heads), rules);
+    }
+
+    /// Bytes of one sealed token of one KV head, K and V, with scales and padding; the mean, where heads differ.
     [[nodiscard]] double sealed_token_bytes() const
     {
         const auto d = static_cast<std::size_t>(format.head_dim_k());
         switch (storage) {
         case storage::exact: break;
-        case storage::records: return static_cast<double>(kvarn::record_bytes(format)) / static_cast<double>(group);
+        case storage::records: {
+            const kvarn::cache_plan one_tile = kvarn::plan_cache(*policy(), group, 0);
+            return static_cast<double>(one_tile.record_bytes) / static_cast<double>(layers * kv_heads * group);
+        }
         case storage::round_trip:
             return kvarn_cli::bytes_per_token(baseline, d, true) + kvarn_cli::bytes_per_token(baseline, d, false);
         }
@@ -50,7 +69,8 @@ struct cache_plan {
 /// Options that hold for every cache of a run.
 struct plan_options {
     std::size_t sink = 128;
-    std::optional<int> iterations;  ///< of the normalisation; none: as the library or the encoder has it
+    std::optional<int> iterations;         ///< of the normalisation; none: as the library or the encoder has it
+    std::size_t layers = 1, kv_heads = 1;  ///< of the model
 };
 
 namespace plan_detail {
@@ -116,6 +136,60 @@ namespace plan_detail {
     return std::nullopt;
 }
 
+/// A whole number, of the last ones if negative, off the front of `text`.
+[[nodiscard]] inline std::optional<int> take_index(std::string_view& text)
+{
+    int value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc{}) return std::nullopt;
+    text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+    return value;
+}
+
+/// `3`, `0..3`, `-1` or `*` off the front of `text`: first and last.
+[[nodiscard]] inline bool take_range(std::string_view& text, int& first, int& last)
+{
+    if (take(text, "*")) return true;
+    const auto from = take_index(text);
+    const auto to = from && take(text, "..") ? take_index(text) : from;
+    if (!from || !to) return false;
+    first = *from;
+    last = *to;
+    return true;
+}
+
+/// One rule, <layers>[/<heads>]=k<bits>v<bits>, for example 0=k4v2 or -1/0..3=k3v2.
+[[nodiscard]] inline std::optional<kvarn::bit_rule> rule_of(std::string_view text)
+{
+    kvarn::bit_rule rule;
+    if (!take_range(text, rule.first_layer, rule.last_layer)) return std::nullopt;
+    if (take(text, "/") && !take_range(text, rule.first_head, rule.last_head)) return std::nullopt;
+    if (!take(text, "=k")) return std::nullopt;
+    const auto key_bits = take_bits(text);
+    if (!key_bits || !take(text, "v")) return std::nullopt;
+    const auto value_bits = take_bits(text);
+    if (!value_bits || !text.empty()) return std::nullopt;
+    rule.key_bits = *key_bits;
+    rule.value_bits = *value_bits;
+    return rule;
+}
+
+/// Cuts the rules, each after a '+', off the end of a name.
+inline void take_rules(std::string& name, cache_plan& plan)
+{
+    const std::size_t plus = std::min(name.find('+'), name.size());
+    for (std::size_t begin = plus; begin < name.size();) {
+        const std::size_t end = std::min(name.find('+', begin + 1), name.size());
+        const std::string one = name.substr(begin + 1, end - begin - 1);
+        const auto rule = rule_of(one);
+        if (!rule)
+            throw failure(plan.name + ": '" + one + "' is no rule: <layers>[/<heads>]=k<bits>v<bits>, layers and heads as 3, 0..3, -1 or *");
+        plan.rules.push_back(*rule);
+        begin = end;
+    }
+    name.resize(plus);
+}
+
 /// A format that only says the head dimension: exact tokens need no rotation.
 [[nodiscard]] inline kvarn::format dimension_only(std::size_t head_dim, const std::string& name)
 {
@@ -130,12 +204,16 @@ namespace plan_detail {
 }  // namespace plan_detail
 
 /// The plan of a cache for heads of `head_dim` channels; a name that is none, or does not fit the model, is a failure.
-[[nodiscard]] inline cache_plan plan_of(const std::string& name, std::size_t head_dim, const plan_options& options)
+[[nodiscard]] inline cache_plan plan_of(std::string name, std::size_t head_dim, const plan_options& options)
 {
     using namespace plan_detail;
     cache_plan plan;
     plan.name = name;
     plan.sink = options.sink;
+    plan.layers = options.layers;
+    plan.kv_heads = options.kv_heads;
+    take_rules(name, plan);
+    if (!plan.rules.empty() && name[0] != 'k') throw failure(plan.name + ": only k<bits>v<bits> caches have rules");
     if (name == "exact") {
         plan.format = dimension_only(head_dim, name);
         plan.sink = static_cast<std::size_t>(-1);
@@ -171,7 +249,10 @@ namespace plan_detail {
         if (!encoder) throw failure(name + ": there is no encoder '" + name.substr(colon + 1) + "': paper and refined are");
         plan.how.encoder = *encoder;
     }
-    if (options.iterations) plan.how.iterations = *options.iterations;
+    if (options.iterations) plan.how.iterations = plan.how.refined_iterations = *options.iterations;
+    if (const auto policy = plan.policy(); !policy)
+        throw failure(plan.name + (policy.error == kvarn::status::bad_argument ? ": a rule names layers or heads that the model does not have"
+                                                                               : std::string(": ") + kvarn::message(policy.error)));
     return plan;
 }
 

@@ -48,11 +48,16 @@ public:
             for (auto* exact : {&l.sink_k, &l.sink_v}) exact->resize(sink_ * vector);
             if (most_tokens > sink_)
                 for (auto* exact : {&l.tail_k, &l.tail_v}) exact->resize(plan.group * vector);
-            if (plan.storage == storage::records) l.records.resize(kvarn::grid_bytes(plan.format, most_tiles_, shape.kv_heads));
+            if (plan.storage == storage::records)
+                for (std::size_t head = 0; head < shape.kv_heads; ++head) {
+                    const kvarn::format f = plan.format_of(static_cast<std::size_t>(&l - layers_.data()), head);
+                    l.formats.push_back(f);
+                    l.records.emplace_back(kvarn::grid_bytes(f, most_tiles_, 1));
+                    scratch_.resize(std::max(scratch_.size(), kvarn::scratch_bytes(f)));
+                }
             if (plan.storage == storage::round_trip)
                 for (auto* decoded : {&l.decoded_k, &l.decoded_v}) decoded->resize(most_tiles_ * plan.group * vector);
         }
-        if (plan.storage == storage::records) scratch_.resize(kvarn::scratch_bytes(plan.format));
     }
 
     [[nodiscard]] const cache_plan& plan() const noexcept { return *plan_; }
@@ -82,22 +87,22 @@ public:
     /// Causal attention of the `count` tokens appended last. q and out: [token][query head][channel].
     void attend(std::size_t number, const float* q, float* out, std::size_t count)
     {
-        const layer& l = layers_[number];
-        const kvarn::format& f = plan_->format;
+        layer& l = layers_[number];
         const std::size_t d = shape_.head_dim, kv = shape_.kv_heads, heads = kv * shape_.group_heads;
         const std::size_t all = tokens_ + appended_, in_sink = std::min(all, sink_), in_tail = all - in_sink - sealed_tokens();
         const std::size_t together = std::min(shape_.group_heads, std::max<std::size_t>(1, kvarn::max_query_rows / count));
-        if (const std::size_t needed = kvarn::attention_scratch_bytes(f, count * together); attention_scratch_.size() < needed)
-            attention_scratch_.resize(needed);
         kvarn::attention_options options;
         options.window = shape_.window;
         for (std::size_t head = 0; head < kv; ++head) {
+            const kvarn::format& f = l.formats.empty() ? plan_->format : l.formats[head];
+            if (const std::size_t needed = kvarn::attention_scratch_bytes(f, count * together); attention_scratch_.size() < needed)
+                attention_scratch_.resize(needed);
             kvarn::kv_segment history[3];
             std::size_t segments = 0;
             history[segments++] = exact(l.sink_k.data(), l.sink_v.data(), in_sink, head);
             if (tiles_ != 0)
                 history[segments++] = plan_->storage == storage::records
-                                          ? kvarn::sealed_tiles(f, grid(l), head, 0, tiles_)
+                                          ? kvarn::sealed_tiles(f, grid(l, head), 0, 0, tiles_)
                                           : exact(l.decoded_k.data(), l.decoded_v.data(), sealed_tokens(), head);
             if (in_tail != 0) history[segments++] = exact(l.tail_k.data(), l.tail_v.data(), in_tail, head);
             for (std::size_t first = 0; first < shape_.group_heads; first += together) {
@@ -130,7 +135,7 @@ public:
     /// What the cache holds of tokens [first, first + k.tokens) of a layer, as floats in the original basis; k and v have the size.
     void read(std::size_t number, std::size_t first, kvarn_cli::matrix& k, kvarn_cli::matrix& v)
     {
-        const layer& l = layers_[number];
+        layer& l = layers_[number];
         const std::size_t sealed_end = sink_ + sealed_tokens(), vector = shape_.kv_heads * shape_.head_dim;
         std::size_t opened = most_tiles_;
         for (std::size_t i = 0; i < k.tokens; ++i) {
@@ -162,7 +167,8 @@ public:
 private:
     struct layer {
         std::vector<kvarn::half> sink_k, sink_v, tail_k, tail_v;  ///< [token][KV head][channel]
-        std::vector<std::byte> records;                           ///< [KV head][tile], the order that attention reads
+        std::vector<kvarn::format> formats;                       ///< records: of each KV head
+        std::vector<std::vector<std::byte>> records;              ///< [KV head][tile], the order that attention reads
         std::vector<float> decoded_k, decoded_v;                  ///< round trips: [token][KV head][channel]
     };
 
@@ -176,19 +182,28 @@ private:
         const std::size_t kv = shape_.kv_heads, d = shape_.head_dim;
         return kvarn::exact_tokens(kvarn::token_major(k, count, kv, d), kvarn::token_major(v, count, kv, d), head);
     }
-    [[nodiscard]] kvarn::record_grid<const std::byte> grid(const layer& l) const
+    /// All tiles of one head.
+    [[nodiscard]] kvarn::record_grid<std::byte> grid(layer& l, std::size_t head) const
     {
-        return kvarn::head_major_records(plan_->format, l.records.data(), l.records.size(), most_tiles_, shape_.kv_heads);
+        return kvarn::head_major_records(l.formats[head], l.records[head].data(), l.records[head].size(), most_tiles_, 1);
     }
-    /// The grid that is one tile, the record of each head where the whole grid has it.
-    template <class Layer>
-    [[nodiscard]] auto one_tile(Layer& l, std::size_t tile) const
+    /// One tile of one head.
+    [[nodiscard]] kvarn::record_grid<std::byte> one_tile(layer& l, std::size_t head, std::size_t tile) const
     {
-        auto one = kvarn::head_major_records(plan_->format, l.records.data(), l.records.size(), most_tiles_, shape_.kv_heads);
+        auto one = grid(l, head);
         one.data += tile * one.tile_stride;
         one.bytes -= tile * one.tile_stride;
         one.tiles = 1;
         return one;
+    }
+    /// One head of a tile of [token][KV head][channel].
+    template <class T>
+    [[nodiscard]] kvarn::kv_view<T> one_head(T* tile, std::size_t head) const
+    {
+        auto view = kvarn::token_major(tile, plan_->group, shape_.kv_heads, shape_.head_dim);
+        view.data += head * shape_.head_dim;
+        view.heads = 1;
+        return view;
     }
 
     void widen(const kvarn::half* from, float* to) const
@@ -198,12 +213,10 @@ private:
 
     void seal_records(layer& l)
     {
-        const auto view = [&](const std::vector<kvarn::half>& x) {
-            return kvarn::token_major<const kvarn::half>(x.data(), plan_->group, shape_.kv_heads, shape_.head_dim);
-        };
-        kvarn_cli::check(
-            kvarn::quantize_kv(plan_->format, view(l.tail_k), view(l.tail_v), one_tile(l, tiles_), scratch_, plan_->how),
-            plan_->name + ": sealing a tile");
+        for (std::size_t head = 0; head < shape_.kv_heads; ++head)
+            kvarn_cli::check(kvarn::quantize_kv(l.formats[head], one_head(l.tail_k.data(), head), one_head(l.tail_v.data(), head),
+                                                one_tile(l, head, tiles_), scratch_, plan_->how),
+                             plan_->name + ": sealing a tile");
     }
 
     void seal_round_trip(layer& l)
@@ -224,16 +237,14 @@ private:
         }
     }
 
-    void open(const layer& l, std::size_t tile)
+    void open(layer& l, std::size_t tile)
     {
         const std::size_t vector = shape_.kv_heads * shape_.head_dim;
         for (auto* opened : {&opened_k_, &opened_v_}) opened->resize(plan_->group * vector);
-        const auto view = [&](std::vector<float>& x) {
-            return kvarn::token_major(x.data(), plan_->group, shape_.kv_heads, shape_.head_dim);
-        };
-        kvarn_cli::check(kvarn::dequantize_kv(plan_->format, one_tile(l, tile), view(opened_k_), view(opened_v_),
-                                              kvarn::basis::original, scratch_),
-                         plan_->name + ": opening a tile");
+        for (std::size_t head = 0; head < shape_.kv_heads; ++head)
+            kvarn_cli::check(kvarn::dequantize_kv(l.formats[head], one_tile(l, head, tile), one_head(opened_k_.data(), head),
+                                                  one_head(opened_v_.data(), head), kvarn::basis::original, scratch_),
+                             plan_->name + ": opening a tile");
     }
 
     const cache_plan* plan_;

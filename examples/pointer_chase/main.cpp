@@ -95,7 +95,10 @@ std::string facts_of(const options& given, const experiment& e)
 void run_experiment(const options& given)
 {
     const model m = read_model(given.model);
-    const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, given.plans);
+    plan_options of_model = given.plans;
+    of_model.layers = m.config.layers;
+    of_model.kv_heads = m.config.kv_heads;
+    const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, of_model);
     experiment e;
     e.model = &m;
     e.sequences = read_sequences(given, m.config.vocabulary);
@@ -128,7 +131,8 @@ int run(int argc, char** argv)
 {
     CLI::App app("Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
                  "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, rotated_q<4|5|8>_0, and\n"
-                 "k<bits>v<bits>_g<group>, alone or with :paper or :refined. Exit code 0, or 2 with one line on stderr.",
+                 "k<bits>v<bits>_g<group>, alone or with :paper or :refined, and then with rules for layers and heads that get other\n"
+                 "bits: k2v2_g128:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
                  "pointer_chase");
     app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
     options given;

@@ -387,6 +387,21 @@ TEST_CASE("pointer_chase/engine: bytes are those of records, scalars, sink and t
     CHECK(plan_of("exact", 128, {}).sealed_bits() == 16);
 }
 
+TEST_CASE("pointer_chase/engine: rules give layers and heads other bits", "[engine]")
+{
+    const plan_options of_model{128, {}, 3, 2};
+    const cache_plan plan = plan_of("k2v2_g128:refined+0=k4v2+*/-1=k3v8+1..2/0=k5v6", 128, of_model);
+    const auto is = [&](std::size_t layer, std::size_t head, int key_bits, int value_bits) {
+        const kvarn::format f = plan.format_of(layer, head);
+        return f.key_bits() == key_bits && f.value_bits() == value_bits && f.group() == 128;
+    };
+    CHECK((is(0, 0, 4, 2) && is(0, 1, 3, 8) && is(1, 0, 5, 6) && is(1, 1, 3, 8) && is(2, 0, 5, 6) && is(2, 1, 3, 8)));
+    const double bytes = 3 * kvarn::record_bytes(plan.format_of(0, 1)) + 2 * kvarn::record_bytes(plan.format_of(1, 0)) +
+                         kvarn::record_bytes(plan.format_of(0, 0));
+    CHECK(std::fabs(plan.sealed_token_bytes() - bytes / (6 * 128)) < 1e-9);
+    CHECK(cache_bytes(plan, {3, 2, 128, 1, 0}, 128 + 256) == 6 * 128 * 512 + 2 * bytes);
+}
+
 TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
 {
     for (const char* name : {"exact", "rtn2", "rtn8", "rotated_rtn3", "kivi2_g32", "kivi4_g128", "q4_0", "q5_0", "q8_0",
@@ -396,6 +411,7 @@ TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
     CHECK(plan_of("k2v2_g128:paper", 128, {}).how.encoder == kvarn::encoder::paper);
     CHECK(plan_of("k2v2_g128", 128, {}).how.encoder == kvarn::encode_options{}.encoder);
     CHECK(plan_of("k2v2_g128", 128, {128, 3}).how.iterations == 3);
+    CHECK(plan_of("k2v2_g128", 128, {128, 3}).how.refined_iterations == 3);
     CHECK(plan_of("k2v2_g128", 128, {}).how.iterations == kvarn::encode_options{}.iterations);
     for (const char* name : {"", "Exact", "rtn", "rtn7", "rtn22", "rotated_", "rotated_kivi2_g32", "kivi2", "kivi2_g64", "q6_0",
                              "q4_1", "q4_00", "k2v2", "k2v2_g128 ", "rotated_exact"})
@@ -407,6 +423,11 @@ TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
     CHECK(refusal([&] { (void)plan_of("rotated_rtn2", 44, {}); }).find("cannot be rotated") != std::string::npos);
     CHECK(refusal([&] { (void)plan_of("q4_0", 44, {}); }).find("groups of 32") != std::string::npos);
     CHECK(plans_of("exact,rtn2", 128, {}).size() == 2);
+    CHECK(refusal([&] { (void)plan_of("rtn2+0=k4v4", 128, {}); }).find("only k<bits>v<bits> caches have rules") != std::string::npos);
+    for (const char* rule : {"", "0", "0=k4", "0=v4", "0=k4v", "x=k4v4", "0..=k4v4", "0..1..2=k4v4", "0/=k4v4", "0=k7v4", "0=k4v0", "0=k4v4 "})
+        CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128:paper+") + rule, 128, {}); }).find("is no rule") != std::string::npos);
+    for (const char* rule : {"3=k4v4", "-4=k4v4", "2..1=k4v4", "0/2=k4v4"})
+        CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128+") + rule, 128, {128, {}, 3, 2}); }).find("does not have") != std::string::npos);
     CHECK(refusal([&] { (void)plans_of("exact,,rtn2", 128, {}); }).find("there is no cache ''") == 0);
     CHECK(refusal([&] { (void)plans_of("rtn2,rtn2", 128, {}); }).find("twice") != std::string::npos);
 }

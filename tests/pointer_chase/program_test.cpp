@@ -167,6 +167,39 @@ TEST_CASE("pointer_chase: any model of the known kinds, against its own exact co
     CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
 }
 
+TEST_CASE("pointer_chase: a rule for everything is another format", "[program]")
+{
+    const workplace here;
+    const json list = run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
+    for (const char* key : {"nll", "kl", "bits_per_element", "bytes"}) CHECK(list[0][key] == list[1][key]);
+    CHECK(list[2]["kl"] != list[1]["kl"]);
+    CHECK(list[2]["bytes"] < list[1]["bytes"]);
+}
+
+TEST_CASE("pointer_chase: decoding survives the refined encoder, and no other method of two bits", "[accuracy]")
+{
+    const workplace here;
+    const json list = run_json(here, "--caches exact,rtn2,rotated_rtn2,kivi2_g128,k2v2_g128:paper,k2v2_g128:refined");
+    std::map<std::string, json> by_name;
+    for (const json& one : list) {
+        by_name[one["cache"]] = one;
+        std::printf("%-18s %5.3f bits  nll %.5f  kl %.5f  hops %5.1f  full walks %d of %d\n", one["cache"].get<std::string>().c_str(),
+                    one["bits_per_element"].get<double>(), one["nll"].get<double>(), one["kl"].get<double>(), one["hops"].get<double>(),
+                    one["full_walks"].get<int>(), one["sequences"].get<int>());
+    }
+    const auto value = [&](const char* cache, const char* key) { return by_name[cache][key].get<double>(); };
+    const double exact = value("exact", "nll"), paper = value("k2v2_g128:paper", "nll"), refined = value("k2v2_g128:refined", "nll");
+    CHECK(value("exact", "full_walks") == 16);
+    CHECK(refined - exact <= 0.2 * (paper - exact));
+    CHECK(value("k2v2_g128:refined", "hops") >= 440);
+    CHECK(value("k2v2_g128:refined", "full_walks") >= 12);
+    for (const char* other : {"rtn2", "rotated_rtn2", "kivi2_g128"}) {
+        CHECK(value(other, "nll") > paper);
+        CHECK(value(other, "kl") > value("k2v2_g128:paper", "kl"));
+        CHECK(value(other, "hops") < value("k2v2_g128:paper", "hops"));
+    }
+}
+
 TEST_CASE("pointer_chase: the report is one file with everything in it", "[program]")
 {
     const workplace here;
