@@ -23,6 +23,7 @@
 #include "figures.hpp"
 #include "model.hpp"
 #include "report.hpp"
+#include "walks.hpp"
 
 namespace {
 
@@ -36,7 +37,8 @@ struct options {
         "exact,rtn2,rotated_rtn2,kivi2_g128,kivi2_g32,rotated_q4_0,k2v2_g128:paper,k2v2_g128:refined,k4v2_g128:paper,"
         "k4v2_g128:refined";
     std::string mode, html;
-    std::size_t prompt = 0, limit = 0;  // 0: the default
+    std::size_t prompt = 0, limit = 0, walks = 0;  // 0: the default
+    std::uint64_t seed = 1;
     plan_options plans;
     unsigned threads = 0;
     bool json = false;
@@ -101,7 +103,9 @@ void run_experiment(const options& given)
     const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, of_model);
     experiment e;
     e.model = &m;
-    e.sequences = read_sequences(given, m.config.vocabulary);
+    if (given.walks != 0 && m.config.task != pointer_task) throw failure("--walks: " + given.model + " is no pointer-chasing model");
+    e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, (m.config.vocabulary - 1) / 2)
+                                   : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
     e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
     e.threads = given.threads;
@@ -143,6 +147,9 @@ int run(int argc, char** argv)
         ->type_name("PATH");
     app.add_option("--sequences", given.sequences, ".npy of int32 or int64 [sequences, tokens] (default: 16 walks)")
         ->type_name("FILE");
+    CLI::Option* const walks =
+        app.add_option("--walks", given.walks, "instead of a file: N new walks")->type_name("N")->check(CLI::Range(1, 1 << 20))->excludes("--sequences");
+    app.add_option("--seed", given.seed, "of the new walks (default 1)")->type_name("N")->needs(walks);
     app.add_option("--caches", given.caches, "comma-separated names (default: ten)")->type_name("LIST");
     app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
         ->type_name("N")

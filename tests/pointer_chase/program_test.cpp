@@ -167,6 +167,19 @@ TEST_CASE("pointer_chase: any model of the known kinds, against its own exact co
     CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
 }
 
+TEST_CASE("pointer_chase: new walks", "[program]")
+{
+    const workplace here;
+    const json a = run_json(here, "--walks 2 --caches exact"), b = run_json(here, "--walks 2 --seed 2 --caches exact");
+    CHECK((a[0]["hops"] == 511.0 && a[0]["full_walks"] == 2 && a[0]["sequences"] == 2));
+    CHECK(b[0]["hops"] == 511.0);
+    CHECK(a[0]["nll"] != b[0]["nll"]);
+    CHECK(run_json(here, "--walks 2 --seed 1 --mode teacher --caches exact")[0]["nll"] == a[0]["nll"]);
+    check_refused(here, "--walks 0", "--walks");
+    check_refused(here, "--walks 2 --sequences s.npy", "--sequences");
+    check_refused(here, "--seed 3", "--seed");
+}
+
 TEST_CASE("pointer_chase: a rule for everything is another format", "[program]")
 {
     const workplace here;
