@@ -258,9 +258,9 @@ struct refine_pass {
         const v scale = v::broadcast(m.scale[row]), zero = v::broadcast(m.zero[row]);
         v exact = v::broadcast(0.0f), decoded = exact;
         for (int j = 0; j < padded1; j += block) {
-            const v y = mul(fma(v::load(m.codes + i * padded1 + j), scale, zero), v::load(m.s1 + j)), value = v::load(values + j);
+            const v y = fma(v::load(m.codes + i * padded1 + j), scale, zero), value = v::load(values + j);
             exact = fma(value, value, exact);
-            decoded = fma(y, y, decoded);
+            decoded = fma(mul(y, v::load(m.weight + j)), y, decoded);
         }
         const float ratio = norm_ratio(reduce_add(exact), reduce_add(decoded));
         m.scale[row] = one::mul(m.scale[row], ratio);
@@ -280,8 +280,6 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
     constexpr int block = pass::block;
     const int padded1 = simd::whole_lanes(size1);
     pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m};
-    for (int i = 0; i < size0; ++i)
-        for (int j = size1; j < padded1; ++j) tile[i * stride + j] = tile[i * stride];
     p.take_factors();
     const auto for_blocks = [&](auto&& work) {
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
@@ -289,10 +287,16 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
 
     for_blocks([&](int i0, int rows) {
         float origin[block];
+        const auto pad = [&](int i, float value) {
+            for (int j = size1; j < padded1; ++j) tile[(i0 + i) * stride + j] = value;
+        };
+        // For minimum and maximum padding repeats column 0; otherwise it is zero, for the norms.
+        for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
         for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(s0[i0 + i], 1e-10f));
         for (int n = 0; n < fits_after_search; ++n)
             for (int i = 0; i < rows; ++i) p.template fit<true, false>(i0 + i, i, origin[i]);
         for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
+        for (int i = 0; i < rows; ++i) pad(i, 0.0f);
         p.template add_columns<false>(i0, rows);
     });
     for (int n = 1; n < rounds; ++n) {

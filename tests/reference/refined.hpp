@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The refined encoder in double precision, written for reading: whole matrices, divisions instead of reciprocals, no blocks.
+
+#include <algorithm>
+#include <cmath>
+
+#include "half_precision.hpp"
+#include "reference.hpp"
+
+namespace reference {
+
+struct refined_options {
+    int iterations = 1, rounds = 5, clip_steps = 2;
+};
+
+namespace refined_detail {
+
+using weights = Eigen::RowVectorXd;
+
+struct line {
+    double scale, zero;
+    Eigen::RowVectorXd codes;
+};
+
+inline Eigen::RowVectorXd round_to_codes(const Eigen::RowVectorXd& x, double scale, double zero, double most)
+{
+    return x.unaryExpr([&](double value) { return std::clamp(std::nearbyint((value - zero) / scale), 0.0, most); });
+}
+
+/// Weighted least squares of x on scale * codes + zero; `unbiased` exchanges what is regressed on what.
+inline void fit(const Eigen::RowVectorXd& x, const weights& w, line& l, bool unbiased)
+{
+    const double all = w.sum(), mean_code = w.dot(l.codes) / all, mean = w.dot(x) / all;
+    const Eigen::RowVectorXd c = l.codes.array() - mean_code, d = x.array() - mean;
+    const double variance = (w.array() * c.array().square()).sum(), covariance = (w.array() * c.array() * d.array()).sum();
+    const double mean_square = (w.array() * l.codes.array().square()).sum();
+    if (variance > 1e-5 * mean_square && covariance / variance > 1e-12) {
+        l.scale = covariance / variance;
+        if (unbiased) l.scale = std::clamp((w.array() * d.array().square()).sum() / covariance, l.scale, 2 * l.scale);
+    }
+    if (unbiased) l.scale = round_to_half(l.scale);
+    l.zero = mean - l.scale * mean_code;
+}
+
+inline line search(const Eigen::RowVectorXd& x, const weights& w, double most, int clip_steps, double least_scale)
+{
+    const double low = x.minCoeff(), high = x.maxCoeff(), middle = (low + high) / 2;
+    const double half_range = std::max((high - low) / 2, least_scale * most / 2);
+    line best{};
+    double least = 0;
+    for (int step = 0; step <= clip_steps; ++step) {
+        const double kept = half_range * (1 - 0.1 * step), scale = 2 * kept / most, zero = middle - kept;
+        const Eigen::RowVectorXd codes = round_to_codes(x, scale, zero, most);
+        const double error = (w.array() * (codes.array() * scale + zero - x.array()).square()).sum();
+        if (step == 0 || error < least) {
+            least = error;
+            best = {scale, zero, codes};
+        }
+    }
+    return best;
+}
+
+}  // namespace refined_detail
+
+/// `m` is axis 0 by axis 1; `token_is_axis1`: K, where axis 1 is the token, otherwise V. Scalars are not yet rounded where the record
+/// rounds them last.
+inline part refined(const matrix& m, int bits, bool token_is_axis1, const refined_options& o)
+{
+    using namespace refined_detail;
+    const double most = (1 << bits) - 1;
+    const normalized_tile start = normalize(m, o.iterations);
+    Eigen::RowVectorXd s1 = start.s1.transpose();
+    std::vector<line> lines(static_cast<std::size_t>(m.rows()));
+    const auto decoded_rows = [&] {
+        matrix y(m.rows(), m.cols());
+        for (Eigen::Index i = 0; i < m.rows(); ++i) {
+            const line& l = lines[static_cast<std::size_t>(i)];
+            y.row(i) = (l.codes.array() * l.scale + l.zero).matrix();
+        }
+        return y;
+    };
+    const auto refit = [&](double step) {
+        const matrix y = decoded_rows();
+        for (Eigen::Index j = 0; j < m.cols(); ++j) {
+            const double square = y.col(j).squaredNorm();
+            if (square > 0) s1(j) = std::max(s1(j) + step * (m.col(j).dot(y.col(j)) / square - s1(j)), 0x1p-14);
+        }
+    };
+    const auto round_and_fit = [&](Eigen::Index i, bool unbiased) {
+        line& l = lines[static_cast<std::size_t>(i)];
+        const Eigen::RowVectorXd x = m.row(i).cwiseQuotient(s1);
+        l.codes = round_to_codes(x, l.scale, l.zero, most);
+        fit(x, s1.cwiseAbs2(), l, unbiased);
+    };
+    for (Eigen::Index i = 0; i < m.rows(); ++i) {
+        line& l = lines[static_cast<std::size_t>(i)];
+        const Eigen::RowVectorXd x = m.row(i).cwiseQuotient(s1);
+        l = search(x, s1.cwiseAbs2(), most, o.clip_steps, 1e-10 * start.s0(i));
+        for (int n = 0; n < 3; ++n) {
+            l.codes = round_to_codes(x, l.scale, l.zero, most);
+            fit(x, s1.cwiseAbs2(), l, false);
+        }
+        l.codes = round_to_codes(x, l.scale, l.zero, most);
+    }
+    for (int round = 1; round < o.rounds; ++round) {
+        refit(2);
+        for (Eigen::Index i = 0; i < m.rows(); ++i) round_and_fit(i, false);
+    }
+    if (o.rounds > 0) refit(1);
+    if (!token_is_axis1)
+        for (Eigen::Index j = 0; j < m.cols(); ++j) s1(j) = round_to_half(s1(j));
+    for (Eigen::Index i = 0; i < m.rows(); ++i) {
+        round_and_fit(i, token_is_axis1);
+        line& l = lines[static_cast<std::size_t>(i)];
+        if (token_is_axis1) {
+            l.zero = round_to_half(l.zero);
+        } else {
+            const double decoded = ((l.codes.array() * l.scale + l.zero).matrix().cwiseProduct(s1)).norm();
+            const double ratio = decoded > 0 ? m.row(i).norm() / decoded : 1;
+            l.scale *= ratio;
+            l.zero *= ratio;
+        }
+    }
+    if (token_is_axis1) {
+        const matrix y = decoded_rows();
+        for (Eigen::Index j = 0; j < m.cols(); ++j) {
+            const double decoded = y.col(j).norm();
+            s1(j) = decoded > 0 ? m.col(j).norm() / decoded : 1;
+        }
+    }
+    part p;
+    p.bits = bits;
+    p.codes.resize(m.rows(), m.cols());
+    p.scale0.resize(m.rows());
+    p.zero0.resize(m.rows());
+    p.scale1 = s1.transpose();
+    for (Eigen::Index i = 0; i < m.rows(); ++i) {
+        const line& l = lines[static_cast<std::size_t>(i)];
+        p.scale0(i) = l.scale;
+        p.zero0(i) = l.zero;
+        for (Eigen::Index j = 0; j < m.cols(); ++j) p.codes(i, j) = static_cast<int>(l.codes(j));
+    }
+    return p;
+}
+
+}  // namespace reference
