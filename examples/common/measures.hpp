@@ -24,21 +24,36 @@ namespace kvarn_cli {
     return norm > 0 ? std::sqrt(difference / norm) : difference > 0 ? INFINITY : 0.0;
 }
 
+/// Sums over one token's channels.
+struct token_squares {
+    double exact = 0, decoded = 0, difference = 0;
+};
+
+/// Calls f(token_squares) for every token of every head.
+template <class F>
+void for_tokens(const matrix& exact, const matrix& decoded, F&& f)
+{
+    for (std::size_t head = 0; head < exact.heads; ++head)
+        for (std::size_t t = 0; t < exact.tokens; ++t) {
+            token_squares sums;
+            for (std::size_t c = 0; c < exact.channels; ++c) {
+                const double x = static_cast<double>(exact.token(head, t)[c]), y = static_cast<double>(decoded.token(head, t)[c]);
+                sums.exact += x * x;
+                sums.decoded += y * y;
+                sums.difference += (x - y) * (x - y);
+            }
+            f(sums);
+        }
+}
+
 /// | ||x'|| / ||x|| - 1 | of every token of every head, sorted; tokens of norm zero are left out.
 [[nodiscard]] inline std::vector<double> token_scale_errors(const matrix& exact, const matrix& decoded)
 {
     std::vector<double> errors;
     errors.reserve(exact.heads * exact.tokens);
-    for (std::size_t head = 0; head < exact.heads; ++head)
-        for (std::size_t t = 0; t < exact.tokens; ++t) {
-            double before = 0, after = 0;
-            for (std::size_t c = 0; c < exact.channels; ++c) {
-                const double x = static_cast<double>(exact.token(head, t)[c]), y = static_cast<double>(decoded.token(head, t)[c]);
-                before += x * x;
-                after += y * y;
-            }
-            if (before > 0) errors.push_back(std::fabs(std::sqrt(after / before) - 1));
-        }
+    for_tokens(exact, decoded, [&](const token_squares& t) {
+        if (t.exact > 0) errors.push_back(std::fabs(std::sqrt(t.decoded / t.exact) - 1));
+    });
     std::sort(errors.begin(), errors.end());
     return errors;
 }
@@ -48,18 +63,11 @@ namespace kvarn_cli {
 [[nodiscard]] inline double magnitude_share(const matrix& exact, const matrix& decoded)
 {
     double magnitude = 0, all = 0;
-    for (std::size_t head = 0; head < exact.heads; ++head)
-        for (std::size_t t = 0; t < exact.tokens; ++t) {
-            double before = 0, after = 0;
-            for (std::size_t c = 0; c < exact.channels; ++c) {
-                const double x = static_cast<double>(exact.token(head, t)[c]), y = static_cast<double>(decoded.token(head, t)[c]);
-                before += x * x;
-                after += y * y;
-                all += (x - y) * (x - y);
-            }
-            const double d = std::sqrt(before) - std::sqrt(after);
-            magnitude += d * d;
-        }
+    for_tokens(exact, decoded, [&](const token_squares& t) {
+        const double d = std::sqrt(t.exact) - std::sqrt(t.decoded);
+        magnitude += d * d;
+        all += t.difference;
+    });
     return all > 0 ? magnitude / all : 0.0;
 }
 

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // kvarn: quantize, dequantize, inspect and compare K and V arrays. Exit code 0, or 2 with one line on stderr.
 
-#include <cstdio>
-#include <exception>
 #include <map>
-#include <new>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include <CLI/CLI.hpp>
 
 #include <kvarn/version.hpp>
 
+#include "../common/program.hpp"
 #include "commands.hpp"
 #include "compare.hpp"
 
@@ -60,15 +57,6 @@ void add_codec_options(CLI::App* command, codec_options& options)
     command->add_option("--threads", options.threads, "threads (default: one per core)")
         ->type_name("N")
         ->check(CLI::Range(1, 1024));
-}
-
-/// One line, whatever the text.
-std::string one_line(std::string message)
-{
-    for (char& c : message)
-        if (c == '\n' || c == '\r') c = ' ';
-    message.erase(message.find_last_not_of(' ') + 1);
-    return message;
 }
 
 int run(int argc, char** argv)
@@ -180,17 +168,5 @@ int run(int argc, char** argv)
 
 int main(int argc, char** argv)
 {
-    remove_unfinished_files_on_signals();
-    std::string problem;
-    try {
-        return run(argc, argv);
-    } catch (const std::bad_alloc&) {
-        problem = "out of memory";
-    } catch (const std::length_error&) {
-        problem = "out of memory";
-    } catch (const std::exception& e) {
-        problem = one_line(e.what());
-    }
-    std::fprintf(stderr, "kvarn: %s\n", problem.c_str());
-    return 2;
+    return run_program("kvarn", [&] { return run(argc, argv); });
 }

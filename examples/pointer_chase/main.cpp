@@ -3,20 +3,17 @@
 // Exit code 0, or 2 with one line on stderr.
 
 #include <algorithm>
-#include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <limits>
-#include <new>
 #include <optional>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include <CLI/CLI.hpp>
 
 #include <kvarn/version.hpp>
 
+#include "../common/program.hpp"
 #include "../common/files.hpp"
 #include "../common/npy.hpp"
 #include "evaluate.hpp"
@@ -122,15 +119,6 @@ void run_experiment(const options& given)
     if (html) html->commit();
 }
 
-/// One line, whatever the text.
-std::string one_line(std::string message)
-{
-    for (char& c : message)
-        if (c == '\n' || c == '\r') c = ' ';
-    message.erase(message.find_last_not_of(' ') + 1);
-    return message;
-}
-
 int run(int argc, char** argv)
 {
     CLI::App app("Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
@@ -188,17 +176,5 @@ int run(int argc, char** argv)
 
 int main(int argc, char** argv)
 {
-    kvarn_cli::remove_unfinished_files_on_signals();
-    std::string problem;
-    try {
-        return run(argc, argv);
-    } catch (const std::bad_alloc&) {
-        problem = "out of memory";
-    } catch (const std::length_error&) {
-        problem = "out of memory";
-    } catch (const std::exception& e) {
-        problem = one_line(e.what());
-    }
-    std::fprintf(stderr, "pointer_chase: %s\n", problem.c_str());
-    return 2;
+    return kvarn_cli::run_program("pointer_chase", [&] { return run(argc, argv); });
 }

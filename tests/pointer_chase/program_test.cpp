@@ -18,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/catch.hpp"
+#include "tests/support/program.hpp"
 #include "tiny_model.hpp"
 
 namespace {
@@ -25,62 +26,11 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-std::string read_text(const fs::path& path)
-{
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
+using support::check_refused, support::outcome, support::read_text;
 
-struct outcome {
-    int code = -1;
-    std::string out, err;
+struct workplace : support::workplace {
+    workplace() : support::workplace(KVARN_POINTER_CHASE_PROGRAM, "pointer_chase") {}
 };
-
-/// The program runs inside the folder `work`.
-class workplace {
-public:
-    workplace() { fs::create_directories(here_ / "work"); }
-
-    [[nodiscard]] fs::path operator/(const std::string& name) const { return here_ / "work" / name; }
-
-    [[nodiscard]] outcome run(const std::string& arguments, const std::string& out = "../out") const
-    {
-        const std::string command = "cd '" + (here_ / "work").string() + "' && '" KVARN_POINTER_CHASE_PROGRAM "' " + arguments +
-                                    " >" + out + " 2>../err </dev/null";
-        const int status = std::system(command.c_str());
-        outcome result;
-        result.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-        if (out == "../out") result.out = read_text(here_ / "out");
-        result.err = read_text(here_ / "err");
-        return result;
-    }
-
-    [[nodiscard]] std::vector<std::string> files() const
-    {
-        std::vector<std::string> names;
-        for (const auto& entry : fs::directory_iterator(here_ / "work")) names.push_back(entry.path().filename().string());
-        std::sort(names.begin(), names.end());
-        return names;
-    }
-
-private:
-    tiny::folder here_;
-};
-
-void check_refused(const workplace& here, const std::string& arguments, const std::string& reason,
-                   const std::string& out = "../out")
-{
-    CAPTURE(arguments);
-    const auto before = here.files();
-    const outcome result = here.run(arguments, out);
-    CAPTURE(result.err);
-    CHECK(result.code == 2);
-    CHECK(result.out.empty());
-    CHECK(result.err.rfind("pointer_chase: ", 0) == 0);
-    CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
-    CHECK(result.err.find(reason) != std::string::npos);
-    CHECK(here.files() == before);
-}
 
 json run_json(const workplace& here, const std::string& arguments)
 {
