@@ -197,7 +197,7 @@ struct panel {
 
     for (std::size_t i = 0; i < methods.size(); ++i) {
         const double base = top + row * static_cast<double>(i + 1);
-        out += label(names - 14, base - 22, methods[i]->name, "end", methods[i]->ours ? "direct" : "");
+        out += label(names - 14, base - 22, full_name(*methods[i]), "end", methods[i]->ours ? "direct" : "");
         out += label(names - 14, base - 6, text("%.3f bits per element", methods[i]->bits), "end", "quiet");
     }
     for (int side = 0; side < 2; ++side) {

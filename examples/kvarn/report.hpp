@@ -73,7 +73,7 @@ namespace report_detail {
         out += "<h2>Token-scale error</h2>\n" + scale_figure(methods);
         out += "<p class=\"caption\">How wrong the norm of each decoded token is: share of tokens by | ||x'|| / ||x|| - 1 |, per "
                "token and head. For " +
-               escaped(methods.front()->name) +
+               escaped(full_name(*methods.front())) +
                " and, of every other method that comes within one bit per element of it, the nearest variant. Farther left is "
                "better; all rows share one height scale; the dashed line is the 99th percentile; "
                "errors outside the axis are counted in its first or last bar.</p>\n";
