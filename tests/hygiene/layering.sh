@@ -3,8 +3,9 @@
 # layering.sh <folder of headers>: what each header includes and says is allowed for its layer (docs/architecture.md).
 set -eu
 cd "$1"
-find . -name '*.hpp' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
-# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 quantize.hpp attention, 5 cache, 6 interop, 7 the umbrella and dispatch.
+find . -name '*.hpp' -o -name '*.cuh' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
+# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 quantize.hpp attention, 5 cache, 6 interop, 7 the umbrella and dispatch,
+# 8 cuda, which knows layers 0 and 1 and itself.
 function layer(path) {
     if (path ~ /^base\// || path == "version.hpp") return 0
     if (path ~ /^layout\//) return 1
@@ -14,6 +15,7 @@ function layer(path) {
     if (path ~ /^cache\//) return 5
     if (path ~ /^interop\//) return 6
     if (path == "kvarn.hpp" || path ~ /^dispatch(\.hpp$|\/)/) return 7
+    if (path ~ /^cuda\/.*\.cuh$/) return 8
     return -1
 }
 function folder(path) { return path ~ /\// ? substr(path, 1, index(path, "/") - 1) : path }
@@ -35,6 +37,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
         theirs = layer(name)
         if (theirs < 0) wrong("includes <kvarn/" name ">, which belongs to no layer")
         else if (theirs > mine) wrong("includes <kvarn/" name "> of a higher layer")
+        else if (mine == 8 && theirs > 1 && theirs < 8) wrong("includes <kvarn/" name ">: cuda/ stands on base/ and layout/ alone")
         else if (theirs == mine && folder(name) != folder(FILENAME) && mine == 3) wrong("includes its neighbour <kvarn/" name ">")
         else if (mine == 7 && theirs == 6) wrong("includes <kvarn/" name ">: interop is for those who ask for it")
         else if (FILENAME == "kvarn.hpp" && theirs == 7) wrong("the umbrella includes <kvarn/" name ">: dispatch is for those who ask for it")
@@ -44,7 +47,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
     else if (name ~ /^(Eigen|unsupported)\// && mine != 6) wrong("includes <" name ">: only interop/ may")
     else if (name ~ /^(iostream|ostream|istream|fstream|sstream|iomanip|functional|stdexcept|exception|cstdio|stdio\.h|regex|random)$/ && mine != 6)
         wrong("includes <" name ">")
-    else if (name ~ /^(vector|string|memory|map|unordered_map|deque|list|new|thread|mutex)$/ && (mine < 5 || mine == 7)) wrong("includes <" name ">: nothing below cache/ allocates or locks")
+    else if (name ~ /^(vector|string|memory|map|unordered_map|deque|list|new|thread|mutex)$/ && (mine < 5 || mine > 6)) wrong("includes <" name ">: nothing below cache/ allocates or locks")
     next
 }
 {
@@ -60,7 +63,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
         if (line ~ /[^A-Za-z0-9_](abort|terminate|exit|printf|fprintf|puts|cout|cerr|assert)[ ]*\(/) wrong("aborts or prints")
         if (line ~ /std::(function|cout|cerr)[^A-Za-z0-9_]/) wrong("uses std::function or streams")
     }
-    if ((mine < 5 || mine == 7) && line ~ /[^A-Za-z0-9_](malloc|calloc|realloc|aligned_alloc|free)[ ]*\(|[^A-Za-z0-9_]new [A-Za-z_:]/) wrong("allocates")
+    if ((mine < 5 || mine > 6) && line ~ /[^A-Za-z0-9_](malloc|calloc|realloc|aligned_alloc|free)[ ]*\(|[^A-Za-z0-9_]new [A-Za-z_:]/) wrong("allocates")
     if (line ~ /^ using namespace /) wrong("using namespace in a header")
 }
 END {

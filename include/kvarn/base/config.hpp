@@ -32,7 +32,7 @@ files that include kvarn with -mfpmath=sse -msse2, and without -mfpmath=387 or -
 #endif
 
 /// Unrolls the next loop completely; its trip count is a small constant that registers are indexed by.
-#if defined(__clang__)
+#if defined(__clang__) || defined(__CUDACC__)
 #define KVARN_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define KVARN_UNROLL _Pragma("GCC unroll 64")

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Element types of K, V and Q: float, and the 16-bit storage types `half` (IEEE binary16) and `bfloat16`.
-// In: bits. Out: float, and back with round-to-nearest-even. Plain integer arithmetic, so every machine agrees.
+// In: bits. Out: float, and back with round-to-nearest-even. Plain integer arithmetic, so every machine agrees; constexpr, host and
+// device.
 
 #include <bit>
 #include <concepts>
@@ -31,28 +32,41 @@ struct bounded_half {
     std::uint16_t bits;
 };
 
+namespace detail {
+/// std::bit_cast for device code too, where nvcc knows no constexpr function of the standard library without a flag.
+template <class To, class From>
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr To bits_as(const From& from) noexcept
+{
+#if defined(__CUDACC__)
+    return __builtin_bit_cast(To, from);
+#else
+    return std::bit_cast<To>(from);
+#endif
+}
+}  // namespace detail
+
 /// Exact for every half, subnormals, infinities and NaN included.
-[[nodiscard]] KVARN_INLINE constexpr float to_float(half h) noexcept
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(half h) noexcept
 {
     const std::uint32_t sign = static_cast<std::uint32_t>(h.bits & 0x8000u) << 16;
     const std::uint32_t magnitude = h.bits & 0x7fffu;
-    if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    if (magnitude >= 0x0400u) return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+    if (magnitude >= 0x7c00u) return detail::bits_as<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude >= 0x0400u) return detail::bits_as<float>(sign | ((magnitude << 13) + 0x38000000u));
     const float tiny = static_cast<float>(magnitude) * 0x1p-24f;  // subnormal: exact
-    return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(tiny));
+    return detail::bits_as<float>(sign | detail::bits_as<std::uint32_t>(tiny));
 }
 
-[[nodiscard]] KVARN_INLINE constexpr float to_float(bfloat16 b) noexcept
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(bfloat16 b) noexcept
 {
-    return std::bit_cast<float>(static_cast<std::uint32_t>(b.bits) << 16);
+    return detail::bits_as<float>(static_cast<std::uint32_t>(b.bits) << 16);
 }
 
-[[nodiscard]] KVARN_INLINE constexpr float to_float(float f) noexcept { return f; }
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(float f) noexcept { return f; }
 
 /// Nearest half, ties to even; too large becomes infinity, NaN stays NaN.
-[[nodiscard]] KVARN_INLINE constexpr half to_half(float f) noexcept
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr half to_half(float f) noexcept
 {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(f);
+    const std::uint32_t u = detail::bits_as<std::uint32_t>(f);
     const std::uint32_t sign = (u >> 16) & 0x8000u;
     const std::uint32_t magnitude = u & 0x7fffffffu;
     if (magnitude >= 0x7f800000u)
@@ -74,16 +88,16 @@ struct bounded_half {
 }
 
 /// Nearest bfloat16, ties to even; NaN stays NaN.
-[[nodiscard]] KVARN_INLINE constexpr bfloat16 to_bfloat16(float f) noexcept
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bfloat16 to_bfloat16(float f) noexcept
 {
-    const std::uint32_t u = std::bit_cast<std::uint32_t>(f);
+    const std::uint32_t u = detail::bits_as<std::uint32_t>(f);
     if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(u >> 16 | 0x40u)};
     return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
 /// Stores `f` as `T`; half saturates to +-65504 instead of becoming infinite (format.md section 7).
 template <class T>
-[[nodiscard]] KVARN_INLINE constexpr T saturate_to(float f) noexcept
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr T saturate_to(float f) noexcept
 {
     if constexpr (std::is_same_v<T, half>)
         return to_half(f > 65504.0f ? 65504.0f : f < -65504.0f ? -65504.0f : f);

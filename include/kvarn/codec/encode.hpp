@@ -29,11 +29,12 @@ struct encode_options {
 
 namespace detail {
 
+[[nodiscard]] KVARN_INLINE constexpr bool is_count(int x, int most) noexcept { return x >= 0 && x <= most; }
+
 [[nodiscard]] KVARN_INLINE constexpr bool is_valid(const encode_options& o) noexcept
 {
-    const auto within = [](int x, int most) { return x >= 0 && x <= most; };
-    return (o.encoder == encoder::paper || o.encoder == encoder::refined) && within(o.iterations, 64) && within(o.refined_iterations, 64) &&
-           within(o.refit_rounds, 16) && within(o.clip_steps, 8);
+    return (o.encoder == encoder::paper || o.encoder == encoder::refined) && is_count(o.iterations, 64) &&
+           is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8);
 }
 
 [[nodiscard]] KVARN_INLINE constexpr int iterations_of(const encode_options& o) noexcept

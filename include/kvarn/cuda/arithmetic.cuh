@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Arithmetic of the device code: the operations that records are pinned to (docs/numerics.md), each rounded once where it is
+// written. On a GPU they are PTX instructions, which no compiler flag fuses, approximates or makes flush subnormals; compiled by
+// a C++ compiler they are the same IEEE operations, so that the bodies of the kernels also run, bit by bit, without a GPU
+// (tests/cuda). Accumulators are float. No memory; thread safe.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/base/element.hpp>
+#include <kvarn/base/status.hpp>
+
+/// Marks device code. A C++ compiler sees plain functions.
+#if defined(__CUDACC__)
+#define KVARN_DEVICE __device__
+#else
+#define KVARN_DEVICE
+#endif
+
+namespace kvarn::cuda::detail {
+
+using kvarn::detail::bits_as;
+
+#if !defined(__CUDA_ARCH__)
+/// Hides a result from the optimizer, so that it is neither fused into a following operation nor reassociated.
+KVARN_DEVICE KVARN_INLINE float pinned(float x) noexcept
+{
+#if defined(__CUDACC__)
+#elif defined(__SSE__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#else
+    asm("" : "+m"(x));
+#endif
+    return x;
+}
+#endif
+
+KVARN_DEVICE KVARN_INLINE float add(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return pinned(a + b);
+#endif
+}
+KVARN_DEVICE KVARN_INLINE float sub(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("sub.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return pinned(a - b);
+#endif
+}
+KVARN_DEVICE KVARN_INLINE float mul(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return pinned(a * b);
+#endif
+}
+KVARN_DEVICE KVARN_INLINE float div(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return pinned(a / pinned(b));
+#endif
+}
+KVARN_DEVICE KVARN_INLINE float sqrt(float a) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(a));
+    return r;
+#else
+    return pinned(std::sqrt(a));
+#endif
+}
+/// a * b + c, rounded once.
+KVARN_DEVICE KVARN_INLINE float fma(float a, float b, float c) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
+    return r;
+#else
+    return pinned(std::fma(a, b, c));
+#endif
+}
+/// c - a * b, rounded once.
+KVARN_DEVICE KVARN_INLINE float fnma(float a, float b, float c) noexcept
+{
+    return fma(-a, b, c);
+}
+KVARN_DEVICE KVARN_INLINE float min(float a, float b) noexcept
+{
+    return a < b ? a : b;
+}
+KVARN_DEVICE KVARN_INLINE float max(float a, float b) noexcept
+{
+    return a > b ? a : b;
+}
+
+/// Exact.
+KVARN_DEVICE KVARN_INLINE float widen(float x) noexcept
+{
+    return x;
+}
+KVARN_DEVICE KVARN_INLINE float widen(bfloat16 x) noexcept
+{
+    return to_float(x);
+}
+KVARN_DEVICE KVARN_INLINE float widen(half x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x.bits));
+    return r;
+#else
+    return to_float(x);
+#endif
+}
+
+/// Nearest even; a half becomes infinite beyond its range.
+KVARN_DEVICE KVARN_INLINE half narrow_to_half(float x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    half r;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(x));
+    return r;
+#else
+    return to_half(x);
+#endif
+}
+
+/// Stores `x` as T; half saturates at +-65504 (format.md section 7).
+template <class T>
+KVARN_DEVICE KVARN_INLINE T narrow(float x) noexcept
+{
+    if constexpr (std::is_same_v<T, half>)
+        return narrow_to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
+    else
+        return saturate_to<T>(x);
+}
+
+/// The stored value of a scalar: through half and back.
+KVARN_DEVICE KVARN_INLINE float as_half(float x) noexcept
+{
+    return widen(narrow_to_half(x));
+}
+
+/// x without its sign, as the bits of a float: not finite from infinity_bits on.
+KVARN_DEVICE KVARN_INLINE std::uint32_t magnitude_bits(float x) noexcept
+{
+    return bits_as<std::uint32_t>(x) & 0x7fffffffu;
+}
+inline constexpr std::uint32_t infinity_bits = 0x7f800000u;
+
+/// Sixteen bytes that move as one.
+struct alignas(16) quad {
+    std::uint32_t w[4];
+};
+
+/// Sixteen elements from a 16-byte aligned address.
+template <class T>
+KVARN_DEVICE KVARN_INLINE void load16(const T* from, float (&x)[16]) noexcept
+{
+    constexpr int each = 16 / static_cast<int>(sizeof(T));  // elements of a quad
+    const quad* const p = reinterpret_cast<const quad*>(from);
+    KVARN_UNROLL
+    for (int n = 0; n < 16 / each; ++n) {
+        const quad q = p[n];
+        KVARN_UNROLL
+        for (int i = 0; i < each; ++i) {
+            if constexpr (sizeof(T) == 4)
+                x[n * each + i] = bits_as<float>(q.w[i]);
+            else
+                x[n * each + i] = widen(T{static_cast<std::uint16_t>(q.w[i / 2] >> (i % 2 * 16))});
+        }
+    }
+}
+
+/// Eight elements to a 16-byte aligned address.
+template <class T>
+KVARN_DEVICE KVARN_INLINE void store8(T* to, const float (&x)[8]) noexcept
+{
+    constexpr int each = 16 / static_cast<int>(sizeof(T));
+    quad* const p = reinterpret_cast<quad*>(to);
+    KVARN_UNROLL
+    for (int n = 0; n < 8 / each; ++n) {
+        quad q;
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if constexpr (sizeof(T) == 4)
+                q.w[i] = bits_as<std::uint32_t>(x[n * each + i]);
+            else
+                q.w[i] = narrow<T>(x[2 * i]).bits | static_cast<std::uint32_t>(narrow<T>(x[2 * i + 1]).bits) << 16;
+        }
+        p[n] = q;
+    }
+}
+
+}  // namespace kvarn::cuda::detail

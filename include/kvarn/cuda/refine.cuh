@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The refined encoder of a tile in shared memory, the twin of codec/refine.hpp: clip search, alternating least-squares fits of
+// both axes, and the norm of every token. In: a float tile [axis 0][axis 1], the normaliser's s0 and s1 (kept). Out: the fields
+// of one part of a record. float arithmetic in the CPU's order. No allocation; for one thread block.
+//
+// Codes are not kept between passes: a row's two numbers (code_of) and its origin give them again.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/cuda/encode.cuh>
+
+namespace kvarn::cuda::detail {
+
+/// The numbers of codec/refine.hpp.
+inline constexpr int fits_after_search = 3;
+inline constexpr float refit_step = 2.0f;
+inline constexpr float least_scale = 1e-12f;
+inline constexpr float least_factor = 0x1p-14f;
+inline constexpr float least_variance = 1e-5f;
+
+template <class Team>
+struct refine_pass {
+    Team& team;
+    const tile_view& t;
+    float levels;
+    // Axis 0.
+    float *scale, *zero, *origin, *inverse, *offset;
+    // Axis 1.
+    float *s1, *reciprocal, *weight, *product, *square;
+    float* scratch;
+    float total_weight = 0.0f;
+
+    /// Arrays that the normaliser no longer needs; its s0 and s1 stay.
+    KVARN_DEVICE KVARN_INLINE refine_pass(Team& team_, const tile_view& t_, const tile_factors& f, int bits) noexcept
+        : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), scale(f.deviation0), zero(f.pivot0),
+          origin(f.current0), inverse(f.reciprocal0), offset(f.partial), s1(f.current1), reciprocal(f.reciprocal1),
+          weight(f.deviation1), product(f.sum1), square(f.square1), scratch(f.scratch)
+    {}
+
+    /// The code of x - origin: round_half_even, clamped.
+    KVARN_DEVICE KVARN_INLINE float code_of(float x, float by, float plus) const noexcept
+    {
+        const float y = min(max(fma(x, by, plus), 0.0f), levels);
+        return sub(add(y, rounding_magic), rounding_magic);
+    }
+    /// The code of (i, j) as the last fit or rounding of row i left it.
+    KVARN_DEVICE KVARN_INLINE float code_at(int i, int j) const noexcept
+    {
+        return code_of(fma(t.row(i)[j], reciprocal[j], -origin[i]), inverse[i], offset[i]);
+    }
+
+    /// Reciprocals and weights of the present s1, which this thread's columns need not share yet. Ends with a barrier.
+    KVARN_DEVICE KVARN_INLINE void take_factors() noexcept
+    {
+        for_each(team, t.size1, [&](int j) {
+            reciprocal[j] = div(1.0f, s1[j]);
+            weight[j] = mul(s1[j], s1[j]);
+        });
+        team.barrier();
+        sum_lanes(team, weight, t.size1, scratch);
+        team.barrier();
+        total_weight = fold_lanes(scratch);
+    }
+
+    /// The share of the range that candidate number `i` keeps.
+    KVARN_DEVICE KVARN_INLINE static float clip(int i) noexcept { return fma(-0.1f, static_cast<float>(i), 1.0f); }
+
+    /// One row as its four threads see it: all of them hold the same numbers.
+    struct row_state {
+        const float* x;  // at this thread's first lane
+        int k;
+        float scale, zero, origin;
+        float by = 0.0f, plus = 0.0f;  // of the codes
+    };
+
+    KVARN_DEVICE KVARN_INLINE row_state load_row(int i, int k) const noexcept
+    {
+        return {t.row(i) + k, k, scale[i], zero[i], 0.0f};
+    }
+    KVARN_DEVICE KVARN_INLINE void store_row(int i, const row_state& r) const noexcept
+    {
+        team.warp_barrier();  // all four have read what one of them writes now
+        if (r.k != 0) return;
+        scale[i] = r.scale;
+        zero[i] = r.zero;
+        origin[i] = r.origin;
+        inverse[i] = r.by;
+        offset[i] = r.plus;
+    }
+    /// body(lane, x - origin, column) for this thread's elements of the row.
+    template <class Body>
+    KVARN_DEVICE KVARN_INLINE void for_elements(const row_state& r, Body&& body) const noexcept
+    {
+        for (int j = 0; j < t.size1; j += lane_count) {
+            KVARN_UNROLL
+            for (int n = 0; n < 4; ++n) body(n, fma(r.x[j + 4 * n], reciprocal[r.k + j + 4 * n], -r.origin), r.k + j + 4 * n);
+        }
+    }
+
+    /// Minimum and maximum, then the clip range of least squared error.
+    KVARN_DEVICE KVARN_INLINE void search(row_state& r, int clip_steps, float floor) const noexcept
+    {
+        float low = mul(r.x[0], reciprocal[r.k]), high = low;
+        for (int j = row_threads; j < t.size1; j += row_threads) {
+            const float x = mul(r.x[j], reciprocal[r.k + j]);
+            low = min(low, x);
+            high = max(high, x);
+        }
+        low = row_min(team, low);
+        high = row_max(team, high);
+        r.origin = fma(sub(high, low), 0.5f, low);
+        const float half_range = max(mul(sub(high, low), 0.5f), mul(floor, 0.5f * levels)), middle = 0.5f * levels;
+        int best = 0;
+        float least_error = 0.0f;
+        for (int first = 0; first <= clip_steps; first += 3) {
+            float sum[3][4] = {}, by[3];
+            KVARN_UNROLL
+            for (int c = 0; c < 3; ++c) by[c] = div(middle, mul(half_range, clip(first + c)));
+            for_elements(r, [&](int n, float x, int j) {
+                const float w = weight[j];
+                KVARN_UNROLL
+                for (int c = 0; c < 3; ++c) {
+                    const float y = fma(x, by[c], middle);
+                    const float code = sub(add(min(max(y, 0.0f), levels), rounding_magic), rounding_magic);
+                    const float e = sub(y, code);
+                    sum[c][n] = fma(mul(e, w), e, sum[c][n]);
+                }
+            });
+            KVARN_UNROLL
+            for (int c = 0; c < 3; ++c) {
+                const float share = clip(first + c), error = mul(mul(fold(team, sum[c]), share), share);
+                if (first + c > clip_steps || (first + c != 0 && !(error < least_error))) continue;
+                least_error = error;
+                best = first + c;
+            }
+        }
+        const float kept = mul(half_range, clip(best));
+        r.scale = div(kept, middle);
+        r.zero = sub(r.origin, kept);
+    }
+
+    /// by and plus of the codes for the present scale and zero.
+    KVARN_DEVICE KVARN_INLINE void round(row_state& r) const noexcept
+    {
+        r.by = div(1.0f, r.scale);
+        r.plus = mul(sub(r.origin, r.zero), r.by);
+    }
+
+    /// Rounds, then fits scale and zero to the codes by weighted least squares; codec/refine.hpp says what Unbiased is for.
+    template <bool Unbiased>
+    KVARN_DEVICE KVARN_INLINE void fit(row_state& r) const noexcept
+    {
+        round(r);
+        float sum_c[4] = {}, sum_cc[4] = {}, sum_cx[4] = {}, sum_x[4] = {}, sum_xx[4] = {};
+        for_elements(r, [&](int n, float x, int j) {
+            const float w = weight[j], code = code_of(x, r.by, r.plus), weighted = mul(code, w);
+            sum_c[n] = add(sum_c[n], weighted);
+            sum_cc[n] = fma(weighted, code, sum_cc[n]);
+            sum_cx[n] = fma(weighted, x, sum_cx[n]);
+            sum_x[n] = fma(w, x, sum_x[n]);
+            if constexpr (Unbiased) sum_xx[n] = fma(mul(w, x), x, sum_xx[n]);
+        });
+        const float c = fold(team, sum_c), s = fold(team, sum_x), cc = fold(team, sum_cc), cx = fold(team, sum_cx);
+        const float xx = Unbiased ? fold(team, sum_xx) : 0.0f;
+        const float mean_code = div(c, total_weight), mean = div(s, total_weight);
+        const float variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, cx);
+        if (variance > mul(cc, least_variance)) {
+            const float fitted = div(covariance, variance);
+            if (fitted > least_scale) {
+                r.scale = fitted;
+                if constexpr (Unbiased) r.scale = min(max(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
+            }
+        }
+        if constexpr (Unbiased) r.scale = as_half(r.scale);
+        r.zero = add(r.origin, fnma(r.scale, mean_code, mean));
+    }
+
+    template <bool Unbiased>
+    KVARN_DEVICE KVARN_INLINE void fit_again(row_state& r) const noexcept
+    {
+        r.origin = fma(r.scale, 0.5f * levels, r.zero);
+        fit<Unbiased>(r);
+    }
+
+    /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
+    KVARN_DEVICE KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
+    {
+        return decoded > 0.0f ? sqrt(div(exact, decoded)) : 1.0f;
+    }
+
+    /// Multiplies scale and zero so that the decoded norm of the row is the exact one.
+    KVARN_DEVICE KVARN_INLINE void keep_row_norm(row_state& r) const noexcept
+    {
+        float exact[4] = {}, decoded[4] = {};
+        for_elements(r, [&](int n, float x, int j) {
+            const float value = r.x[j - r.k], y = fma(code_of(x, r.by, r.plus), r.scale, r.zero);
+            exact[n] = fma(value, value, exact[n]);
+            decoded[n] = fma(mul(y, weight[j]), y, decoded[n]);
+        });
+        const float ratio = norm_ratio(fold(team, exact), fold(team, decoded));
+        r.scale = mul(r.scale, ratio);
+        r.zero = mul(r.zero, ratio);
+    }
+
+    /// Sums along axis 0 of this thread's column: y^2, and tile * y or, with Norms, tile^2. One chain of rows, as on the CPU.
+    template <bool Norms>
+    KVARN_DEVICE KVARN_INLINE void sum_column(int j, float& products, float& squares) const noexcept
+    {
+        products = squares = 0.0f;
+        for (int i = 0; i < t.size0; ++i) {
+            const float value = t.row(i)[j], y = fma(code_at(i, j), scale[i], zero[i]);
+            products = fma(value, Norms ? value : y, products);
+            squares = fma(y, y, squares);
+        }
+    }
+
+    /// Moves s1 `step` times the way to the least-squares fit of the tile on y. A barrier at each end.
+    KVARN_DEVICE KVARN_INLINE void refit_factors(float step) noexcept
+    {
+        team.barrier();
+        // A column's reciprocal is needed until its own sum is done, and by no other thread.
+        for_each(team, t.size1, [&](int j) {
+            float products, squares;
+            sum_column<false>(j, products, squares);
+            if (squares > 0.0f) s1[j] = max(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
+        });
+        take_factors();
+    }
+};
+
+/// Whether a scalar rounds to a finite half. Not a number: no.
+KVARN_DEVICE KVARN_INLINE bool fits_half(float x) noexcept
+{
+    return x < half_overflow && -x < half_overflow;
+}
+
+/// Encodes the tile; the token is axis 1 for K and axis 0 for V. Returns false, with nothing stored, if a scalar does not fit a
+/// half; the tile and f.s0, f.s1 are unchanged. `rounds` >= 0 refits; clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, const tile_factors& f, bool token_is_axis1,
+                                              int bits, int rounds, int clip_steps, std::byte* record,
+                                              const part_fields& at) noexcept
+{
+    refine_pass<Team> p(team, t, f, bits);
+    for_each(team, t.size1, [&](int j) { p.s1[j] = f.s1[j]; });
+    p.take_factors();
+    for_rows(team, t.size0, [&](int i, int k) {
+        auto r = p.load_row(i, k);
+        p.search(r, clip_steps, mul(f.s0[i], 1e-10f));
+        for (int n = 0; n < fits_after_search; ++n) p.template fit<false>(r);
+        p.round(r);
+        p.store_row(i, r);
+    });
+    for (int n = 1; n < rounds; ++n) {
+        p.refit_factors(refit_step);
+        for_rows(team, t.size0, [&](int i, int k) {
+            auto r = p.load_row(i, k);
+            p.template fit_again<false>(r);
+            p.store_row(i, r);
+        });
+    }
+    if (rounds > 0)
+        p.refit_factors(1.0f);
+    else
+        team.barrier();
+    if (!token_is_axis1) {
+        for_each(team, t.size1, [&](int j) { p.s1[j] = as_half(p.s1[j]); });
+        p.take_factors();
+    }
+    bool fits = true;
+    for_rows(team, t.size0, [&](int i, int k) {
+        auto r = p.load_row(i, k);
+        if (token_is_axis1) {
+            p.template fit_again<true>(r);
+            r.zero = as_half(r.zero);
+        } else {
+            p.template fit_again<false>(r);
+            p.keep_row_norm(r);
+        }
+        r.zero = add(r.zero, 0.0f);  // -0 becomes +0
+        fits = fits && fits_half(r.scale) && fits_half(r.zero);
+        p.store_row(i, r);
+    });
+    team.barrier();
+    for_each(team, t.size1, [&](int j) {
+        if (token_is_axis1) {
+            float exact, decoded;
+            p.template sum_column<true>(j, exact, decoded);
+            p.product[j] = refine_pass<Team>::norm_ratio(exact, decoded);
+        } else {
+            p.product[j] = p.s1[j];
+        }
+        fits = fits && fits_half(p.product[j]);
+    });
+    if (largest_of_all(team, fits ? 0u : 1u, reinterpret_cast<std::uint32_t*>(p.scratch)) != 0) return false;
+    pack_tile(team, t, bits, record + at.codes,
+              [&](int i, int j) { return bits_as<std::uint32_t>(add(p.code_at(i, j), rounding_magic)) & 255u; });
+    store_scalars(team, p.scale, t.size0, record + at.scale0);
+    store_scalars(team, p.zero, t.size0, record + at.zero0);
+    store_scalars(team, p.product, t.size1, record + at.scale1);
+    return true;
+}
+
+}  // namespace kvarn::cuda::detail

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The Hadamard rotation of a tile's tokens in shared memory, the twin of rotate/hadamard.hpp: levels with spans 1, 2, 4, ...,
+// each a sum and a difference, then one product with 1 / sqrt(head_dim) (paper section 4.1, format.md section 2). head_dim 64,
+// 128 or 256: the first four levels in the registers that load sixteen channels, the rest over channels c, c + 16, c + 32, ...
+// The matrix is symmetric, so this is the inverse too. float. No allocation; for one thread block.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/cuda/team.cuh>
+
+namespace kvarn::cuda::detail {
+
+/// Floats of several tokens: channel d of token t at data[t * token_step + d * channel_step]. One of the steps is 1.
+struct token_block {
+    float* data;
+    int token_step;
+    int channel_step;
+
+    KVARN_DEVICE KVARN_INLINE float& at(int t, int d) const noexcept { return data[t * token_step + d * channel_step]; }
+};
+
+/// Butterfly levels with spans 1, 2, ..., R / 2.
+template <int R>
+KVARN_DEVICE KVARN_INLINE void butterflies(float (&x)[R]) noexcept
+{
+    KVARN_UNROLL
+    for (int h = 1; h < R; h *= 2) {
+        KVARN_UNROLL
+        for (int i = 0; i < R; ++i)
+            if (!(i & h)) {
+                const float a = x[i], b = x[i + h];
+                x[i] = add(a, b);
+                x[i + h] = sub(a, b);
+            }
+    }
+}
+
+/// The levels with spans 16 .. 8 R of `tokens` tokens of 16 R channels, and the scale. No barrier at either end.
+template <int R, class Team>
+KVARN_DEVICE KVARN_INLINE void finish_rotation(Team& team, const token_block& x, int tokens, float scale) noexcept
+{
+    for_each(team, tokens * 16, [&](int item) {
+        // Neighbouring threads take neighbouring floats.
+        const int t = x.token_step == 1 ? item % tokens : item / 16, d = x.token_step == 1 ? item / tokens : item % 16;
+        float v[R];
+        KVARN_UNROLL
+        for (int i = 0; i < R; ++i) v[i] = x.at(t, d + 16 * i);
+        butterflies(v);
+        KVARN_UNROLL
+        for (int i = 0; i < R; ++i) x.at(t, d + 16 * i) = mul(v[i], scale);
+    });
+}
+
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void finish_rotation(Team& team, const token_block& x, int tokens, int dim, float scale) noexcept
+{
+    if (dim == 64)
+        finish_rotation<4>(team, x, tokens, scale);
+    else if (dim == 128)
+        finish_rotation<8>(team, x, tokens, scale);
+    else
+        finish_rotation<16>(team, x, tokens, scale);
+}
+
+/// Sixteen channels from `d` on of token `t` to shared memory.
+KVARN_DEVICE KVARN_INLINE void put16(const token_block& x, int t, int d, const float (&v)[16]) noexcept
+{
+    if (x.channel_step == 1) {
+        quad* const to = reinterpret_cast<quad*>(&x.at(t, d));
+        KVARN_UNROLL
+        for (int n = 0; n < 4; ++n) {
+            quad q;
+            KVARN_UNROLL
+            for (int i = 0; i < 4; ++i) q.w[i] = bits_as<std::uint32_t>(v[4 * n + i]);
+            to[n] = q;
+        }
+    } else {
+        KVARN_UNROLL
+        for (int i = 0; i < 16; ++i) x.at(t, d + i) = v[i];
+    }
+}
+
+/// 1 / sqrt(n), rounded to float once.
+[[nodiscard]] KVARN_INLINE float hadamard_scale(int n) noexcept
+{
+    return static_cast<float>(1.0 / std::sqrt(static_cast<double>(n)));
+}
+
+}  // namespace kvarn::cuda::detail

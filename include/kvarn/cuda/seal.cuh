@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Seals tiles on a GPU: exact tokens to records, the bytes that quantize_kv writes (format.md sections 2 to 5). One launch for
+// all tiles, heads and both parts; one thread block for a part, its tile in shared memory. In: float, half or bfloat16 tokens,
+// original basis, strided or paged. Out: records. float accumulators. No allocation, no synchronisation; may be captured in a
+// graph. Thread safe.
+//
+// Values that are not finite, or too large for a half scalar, cannot be refused before a launch: `statuses` says it afterwards,
+// and the part in question is not written.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/cuda/encode.cuh>
+#include <kvarn/cuda/refine.cuh>
+#include <kvarn/cuda/rotate.cuh>
+#include <kvarn/cuda/support.cuh>
+#include <kvarn/cuda/tokens.cuh>
+#include <kvarn/layout/record.hpp>
+
+namespace kvarn::cuda {
+
+/// kvarn::encode_options, member by member, for code that does not include the CPU's encoders; made from one implicitly.
+struct encode_options {
+    bool refined = true;
+    int iterations = 8;
+    int refined_iterations = 1;
+    int refit_rounds = 5;
+    int clip_steps = 2;
+
+    constexpr encode_options() noexcept = default;
+    template <class Options>
+        requires requires(const Options& o)
+        {
+            o.encoder == decltype(o.encoder)::refined;
+            o.refit_rounds;
+            o.clip_steps;
+        }
+    constexpr encode_options(const Options& o) noexcept
+        : refined(o.encoder == decltype(o.encoder)::refined), iterations(o.iterations), refined_iterations(o.refined_iterations),
+          refit_rounds(o.refit_rounds), clip_steps(o.clip_steps)
+    {}
+};
+
+/// What became of a record's two parts: ok, not_finite or scale_overflow. A part that is not ok was not written, the other one
+/// was. An attention kernel must not read such a record. Tiles that were left out are ok.
+struct record_status {
+    status k = status::ok;
+    status v = status::ok;
+};
+
+/// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (unused if the format has
+/// no values), records [tiles][heads], statuses [tiles][heads] in device memory or null. Nothing may overlap what is written.
+struct seal_arguments {
+    input_tiles k{}, v{};
+    record_tiles<std::byte> records{};
+    int tiles = 0;
+    int heads = 0;
+    record_status* statuses = nullptr;
+};
+
+namespace detail {
+
+/// Threads of a block that seals.
+inline constexpr int seal_threads = 256;
+
+/// One part as its block sees it.
+struct seal_part {
+    input_tiles tokens;
+    int dim, bits;
+    part_fields at;
+    float rotation_scale;  // 0: not rotated
+    float safe_magnitude;  // up to here no scalar can overflow
+};
+
+/// The argument of the kernel.
+struct seal_call {
+    seal_part part[2];  // K, V
+    record_tiles<std::byte> records;
+    record_status* statuses;
+    int heads, parts, group, exact_channels;
+    std::uint32_t exact_at, content_bytes, owned_bytes;
+    int iterations, refit_rounds, clip_steps;
+    bool refined;
+};
+
+inline constexpr float hopeless_magnitude = 1e11f;  // above: no scalar can hold it, and squares may overflow
+
+/// Tokens to shared memory, the first four levels of the rotation done if asked. Returns the bits of this thread's largest
+/// magnitude.
+template <class T, class Team>
+KVARN_DEVICE KVARN_INLINE std::uint32_t load_tile(Team& team, const input_tiles& x, int group, int tile, int head, int dim,
+                                                  bool rotated, const token_block& to) noexcept
+{
+    std::uint32_t largest = 0;
+    for_each(team, group * (dim / 16), [&](int item) {
+        const int t = item % group, d = item / group * 16;
+        float v[16];
+        load16(token_at<const T>(x, group, tile, t, head) + d, v);
+        KVARN_UNROLL
+        for (int i = 0; i < 16; ++i) largest = magnitude_bits(v[i]) > largest ? magnitude_bits(v[i]) : largest;
+        if (rotated) butterflies(v);
+        put16(to, t, d, v);
+    });
+    return largest;
+}
+
+/// The channels after head_dim_k: to the record as halves, or only their largest magnitude's bits if `to` is null.
+template <class T, class Team>
+KVARN_DEVICE KVARN_INLINE std::uint32_t copy_exact(Team& team, const seal_call& c, int tile, int head, half* to) noexcept
+{
+    std::uint32_t largest = 0;
+    for_each(team, c.group * c.exact_channels, [&](int item) {
+        const int t = item / c.exact_channels, d = item - t * c.exact_channels;
+        const float x = widen(token_at<const T>(c.part[0].tokens, c.group, tile, t, head)[c.part[0].dim + d]);
+        largest = magnitude_bits(x) > largest ? magnitude_bits(x) : largest;
+        if (to != nullptr) to[item] = narrow<half>(x);
+    });
+    return largest;
+}
+
+/// body(T{}) for the element type.
+template <class Body>
+KVARN_DEVICE KVARN_INLINE void with_element(element_type type, Body&& body) noexcept
+{
+    if (type == element_type::f16)
+        body(half{});
+    else if (type == element_type::bf16)
+        body(bfloat16{});
+    else
+        body(0.0f);
+}
+
+/// Encodes the part in shared memory, or says why not; nothing is written then.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE status encode_part(Team& team, const seal_call& c, const seal_part& p, bool keys, const tile_view& t,
+                                             const tile_factors& f, float largest, std::uint32_t exact_bits,
+                                             std::byte* record) noexcept
+{
+    if (largest > hopeless_magnitude) return status::scale_overflow;
+    normalize_variance(team, t, c.iterations, f);
+    // A paper's scalar that overflows is refused for both encoders, as on the CPU.
+    if (largest > p.safe_magnitude && !find_ranges(team, t, f, p.bits)) return status::scale_overflow;
+    if (exact_bits >= infinity_bits) return status::not_finite;
+    if (bits_as<float>(exact_bits) >= half_overflow) return status::scale_overflow;
+    team.barrier();
+    if (c.refined && encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, record, p.at)) return status::ok;
+    find_ranges(team, t, f, p.bits);
+    store_minmax(team, t, f, p.bits, record, p.at);
+    return status::ok;
+}
+
+/// The body of the kernel: part `item` of [tile][head][part]. `shared`: seal_shared_bytes, 16-byte aligned.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void seal_item(Team& team, const seal_call& c, int item, float* shared) noexcept
+{
+    const int which = item % c.parts, record_number = item / c.parts, head = record_number % c.heads,
+              tile = record_number / c.heads;
+    const bool keys = which == 0;
+    const seal_part& p = c.part[which];
+    std::byte* const record = record_at(c.records, tile, head);
+    const auto report = [&](status s) {
+        if (c.statuses == nullptr || team.rank() != 0) return;
+        (keys ? c.statuses[record_number].k : c.statuses[record_number].v) = s;
+        if (c.parts == 1) c.statuses[record_number].v = status::ok;
+    };
+    if (record == nullptr || is_left_out(p.tokens, c.group, tile)) return report(status::ok);
+
+    const tile_view t = keys ? place_tile(shared, p.dim, c.group) : place_tile(shared, c.group, p.dim);
+    const tile_factors f = place_factors(t);
+    const token_block tokens = keys ? token_block{t.data, 1, t.stride} : token_block{t.data, t.stride, 1};
+    const bool rotated = p.rotation_scale != 0.0f;
+    std::uint32_t largest = 0, exact = 0;
+    with_element(p.tokens.type, [&](auto element) {
+        using T = decltype(element);
+        largest = load_tile<T>(team, p.tokens, c.group, tile, head, p.dim, rotated, tokens);
+        if (keys && c.exact_channels != 0) exact = copy_exact<T>(team, c, tile, head, nullptr);
+    });
+    std::uint32_t* const room = reinterpret_cast<std::uint32_t*>(f.scratch);
+    largest = largest_of_all(team, largest, room);
+    if (largest >= infinity_bits) return report(status::not_finite);
+    if (keys && c.exact_channels != 0) exact = largest_of_all(team, exact, room);
+    if (rotated) {
+        finish_rotation(team, tokens, c.group, p.dim, p.rotation_scale);
+        team.barrier();
+    }
+    const status s = encode_part(team, c, p, keys, t, f, bits_as<float>(largest), exact, record);
+    report(s);
+    if (s != status::ok || !keys) return;
+    if (c.exact_channels != 0)
+        with_element(p.tokens.type, [&](auto element) {
+            copy_exact<decltype(element)>(team, c, tile, head, reinterpret_cast<half*>(record + c.exact_at));
+        });
+    for_each(team, static_cast<int>(c.owned_bytes - c.content_bytes),
+             [&](int i) { record[c.content_bytes + static_cast<std::uint32_t>(i)] = std::byte{0}; });
+}
+
+/// Everything that the kernel needs to know, from valid arguments.
+[[nodiscard]] inline seal_call make_seal_call(const format& f, const seal_arguments& a, const encode_options& o) noexcept
+{
+    const record_layout at = layout_of(f);
+    const auto offset = [](std::size_t x) { return static_cast<std::uint32_t>(x); };
+    const auto part = [&](const input_tiles& tokens, int dim, int bits, const part_fields& fields) {
+        const float root = std::sqrt(static_cast<float>(dim > 0 ? dim : 1));
+        return seal_part{
+            tokens, dim, bits, fields, f.rotated() ? hadamard_scale(dim) : 0.0f, f.rotated() ? 48000.0f / root : 48000.0f};
+    };
+    seal_call c;
+    c.part[0] = part(a.k, f.head_dim_k(), f.key_bits(),
+                     {offset(at.k_codes), offset(at.k_channel_scale), offset(at.k_channel_zero), offset(at.k_token_scale)});
+    c.part[1] = c.part[0];
+    if (f.has_values())
+        c.part[1] = part(a.v, f.head_dim_v(), f.value_bits(),
+                         {offset(at.v_codes), offset(at.v_token_scale), offset(at.v_token_zero), offset(at.v_channel_scale)});
+    c.records = a.records;
+    c.statuses = a.statuses;
+    c.heads = a.heads;
+    c.parts = f.has_values() ? 2 : 1;
+    c.group = f.group();
+    c.exact_channels = f.exact_channels();
+    c.exact_at = offset(at.exact);
+    c.content_bytes = offset(at.content_bytes);
+    c.owned_bytes = a.records.record_bytes > at.content_bytes ? offset(a.records.record_bytes) : c.content_bytes;
+    c.refined = o.refined;
+    c.iterations = o.refined ? o.refined_iterations : o.iterations;
+    c.refit_rounds = o.refit_rounds;
+    c.clip_steps = o.clip_steps;
+    return c;
+}
+
+/// What `seal` refuses.
+[[nodiscard]] inline status check_seal(const format& f, const seal_arguments& a, const encode_options& o,
+                                       int shared_bytes) noexcept
+{
+    const auto within = [](int x, int most) { return x >= 0 && x <= most; };
+    if (!within(o.iterations, 64) || !within(o.refined_iterations, 64) || !within(o.refit_rounds, 16) || !within(o.clip_steps, 8))
+        return status::bad_argument;
+    if (const support s = supports(f, operation::seal, shared_bytes); !s) return s.error;
+    if (a.tiles < 0 || a.heads < 0) return status::bad_argument;
+    if (a.tiles == 0 || a.heads == 0) return status::ok;
+    if (a.heads > 0x3fffffff / a.tiles) return status::bad_argument;
+    if (const status s = check_tokens(a.k, f.group()); s != status::ok) return s;
+    if (f.has_values())
+        if (const status s = check_tokens(a.v, f.group()); s != status::ok) return s;
+    return check_records(f, a.records, a.tiles, a.heads);
+}
+
+#if defined(__CUDACC__)
+template <class Team>
+__global__ void __launch_bounds__(seal_threads, 2) seal_kernel(const __grid_constant__ seal_call c)
+{
+    extern __shared__ float4 kvarn_shared[];
+    Team team;
+    seal_item(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
+}
+#endif
+
+}  // namespace detail
+
+#if defined(__CUDACC__)
+/// Seals tiles on `stream`; returns before they are done. kvarn::encode_options may be given. Errors, nothing launched: those of
+/// `supports`, null_pointer, bad_argument (options, alignment, sizes, or a launch that CUDA refused), shape_mismatch. Zero tiles
+/// are fine.
+[[nodiscard]] inline status seal(const format& f, const seal_arguments& a, const encode_options& options,
+                                 cudaStream_t stream) noexcept
+{
+    if (const status s = detail::check_seal(f, a, options, detail::device_shared_bytes()); s != status::ok) return s;
+    if (a.tiles == 0 || a.heads == 0) return status::ok;
+    const detail::seal_call call = detail::make_seal_call(f, a, options);
+    return detail::launch(detail::seal_kernel<detail::block_team>, a.tiles * a.heads * call.parts, detail::seal_threads,
+                          detail::seal_shared_bytes(f), call, stream);
+}
+#endif
+
+}  // namespace kvarn::cuda

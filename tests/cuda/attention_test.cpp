@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attention kernels against kvarn::attend at precision::exact. Compiled for fibers and for devices (run.hpp).
+
+#include <kvarn/attention.hpp>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "../catch.hpp"
+#include "kernel_data.hpp"
+
+namespace {
+
+/// A batch to attend to, and what may vary.
+struct batch {
+    explicit batch(const kvarn::format& f) : format(f) {}
+    kvarn::format format;
+    int kv_heads = 2, new_tokens = 1, heads_per_kv = 1, splits = 2;
+    std::vector<int> sinks, tiles, tails;  // of each sequence
+    float cap = 0.0f;
+    std::int64_t window = 0;
+    bool causal = true, sink_logits = false;
+    kvarn::basis query = kvarn::basis::original, output = kvarn::basis::original;
+};
+
+/// Everything on one side: tokens in pages, records, queries.
+template <class T>
+struct inputs {
+    static constexpr int page_tokens = 16, pages = 20;
+    support::shared_vector<T> sink_k, sink_v, tail_k, tail_v, q, out;
+    support::shared_vector<std::int32_t> sink_table, tail_table, record_table, sinks, tiles, tails;
+    support::shared_vector<std::uint64_t> records;
+    support::shared_vector<float> log_sum_exp, workspace, logits;
+    std::size_t record_bytes = 0;
+    int max_tiles = 1;
+};
+
+template <class T>
+inputs<T> make_inputs(const batch& b, std::uint64_t seed)
+{
+    support::random_source random(seed);
+    inputs<T> x;
+    const auto sequences = b.sinks.size(), heads = static_cast<std::size_t>(b.kv_heads);
+    const auto dk = static_cast<std::size_t>(b.format.head_dim_k()), dv = static_cast<std::size_t>(b.format.head_dim_v());
+    const auto out_dim = b.format.has_values() ? dv : dk;
+    const auto fill = [&](support::shared_vector<T>& to, std::size_t n, double gain) {
+        to.resize(n);
+        for (T& e : to) e = support::stored<T>(static_cast<float>(gain * random.gaussian()));
+    };
+    const auto tables = [&](support::shared_vector<std::int32_t>& table, std::size_t per_sequence) {
+        table.resize(sequences * per_sequence);
+        REQUIRE(table.size() % 7 != 0);
+        for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>((i * 7 + 3) % table.size());
+    };
+    const std::size_t exact = sequences * inputs<T>::pages * inputs<T>::page_tokens * heads;
+    fill(x.sink_k, exact * dk, 1.0);
+    fill(x.tail_k, exact * dk, 1.0);
+    fill(x.sink_v, exact * dv + 1, 1.0);
+    fill(x.tail_v, exact * dv + 1, 1.0);
+    tables(x.sink_table, inputs<T>::pages);
+    tables(x.tail_table, inputs<T>::pages);
+    x.sinks.assign(b.sinks.begin(), b.sinks.end());
+    x.tiles.assign(b.tiles.begin(), b.tiles.end());
+    x.tails.assign(b.tails.begin(), b.tails.end());
+    for (const int n : b.tiles) x.max_tiles = std::max(x.max_tiles, n);
+    const auto pool = sequences * static_cast<std::size_t>(x.max_tiles);
+    x.record_table.resize(pool);
+    for (std::size_t i = 0; i < pool; ++i) x.record_table[i] = static_cast<std::int32_t>(pool - 1 - i);
+    x.record_bytes = kvarn::record_bytes(b.format);
+    const support::kv_tiles tokens = support::random_tiles(random, b.format, pool, heads, support::tile_kind::channel_offsets);
+    support::cpu_records records;
+    support::expect_ok(support::seal_on_cpu(b.format, tokens.k, tokens.v, pool, heads, {}, records));
+    x.records = records.words;
+    const std::size_t vectors = sequences * static_cast<std::size_t>(b.new_tokens * b.kv_heads * b.heads_per_kv);
+    fill(x.q, vectors * dk, 1.0);
+    x.out.assign(vectors * out_dim, support::stored<T>(std::numeric_limits<float>::quiet_NaN()));
+    x.log_sum_exp.assign(vectors, std::numeric_limits<float>::quiet_NaN());
+    x.logits.resize(heads * static_cast<std::size_t>(b.heads_per_kv));
+    for (float& l : x.logits) l = static_cast<float>(2.0 * random.gaussian());
+    const std::size_t bytes = kvarn::cuda::attention_workspace_bytes(b.format, static_cast<int>(sequences), b.kv_heads,
+                                                                     b.new_tokens * b.heads_per_kv, b.splits);
+    x.workspace.assign(bytes / 4, std::numeric_limits<float>::quiet_NaN());
+    return x;
+}
+
+template <class T>
+kvarn::cuda::attention_arguments arguments(const batch& b, inputs<T>& x)
+{
+    kvarn::cuda::attention_arguments a;
+    const int dk = b.format.head_dim_k(), dv = b.format.head_dim_v(), out_dim = b.format.has_values() ? dv : dk;
+    const int heads = b.kv_heads * b.heads_per_kv;
+    a.q = {x.q.data(), support::type_of<T>, b.new_tokens * heads * dk, heads * dk, dk};
+    a.out = {x.out.data(), support::type_of<T>, b.new_tokens * heads * out_dim, heads * out_dim, out_dim};
+    a.log_sum_exp = x.log_sum_exp.data();
+    a.sink_logits = b.sink_logits ? x.logits.data() : nullptr;
+    const auto exact = [&](const T* k, const T* v, const support::shared_vector<std::int32_t>& table,
+                           const support::shared_vector<std::int32_t>& tokens) {
+        kvarn::cuda::exact_pages p;
+        p.k = k;
+        p.v = v;
+        p.type = support::type_of<T>;
+        p.k_token_stride = b.kv_heads * dk;
+        p.k_page_stride = inputs<T>::page_tokens * p.k_token_stride;
+        p.k_head_stride = dk;
+        p.v_token_stride = b.kv_heads * dv;
+        p.v_page_stride = inputs<T>::page_tokens * p.v_token_stride;
+        p.v_head_stride = dv;
+        p.table = table.data();
+        p.tokens = tokens.data();
+        p.pages = inputs<T>::pages;
+        p.page_tokens = inputs<T>::page_tokens;
+        return p;
+    };
+    a.sink = exact(x.sink_k.data(), x.sink_v.data(), x.sink_table, x.sinks);
+    a.tail = exact(x.tail_k.data(), x.tail_v.data(), x.tail_table, x.tails);
+    a.records = {reinterpret_cast<const std::byte*>(x.records.data()),
+                 x.record_bytes * static_cast<std::size_t>(b.kv_heads),
+                 x.record_bytes,
+                 x.record_table.data(),
+                 x.tiles.data(),
+                 x.max_tiles};
+    a.sequences = static_cast<int>(b.sinks.size());
+    a.kv_heads = b.kv_heads;
+    a.new_tokens = b.new_tokens;
+    a.heads_per_kv = b.heads_per_kv;
+    a.splits = b.splits;
+    a.workspace = x.workspace.data();
+    a.logit_soft_cap = b.cap;
+    a.window = b.window;
+    a.causal = b.causal;
+    a.query_basis = b.query;
+    a.output_basis = b.output;
+    return a;
+}
+
+struct difference {
+    double output = 0.0, log_sum_exp = 0.0;  // ||got - wanted|| / ||wanted||, and the largest
+};
+
+/// Attends on both sides.
+template <class T>
+difference compare(const batch& b, std::uint64_t seed, int step = 1)
+{
+    inputs<T> x = make_inputs<T>(b, seed);
+    const kvarn::cuda::attention_arguments a = arguments(b, x);
+    support::expect_ok(support::run(b.format, a, step));
+    const auto dk = static_cast<std::size_t>(b.format.head_dim_k()), dv = static_cast<std::size_t>(b.format.head_dim_v());
+    const std::size_t out_dim = b.format.has_values() ? dv : dk, m = static_cast<std::size_t>(b.new_tokens),
+                      r = static_cast<std::size_t>(b.heads_per_kv), heads = static_cast<std::size_t>(b.kv_heads);
+    double error = 0.0, norm = 0.0;
+    difference d;
+    for (std::size_t s = 0; s < b.sinks.size(); ++s)
+        for (std::size_t h = 0; h < heads; ++h) {
+            // Exact tokens of this head, dense.
+            const auto gather = [&](const support::shared_vector<T>& from, const support::shared_vector<std::int32_t>& table,
+                                    int tokens, std::size_t dim) {
+                std::vector<T> to;
+                for (int t = 0; t < tokens; ++t) {
+                    const auto page = static_cast<std::size_t>(
+                        table[s * inputs<T>::pages + static_cast<std::size_t>(t / inputs<T>::page_tokens)]);
+                    const std::size_t token =
+                        page * inputs<T>::page_tokens + static_cast<std::size_t>(t % inputs<T>::page_tokens);
+                    for (std::size_t c = 0; c < dim; ++c) to.push_back(from[(token * heads + h) * dim + c]);
+                }
+                to.resize(to.size() + 1);
+                return to;
+            };
+            const std::vector<T> sink_k = gather(x.sink_k, x.sink_table, b.sinks[s], dk),
+                                 sink_v = gather(x.sink_v, x.sink_table, b.sinks[s], dv);
+            const std::vector<T> tail_k = gather(x.tail_k, x.tail_table, b.tails[s], dk),
+                                 tail_v = gather(x.tail_v, x.tail_table, b.tails[s], dv);
+            const auto segment = [&](const std::vector<T>& k, const std::vector<T>& v, int tokens) {
+                const auto n = static_cast<std::size_t>(tokens);
+                kvarn::input_view values;
+                if (b.format.has_values()) values = kvarn::token_major(v.data(), n, 1, dv);
+                return kvarn::exact_tokens(kvarn::token_major(k.data(), n, 1, dk), values, 0);
+            };
+            std::vector<const std::byte*> list;
+            for (int i = 0; i < b.tiles[s]; ++i) {
+                const auto slot = static_cast<std::size_t>(
+                    x.record_table[s * static_cast<std::size_t>(x.max_tiles) + static_cast<std::size_t>(i)]);
+                list.push_back(a.records.data + slot * a.records.tile_stride + h * a.records.head_stride);
+            }
+            const kvarn::kv_segment history[] = {segment(sink_k, sink_v, b.sinks[s]), kvarn::listed_tiles(b.format, list),
+                                                 segment(tail_k, tail_v, b.tails[s])};
+            std::vector<float> wanted(m * r * out_dim), lse(m * r);
+            kvarn::attention_task task;
+            task.history = history;
+            const T* const q = x.q.data() + s * m * heads * r * dk + h * r * dk;
+            task.q = kvarn::kv_view<const T>{
+                q, m, r, dk, static_cast<std::ptrdiff_t>(heads * r * dk), static_cast<std::ptrdiff_t>(dk), 1};
+            task.out = kvarn::token_major(wanted.data(), m, r, out_dim);
+            task.log_sum_exp = lse.data();
+            task.sink_logits = b.sink_logits ? x.logits.data() + h * r : nullptr;
+            kvarn::attention_options o;
+            o.logit_soft_cap = b.cap;
+            o.window = b.window;
+            o.causal = b.causal;
+            o.query_basis = b.query;
+            o.output_basis = b.output;
+            o.precision = kvarn::precision::exact;
+            std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(b.format, m * r));
+            support::expect_ok(kvarn::attend(b.format, task, o, scratch));
+            for (std::size_t t = 0; t < m; ++t)
+                for (std::size_t i = 0; i < r; ++i) {
+                    const std::size_t vector = (s * m + t) * heads * r + h * r + i;
+                    for (std::size_t c = 0; c < out_dim; ++c) {
+                        const double w = wanted[(t * r + i) * out_dim + c],
+                                     e = support::value_of(x.out[vector * out_dim + c]) - w;
+                        error += e * e;
+                        norm += w * w;
+                    }
+                    const float got = x.log_sum_exp[vector], want = lse[t * r + i];
+                    if (got != want)
+                        d.log_sum_exp =
+                            std::max(d.log_sum_exp, std::isfinite(got) ? std::fabs(static_cast<double>(got) - want) : 1e9);
+                }
+        }
+    d.output = norm > 0.0 ? std::sqrt(error / norm) : std::sqrt(error);
+    if (!(d.output >= 0.0)) d.output = 1e9;  // not a number: something was not written
+    return d;
+}
+
+/// Float outputs within 1e-4 of the CPU, 16-bit ones within their rounding.
+void expect_close(const batch& b, std::uint64_t seed)
+{
+    CAPTURE(support::describe(b.format), b.new_tokens, b.heads_per_kv, b.splits, seed);
+    const difference f = compare<float>(b, seed, 37), h = compare<kvarn::half>(b, seed + 1000);
+    CAPTURE(f.output, f.log_sum_exp, h.output, h.log_sum_exp);
+    CHECK(f.output < 1e-4);
+    CHECK(f.log_sum_exp < 1e-4);
+    CHECK(h.output < 1e-3);
+    CHECK(h.log_sum_exp < 1e-4);
+}
+
+}  // namespace
+
+TEST_CASE("cuda/attention: every width and size", "[cuda][attention]")
+{
+    const kvarn::format formats[] = {
+        support::format_of(128, 128, 4, 2, 128), support::format_of(128, 128, 4, 4, 128),
+        support::format_of(128, 128, 2, 2, 64),  support::format_of(64, 64, 8, 8, 32),
+        support::format_of(64, 128, 3, 5, 64),   support::format_of(256, 64, 6, 3, 32),
+        support::format_of(64, 256, 5, 6, 128),  support::format_of(64, 64, 4, 2, 256),
+        support::format_of(128, 128, 4, 0, 64),  support::format_of(64, 64, 4, 4, 64, false),
+    };
+    std::uint64_t seed = 900;
+    for (const kvarn::format& f : formats) {
+        batch b{f};
+        b.heads_per_kv = 1 + static_cast<int>(seed % 4);
+        b.sinks = {33, 0};
+        b.tiles = {3, 2};
+        b.tails = {17, 40};
+        expect_close(b, ++seed);
+    }
+}
+
+TEST_CASE("cuda/attention: query rows, splits and empty histories", "[cuda][attention]")
+{
+    std::uint64_t seed = 950;
+    struct shape {
+        int m, r, splits;
+    };
+    for (const shape s : {shape{1, 1, 1}, shape{1, 8, 3}, shape{3, 1, 2}, shape{2, 6, 5}, shape{8, 8, 1}, shape{5, 1, 4}}) {
+        batch b{support::format_of(64, 64, 4, 2, 32)};
+        b.kv_heads = 1;
+        b.new_tokens = s.m;
+        b.heads_per_kv = s.r;
+        b.splits = s.splits;
+        b.sinks = {16, 0, 0, 5};
+        b.tiles = {4, 3, 0, 0};
+        b.tails = {s.m, 0, s.m + 3, s.m};
+        expect_close(b, ++seed);
+    }
+    batch nothing{support::format_of(64, 64, 4, 2, 32)};
+    nothing.sinks = nothing.tiles = nothing.tails = {0};
+    const difference d = compare<float>(nothing, 1);
+    CHECK(d.output == 0.0);
+    CHECK(d.log_sum_exp == 0.0);
+}
+
+TEST_CASE("cuda/attention: window, soft-cap, sink logits, bases, no mask", "[cuda][attention]")
+{
+    batch b{support::format_of(64, 128, 4, 4, 32)};
+    b.new_tokens = 4;
+    b.heads_per_kv = 2;
+    b.sinks = {20, 3};
+    b.tiles = {3, 5};
+    b.tails = {10, 4};
+    std::uint64_t seed = 980;
+    for (const std::int64_t window : {1, 7, 33, 70, 1000}) {
+        batch w = b;
+        w.window = window;
+        expect_close(w, ++seed);
+    }
+    batch capped = b;
+    capped.cap = 20.0f;
+    expect_close(capped, ++seed);
+    batch logits = b;
+    logits.sink_logits = true;
+    expect_close(logits, ++seed);
+    batch open = b;
+    open.causal = false;
+    expect_close(open, ++seed);
+    batch rotated = b;
+    rotated.query = kvarn::basis::rotated;
+    expect_close(rotated, ++seed);
+    rotated.output = kvarn::basis::rotated;
+    expect_close(rotated, ++seed);
+}
+
+TEST_CASE("cuda/attention: what is wrong with the arguments is said before a launch", "[cuda][attention]")
+{
+    batch b{support::format_of(64, 64, 4, 2, 32)};
+    b.sinks = {1};
+    b.tiles = {1};
+    b.tails = {1};
+    inputs<float> x = make_inputs<float>(b, 5);
+    const auto refused = [&](auto&& change) {
+        kvarn::cuda::attention_arguments a = arguments(b, x);
+        change(a);
+        return support::run(b.format, a);
+    };
+    CHECK(refused([](auto&) {}) == kvarn::status::ok);
+    CHECK(refused([](auto& a) { a.workspace = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.q.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.tail.v = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.records.table = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.new_tokens = 9; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.heads_per_kv = 65; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.splits = 0; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.q.head_stride = 3; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.logit_soft_cap = 1001.0f; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.window = -1; }) == kvarn::status::bad_argument);
+    const kvarn::cuda::attention_arguments a = arguments(b, x);
+    CHECK(support::run(support::format_of(128, 128, 4, 2, 32, true, 4), a) == kvarn::status::unsupported_channels);
+    CHECK(support::run(support::format_of(96, 96, 4, 2, 32), a) == kvarn::status::unsupported_head_dim);
+}
+
+namespace kvarn {
+// The extern templates of support/library.hpp are instantiated in another program.
+template status attend<simd::native_arch>(const format&, const attention_task&, const attention_options&,
+                                          std::span<std::byte>) noexcept;
+}  // namespace kvarn

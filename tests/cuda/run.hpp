@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Runs the kernels for the tests, which are compiled twice: on fibers (fiber_block.hpp), where every machine has them, and, with
+// KVARN_TEST_ON_DEVICE, by real launches (launch.cu). Memory that kernels touch is a shared_vector: ordinary or managed memory.
+
+#include <kvarn/cuda/append.cuh>
+#include <kvarn/cuda/attention.cuh>
+#include <kvarn/cuda/dequantize.cuh>
+#include <kvarn/cuda/seal.cuh>
+
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#include "../catch.hpp"
+#if !defined(KVARN_TEST_ON_DEVICE)
+#include "fiber_block.hpp"
+#endif
+
+namespace support {
+
+#if defined(KVARN_TEST_ON_DEVICE)
+void* allocate_managed(std::size_t bytes);  // launch.cu
+void free_managed(void* p);
+void wait_for_device();  // throws with CUDA's message if a kernel failed
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::cuda::encode_options& o);
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::dequantize_arguments& a);
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::cuda::encode_options& o);
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::attention_arguments& a);
+#else
+inline void* allocate_managed(std::size_t bytes)
+{
+    return ::operator new (bytes, std::align_val_t{64});
+}
+inline void free_managed(void* p)
+{
+    ::operator delete (p, std::align_val_t{64});
+}
+
+/// Runs `items` blocks of `threads` threads.
+template <class Body>
+void run_blocks(int items, int threads, int shared_bytes, int step, Body&& body)
+{
+    fiber_block block(threads, step);
+    for (int item = 0; item < items; ++item)
+        REQUIRE(block.run(shared_bytes, [&](auto& team, float* shared) { body(team, item, shared); }));
+}
+#endif
+
+template <class T>
+struct shared_allocator {
+    using value_type = T;
+    shared_allocator() = default;
+    template <class U>
+    shared_allocator(const shared_allocator<U>&) noexcept
+    {}
+    T* allocate(std::size_t n) { return static_cast<T*>(allocate_managed((n == 0 ? 1 : n) * sizeof(T))); }
+    void deallocate(T* p, std::size_t) { free_managed(p); }
+    friend bool operator==(const shared_allocator&, const shared_allocator&) { return true; }
+};
+template <class T>
+using shared_vector = std::vector<T, shared_allocator<T>>;
+
+/// `step` is the order of the fibers; a device has its own.
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::cuda::encode_options& o,
+                         [[maybe_unused]] int step = 1)
+{
+#if defined(KVARN_TEST_ON_DEVICE)
+    const kvarn::status s = launch(f, a, o);
+    wait_for_device();
+    return s;
+#else
+    namespace body = kvarn::cuda::detail;
+    if (const kvarn::status s = body::check_seal(f, a, o, kvarn::cuda::shared_bytes_sm90); s != kvarn::status::ok) return s;
+    const body::seal_call call = body::make_seal_call(f, a, o);
+    run_blocks(a.tiles * a.heads * call.parts, body::seal_threads, body::seal_shared_bytes(f), step,
+               [&](auto& team, int item, float* shared) { body::seal_item(team, call, item, shared); });
+    return kvarn::status::ok;
+#endif
+}
+
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::dequantize_arguments& a, [[maybe_unused]] int step = 1)
+{
+#if defined(KVARN_TEST_ON_DEVICE)
+    const kvarn::status s = launch(f, a);
+    wait_for_device();
+    return s;
+#else
+    namespace body = kvarn::cuda::detail;
+    if (const kvarn::status s = body::check_dequantize(f, a); s != kvarn::status::ok) return s;
+    const body::dequantize_call call = body::make_dequantize_call(f, a);
+    run_blocks(a.tiles * a.heads * call.parts * (f.group() / body::dequantize_tokens), body::dequantize_threads,
+               body::dequantize_shared_bytes(f), step,
+               [&](auto& team, int item, float* shared) { body::dequantize_item(team, call, item, shared); });
+    return kvarn::status::ok;
+#endif
+}
+
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::cuda::encode_options& o)
+{
+#if defined(KVARN_TEST_ON_DEVICE)
+    const kvarn::status s = launch(f, a, o);
+    wait_for_device();
+    return s;
+#else
+    namespace body = kvarn::cuda::detail;
+    if (const kvarn::status s = body::check_append(f, a); s != kvarn::status::ok) return s;
+    const body::append_call call = body::make_append_call(f, a);
+    run_blocks(a.tokens * call.parts, body::append_threads, 0, 1,
+               [&](auto& team, int item, float*) { body::append_item(team, call, item); });
+    return run(f, a.sealed, o);
+#endif
+}
+
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::attention_arguments& a, [[maybe_unused]] int step = 1)
+{
+#if defined(KVARN_TEST_ON_DEVICE)
+    const kvarn::status s = launch(f, a);
+    wait_for_device();
+    return s;
+#else
+    namespace body = kvarn::cuda::detail;
+    if (const kvarn::status s = body::check_attention(f, a, kvarn::cuda::shared_bytes_sm90); s != kvarn::status::ok) return s;
+    const body::attention_call call = body::make_attention_call(f, a);
+    run_blocks(body::attention_blocks(call), body::attention_threads, body::attention_shared_bytes(f, a), step,
+               [&](auto& team, int item, float* shared) { body::attend_item(team, call, item, shared); });
+    run_blocks(body::combine_blocks(call), body::combine_threads, body::combine_shared_bytes(f), step,
+               [&](auto& team, int item, float* shared) { body::combine_item(team, call, item, shared); });
+    return kvarn::status::ok;
+#endif
+}
+
+}  // namespace support

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sealing kernel against quantize_kv: the same bytes. Compiled for fibers and for devices (run.hpp).
+
+#include <kvarn/quantize.hpp>
+
+#include <limits>
+
+#include "../catch.hpp"
+#include "../support/library.hpp"
+#include "../support/npy.hpp"
+#include "kernel_data.hpp"
+
+namespace {
+
+struct sealed {
+    support::shared_vector<std::uint64_t> words;  // 8-byte aligned
+    support::shared_vector<kvarn::cuda::record_status> statuses;
+    std::size_t one = 0;
+
+    [[nodiscard]] const std::uint8_t* record(std::size_t i) const
+    {
+        return reinterpret_cast<const std::uint8_t*>(words.data()) + i * one;
+    }
+};
+
+template <class T>
+sealed seal(const kvarn::format& f, const std::vector<T>& k, const std::vector<T>& v, int tiles, int heads,
+            const kvarn::cuda::encode_options& o, int step = 1)
+{
+    auto keys = support::shared_copy(k), values = support::shared_copy(v);
+    sealed out;
+    out.one = kvarn::record_bytes(f);
+    out.words.assign(static_cast<std::size_t>(tiles * heads) * out.one / 8, 0xa5a5a5a5a5a5a5a5u);
+    out.statuses.assign(static_cast<std::size_t>(tiles * heads), {kvarn::status::corrupt, kvarn::status::corrupt});
+    kvarn::cuda::seal_arguments a;
+    a.k = support::dense<const void>(keys.data(), support::type_of<T>, heads, f.key_channels());
+    a.v = support::dense<const void>(values.data(), support::type_of<T>, heads, f.head_dim_v());
+    a.records = {reinterpret_cast<std::byte*>(out.words.data()), out.one * static_cast<std::size_t>(heads), out.one, out.one,
+                 nullptr};
+    a.tiles = tiles;
+    a.heads = heads;
+    a.statuses = out.statuses.data();
+    support::expect_ok(support::run(f, a, o, step));
+    return out;
+}
+
+/// Seals on both and counts the bytes that differ; statuses must be ok.
+template <class T>
+void expect_same(const kvarn::format& f, const std::vector<T>& k, const std::vector<T>& v, std::size_t tiles, std::size_t heads,
+                 const kvarn::encode_options& o, int step = 1)
+{
+    support::cpu_records wanted;
+    support::expect_ok(support::seal_on_cpu(f, k, v, tiles, heads, o, wanted));
+    const sealed got = seal(f, k, v, static_cast<int>(tiles), static_cast<int>(heads), o, step);
+    for (const kvarn::cuda::record_status s : got.statuses) {
+        CHECK(s.k == kvarn::status::ok);
+        CHECK(s.v == kvarn::status::ok);
+    }
+    std::size_t different = 0;
+    const std::size_t bytes = wanted.words.size() * 8;
+    for (std::size_t i = 0; i < bytes; ++i) different += std::byte{got.record(0)[i]} != wanted.data()[i];
+    CAPTURE(support::describe(f), sizeof(T), static_cast<int>(o.encoder), bytes);
+    CHECK(different == 0);
+}
+
+}  // namespace
+
+TEST_CASE("cuda/seal: the bytes of the CPU for every width and size", "[cuda][seal]")
+{
+    support::random_source random(71);
+    const kvarn::format formats[] = {
+        support::format_of(128, 128, 4, 2, 128),
+        support::format_of(64, 64, 4, 4, 32),
+        support::format_of(64, 128, 2, 8, 64),
+        support::format_of(256, 64, 3, 5, 64),
+        support::format_of(128, 256, 8, 3, 32),
+        support::format_of(64, 64, 6, 6, 256),
+        support::format_of(128, 64, 5, 2, 128),
+        support::format_of(64, 64, 4, 2, 64, false),
+        support::format_of(128, 128, 4, 0, 64, true, 64),
+        support::format_of(256, 256, 2, 2, 128),
+        support::format_of(64, 128, 4, 4, 32, false, 8),
+    };
+    std::size_t number = 0;
+    for (const kvarn::format& f : formats) {
+        const support::tile_kind kind = support::all_tile_kinds[number++ % 5];
+        const support::kv_tiles x = support::random_tiles(random, f, 1, 1, kind);
+        CAPTURE(support::name_of(kind));
+        expect_same<kvarn::half>(f, support::stored<kvarn::half>(x.k), support::stored<kvarn::half>(x.v), 1, 1, support::paper());
+        expect_same<kvarn::half>(f, support::stored<kvarn::half>(x.k), support::stored<kvarn::half>(x.v), 1, 1, {});
+    }
+}
+
+TEST_CASE("cuda/seal: every kind of tile, element and option", "[cuda][seal]")
+{
+    support::random_source random(72);
+    const kvarn::format f = support::format_of(64, 64, 4, 2, 64);
+    for (const support::tile_kind kind : support::all_tile_kinds) {
+        const support::kv_tiles x = support::random_tiles(random, f, 1, 2, kind);
+        CAPTURE(support::name_of(kind));
+        expect_same<float>(f, x.k, x.v, 1, 2, support::paper());
+        expect_same<float>(f, x.k, x.v, 1, 2, {});
+        expect_same<kvarn::bfloat16>(f, support::stored<kvarn::bfloat16>(x.k), support::stored<kvarn::bfloat16>(x.v), 1, 2, {});
+        kvarn::encode_options o;
+        o.refit_rounds = 0;
+        o.clip_steps = 8;
+        o.refined_iterations = 3;
+        expect_same<float>(f, x.k, x.v, 1, 2, o);
+        o = support::paper();
+        o.iterations = 0;
+        expect_same<float>(f, x.k, x.v, 1, 2, o);
+    }
+}
+
+TEST_CASE("cuda/seal: the order in which threads run changes nothing", "[cuda][seal]")
+{
+    support::random_source random(73);
+    const kvarn::format f = support::format_of(64, 128, 4, 4, 64);
+    const support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::channel_offsets);
+    for (const int step : {255, 37, 129}) {
+        CAPTURE(step);
+        expect_same<float>(f, x.k, x.v, 1, 1, support::paper(), step);
+        expect_same<float>(f, x.k, x.v, 1, 1, {}, step);
+    }
+}
+
+TEST_CASE("cuda/seal: zeros, constants, subnormals and rank one", "[cuda][seal]")
+{
+    const kvarn::format f = support::format_of(64, 64, 4, 2, 32);
+    const std::size_t n = 32 * 64;
+    std::vector<std::vector<float>> tiles(5, std::vector<float>(n));
+    for (std::size_t i = 0; i < n; ++i) {
+        tiles[1][i] = 3.25f;
+        tiles[2][i] = static_cast<float>(static_cast<int>(i % 37) - 18) * 1e-41f;
+        tiles[3][i] = static_cast<float>(1 + i / 64) * (static_cast<float>(i % 64) - 31.5f);
+        tiles[4][i] = i % 3 == 0 ? -0.0f : 0.0f;
+    }
+    for (const auto& k : tiles)
+        for (const auto& v : {tiles[0], k}) {
+            expect_same<float>(f, k, v, 1, 1, support::paper());
+            expect_same<float>(f, k, v, 1, 1, {});
+        }
+}
+
+TEST_CASE("cuda/seal: what the CPU refuses is refused, and nothing of the part is written", "[cuda][seal]")
+{
+    support::random_source random(74);
+    const kvarn::format f = support::format_of(64, 64, 4, 4, 32, true, 4);
+    const support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::gaussian);
+    const float infinite = std::numeric_limits<float>::infinity();
+    struct damage {
+        std::size_t at;
+        float value;
+        bool in_values;
+    };
+    const std::size_t last = x.k.size() - 1;
+    const damage all[] = {{5, infinite, false},    {700, std::nanf(""), false}, {last, infinite, false}, {last, 70000.0f, false},
+                          {last, 65519.0f, false}, {40, 3e11f, false},          {41, 5e6f, false},       {90, 30000.0f, false},
+                          {3, 1e9f, true},         {3, -infinite, true},        {77, 4e5f, true}};
+    int refused = 0;
+    for (const damage& d : all)
+        for (const bool refined : {false, true}) {
+            std::vector<float> k = x.k, v = x.v;
+            (d.in_values ? v : k)[d.at] = d.value;
+            support::cpu_records wanted;
+            const kvarn::encode_options o = refined ? kvarn::encode_options{} : support::paper();
+            const kvarn::status cpu = support::seal_on_cpu(f, k, v, 1, 1, o, wanted);
+            const sealed got = seal(f, k, v, 1, 1, o);
+            CAPTURE(d.at, d.value, d.in_values, refined, kvarn::message(cpu));
+            CHECK((d.in_values ? got.statuses[0].v : got.statuses[0].k) == cpu);
+            CHECK((d.in_values ? got.statuses[0].k : got.statuses[0].v) == kvarn::status::ok);
+            if (cpu == kvarn::status::ok) {
+                CHECK(std::memcmp(got.record(0), wanted.data(), wanted.words.size() * 8) == 0);
+                continue;
+            }
+            ++refused;
+            const kvarn::record_layout at = kvarn::layout_of(f);
+            const std::size_t begin = d.in_values ? at.v_codes : 0, end = d.in_values ? at.exact : at.v_codes;
+            for (std::size_t i = begin; i < end; ++i) REQUIRE(got.record(0)[i] == 0xa5);
+        }
+    CHECK(refused >= 12);
+}
+
+TEST_CASE("cuda/seal: pages, record tables and tiles left out", "[cuda][seal]")
+{
+    support::random_source random(75);
+    const kvarn::format f = support::format_of(64, 64, 4, 2, 64);
+    const std::size_t tiles = 3, heads = 2, channels = 64;
+    const support::kv_tiles x = support::random_tiles(random, f, tiles, heads, support::tile_kind::token_outliers);
+    const auto k = support::stored<kvarn::half>(x.k), v = support::stored<kvarn::half>(x.v);
+    support::cpu_records wanted;
+    support::expect_ok(support::seal_on_cpu(f, k, v, tiles, heads, {}, wanted));
+
+    const int page_tokens = 16, pages = static_cast<int>(tiles) * 4;
+    support::shared_vector<std::int32_t> table;
+    for (int p = 0; p < pages; ++p) table.push_back((p * 5 + 3) % pages);
+    const std::size_t page_elements = page_tokens * heads * channels;
+    std::vector<kvarn::half> paged_k(k.size()), paged_v(v.size());
+    for (std::size_t p = 0; p < table.size(); ++p) {
+        const std::size_t to = static_cast<std::size_t>(table[p]) * page_elements;
+        std::memcpy(&paged_k[to], &k[p * page_elements], page_elements * 2);
+        std::memcpy(&paged_v[to], &v[p * page_elements], page_elements * 2);
+    }
+    auto keys = support::shared_copy(paged_k), values = support::shared_copy(paged_v);
+    table[7] = -1;  // leaves out tile 1
+    const support::shared_vector<std::int32_t> slots = {4, 0, 2};
+    const std::size_t one = kvarn::record_bytes(f) + 16;  // 16 bytes of padding, to be cleared
+    support::shared_vector<std::uint64_t> out(5 * heads * one / 8, 0xa5a5a5a5a5a5a5a5u);
+    support::shared_vector<kvarn::cuda::record_status> statuses(tiles * heads, {kvarn::status::corrupt, kvarn::status::corrupt});
+    kvarn::cuda::seal_arguments a;
+    a.k = support::dense<const void>(keys.data(), kvarn::cuda::element_type::f16, static_cast<int>(heads),
+                                     static_cast<int>(channels));
+    a.k.table = table.data();
+    a.k.page_tokens = page_tokens;
+    a.k.page_stride = static_cast<std::ptrdiff_t>(page_elements);
+    a.v = a.k;
+    a.v.data = values.data();
+    a.records = {reinterpret_cast<std::byte*>(out.data()), one * heads, one, one, slots.data()};
+    a.tiles = static_cast<int>(tiles);
+    a.heads = static_cast<int>(heads);
+    a.statuses = statuses.data();
+    support::expect_ok(support::run(f, a, kvarn::encode_options{}));
+    const auto* const bytes = reinterpret_cast<const std::uint8_t*>(out.data());
+    const std::size_t content = kvarn::layout_of(f).content_bytes;
+    for (std::size_t slot = 0; slot < 5; ++slot)
+        for (std::size_t h = 0; h < heads; ++h) {
+            const std::uint8_t* const record = bytes + (slot * heads + h) * one;
+            const std::size_t tile = slot == 4 ? 0 : slot == 2 ? 2 : 99;
+            CAPTURE(slot, h);
+            if (tile == 99) {
+                for (std::size_t i = 0; i < one; ++i) REQUIRE(record[i] == 0xa5);
+                continue;
+            }
+            CHECK(std::memcmp(record, wanted.data() + (tile * heads + h) * kvarn::record_bytes(f), content) == 0);
+            for (std::size_t i = content; i < one; ++i) REQUIRE(record[i] == 0);
+        }
+    for (const kvarn::cuda::record_status s : statuses) CHECK((s.k == kvarn::status::ok && s.v == kvarn::status::ok));
+}
+
+TEST_CASE("cuda/seal: the authors' inputs", "[cuda][seal][golden]")
+{
+    const std::string folder = KVARN_GOLDEN_DIR, text = support::read_file(folder + "/manifest.json");
+    int compared = 0;
+    for (std::size_t at = text.find("\"cases\""); (at = text.find('{', at)) != std::string::npos; ++at) {
+        const std::string object = text.substr(at, text.find('}', at) - at);
+        const auto number = [&](const std::string& key) {
+            return std::atoi(object.c_str() + object.find("\"" + key + "\":") + key.size() + 3);
+        };
+        const std::string name = object.substr(object.find("\"case\": \"") + 9, 1);
+        const int dim = number("head_dim"), group = number("group");
+        const kvarn::format f = support::format_of(dim, dim, number("key_bits"), number("value_bits"), group);
+        if (!kvarn::cuda::supports(f, kvarn::cuda::operation::seal)) continue;
+        const auto halves = [&](const char* which) {
+            std::vector<kvarn::half> x;
+            for (const std::uint16_t bits : support::read_npy(folder + "/" + name + which).half_bits()) x.push_back({bits});
+            return x;
+        };
+        CAPTURE(name);
+        expect_same<kvarn::half>(f, halves("_k.npy"), halves("_v.npy"), 1, 1, support::paper());
+        ++compared;
+    }
+    CHECK(compared >= 6);
+}
+
+TEST_CASE("cuda/seal: what is wrong with the arguments is said before a launch", "[cuda][seal]")
+{
+    const kvarn::format f = support::format_of(64, 64, 4, 2, 32);
+    support::shared_vector<kvarn::cuda::detail::quad> memory(4096);
+    kvarn::cuda::seal_arguments good;
+    good.k = good.v = support::dense<const void>(memory.data(), kvarn::cuda::element_type::f16, 1, 64);
+    good.records = {reinterpret_cast<std::byte*>(memory.data() + 2048), kvarn::record_bytes(f), kvarn::record_bytes(f), 0,
+                    nullptr};
+    good.tiles = good.heads = 1;
+    support::expect_ok(support::run(f, good, {}));
+    const auto refused = [&](auto&& change) {
+        kvarn::cuda::seal_arguments a = good;
+        change(a);
+        return support::run(f, a, {});
+    };
+    CHECK(refused([](auto& a) { a.k.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.v.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.records.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(refused([](auto& a) { a.k.data = static_cast<const std::byte*>(a.k.data) + 2; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.k.token_stride = 65; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.records.data += 4; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.records.head_stride = 64, a.heads = 2; }) == kvarn::status::shape_mismatch);
+    CHECK(refused([](auto& a) { a.tiles = -1; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.k.table = reinterpret_cast<const std::int32_t*>(a.k.data); }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.tiles = 0, a.k.data = nullptr; }) == kvarn::status::ok);
+    kvarn::encode_options many;
+    many.refit_rounds = 17;
+    CHECK(support::run(f, good, many) == kvarn::status::bad_argument);
+    CHECK(support::run(support::format_of(96, 96, 4, 2, 32), good, {}) == kvarn::status::unsupported_head_dim);
+    CHECK(support::run(support::format_of(256, 256, 4, 2, 256), good, {}) == kvarn::status::buffer_too_small);
+    const auto tensor = [](const kvarn::format& f) { return kvarn::cuda::supports(f, kvarn::cuda::operation::attend).tensor_cores; };
+    CHECK((tensor(support::format_of(128, 128, 4, 2, 128)) && tensor(support::format_of(64, 64, 8, 8, 32))));
+    CHECK((!tensor(support::format_of(128, 128, 3, 2, 128)) && !tensor(support::format_of(128, 128, 4, 5, 128)) &&
+           !tensor(support::format_of(128, 128, 4, 0, 128)) && !tensor(support::format_of(64, 64, 2, 2, 64))));
+    CHECK(!kvarn::cuda::supports(support::format_of(256, 64, 4, 2, 128), kvarn::cuda::operation::seal,
+                                 kvarn::cuda::shared_bytes_sm86));
+    CHECK(kvarn::cuda::supports(support::format_of(256, 256, 4, 2, 128), kvarn::cuda::operation::seal,
+                                kvarn::cuda::shared_bytes_sm80));
+}
+
+TEST_CASE("cuda/seal: the defaults are those of the CPU", "[cuda][seal]")
+{
+    const kvarn::cuda::encode_options mine, theirs = kvarn::encode_options{};
+    CHECK(mine.refined == theirs.refined);
+    CHECK(mine.iterations == theirs.iterations);
+    CHECK(mine.refined_iterations == theirs.refined_iterations);
+    CHECK(mine.refit_rounds == theirs.refit_rounds);
+    CHECK(mine.clip_steps == theirs.clip_steps);
+}
