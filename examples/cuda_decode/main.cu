@@ -1,4 +1,5 @@
-// SPDX-License-Identifier: Apache-2.0 The whole cycle of a KV cache on a GPU: every step appends the new token to exact pages,
+// SPDX-License-Identifier: Apache-2.0
+// The whole cycle of a KV cache on a GPU: every step appends the new token to exact pages,
 // seals a tile as soon as it is full, and attends over sink, records and tail; all of it on one stream, without waiting for the
 // device. The outputs are compared with exact attention on the CPU. Exit status: 0; 77 without a GPU; 1 if CUDA fails or the
 // outputs are off.

@@ -213,13 +213,17 @@ inline void take_rules(std::string& name, cache_plan& plan)
     plan.layers = options.layers;
     plan.kv_heads = options.kv_heads;
     take_rules(name, plan);
-    if (!plan.rules.empty() && name[0] != 'k') throw failure(plan.name + ": only k<bits>v<bits> caches have rules");
+    const auto without_rules = [&] {
+        if (!plan.rules.empty()) throw failure(plan.name + ": only k<bits>v<bits> caches have rules");
+    };
     if (name == "exact") {
+        without_rules();
         plan.format = dimension_only(head_dim, name);
         plan.sink = static_cast<std::size_t>(-1);
         return plan;
     }
     if (const auto b = baseline_of(name)) {
+        without_rules();
         plan.storage = storage::round_trip;
         plan.baseline = *b;
         plan.format = dimension_only(head_dim, name);

@@ -100,7 +100,7 @@ inline void log_softmax(const float* logits, std::size_t n, std::vector<double>&
     return static_cast<std::int32_t>(std::max_element(logits, logits + n) - logits);
 }
 
-/// Runs one(i) for i below `items` on all threads; the failure of the lowest item is thrown.
+/// Runs one(i) for i below `items` on all threads; of the items that ran, the failure of the lowest is thrown.
 template <class One>
 void for_all(std::size_t items, unsigned threads, const char* what, One one)
 {

@@ -100,8 +100,10 @@ void run_experiment(const options& given)
     const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, of_model);
     experiment e;
     e.model = &m;
-    if (given.walks != 0 && m.config.task != pointer_task) throw failure("--walks: " + given.model + " is no pointer-chasing model");
-    e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, (m.config.vocabulary - 1) / 2)
+    const std::size_t symbols = m.config.vocabulary > 0 ? (m.config.vocabulary - 1) / 2 : 0;
+    if (given.walks != 0 && (m.config.task != pointer_task || symbols < 2))
+        throw failure("--walks: " + given.model + " is no pointer-chasing model");
+    e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, symbols)
                                    : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
     e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
@@ -135,8 +137,9 @@ int run(int argc, char** argv)
         ->type_name("PATH");
     app.add_option("--sequences", given.sequences, ".npy of int32 or int64 [sequences, tokens] (default: 16 walks)")
         ->type_name("FILE");
+    app.add_option("--limit", given.limit, "use only the first N sequences")->type_name("N")->check(CLI::Range(1, 1 << 30));
     CLI::Option* const walks =
-        app.add_option("--walks", given.walks, "instead of a file: N new walks")->type_name("N")->check(CLI::Range(1, 1 << 20))->excludes("--sequences");
+        app.add_option("--walks", given.walks, "instead of a file: N new walks")->type_name("N")->check(CLI::Range(1, 1 << 20))->excludes("--sequences")->excludes("--limit");
     app.add_option("--seed", given.seed, "of the new walks (default 1)")->type_name("N")->needs(walks);
     app.add_option("--caches", given.caches, "comma-separated names (default: ten)")->type_name("LIST");
     app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
@@ -151,7 +154,6 @@ int run(int argc, char** argv)
     app.add_option("--prompt", given.prompt, "tokens given at the start (default: context and first token of a walk, else half)")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));
-    app.add_option("--limit", given.limit, "use only the first N sequences")->type_name("N")->check(CLI::Range(1, 1 << 30));
     app.add_option("--iterations", given.plans.iterations,
                    "rounds of normalisation of k<bits>v<bits> caches (default: the encoder's)")
         ->type_name("N")

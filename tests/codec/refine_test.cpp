@@ -105,8 +105,8 @@ TEST_CASE("codec/refine: what the paper's encoder accepts, the refined one accep
 {
     // Scalars close to the largest half: where the refined ones do not fit, the paper's are stored.
     support::random_source random(154);
-    std::size_t accepted = 0, the_same = 0;
-    for (const double magnitude : {1e3, 6e3, 1.2e4, 2e4, 4e4, 8e4, 2e5, 1e6, 1e8})
+    std::size_t accepted = 0;
+    for (const double magnitude : {1e3, 6e3, 1.2e4, 2e4, 4e4, 8e4, 2e5, 1e6, 1e7, 1e8})
         for (const bool rotate : {false, true})
             for (int i = 0; i < 4; ++i) {
                 const kvarn::format f = support::make(reference::shape{64, 64, 2, 4, 32, rotate, 0});
@@ -124,19 +124,15 @@ TEST_CASE("codec/refine: what the paper's encoder accepts, the refined one accep
                                               std::span<std::byte>(scratch), options);
                 };
                 support::bytes refined, paper;
-                // The same normalisation, so that both encoders see the same overflow.
-                kvarn::encode_options options;
-                options.refined_iterations = 8;
-                const kvarn::status status = run(options, refined);
+                const kvarn::status status = run({}, refined);
                 CHECK(status == run(support::paper(), paper));
                 accepted += status == kvarn::status::ok;
                 if (status != kvarn::status::ok) continue;
-                the_same += refined == paper;
                 const auto y = support::decode(f, refined, 1, 1, kvarn::basis::rotated);
                 for (const auto* all : {&y.k, &y.v}) CHECK(std::all_of(all->begin(), all->end(), [](float v) { return std::isfinite(v); }));
             }
     CHECK(accepted > 30);
-    CHECK(accepted < 72);
+    CHECK(accepted < 80);
 }
 
 TEST_CASE("codec/refine: tokens and channels of zeros come back as zeros", "[unit]")

@@ -1,4 +1,5 @@
-// SPDX-License-Identifier: Apache-2.0 The dequantizing and the appending kernel against dequantize_kv and plain copies. Compiled
+// SPDX-License-Identifier: Apache-2.0
+// The dequantizing and the appending kernel against dequantize_kv and plain copies. Compiled
 // for fibers and for devices (run.hpp).
 
 #include <cstring>

@@ -423,7 +423,8 @@ TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
     CHECK(refusal([&] { (void)plan_of("rotated_rtn2", 44, {}); }).find("cannot be rotated") != std::string::npos);
     CHECK(refusal([&] { (void)plan_of("q4_0", 44, {}); }).find("groups of 32") != std::string::npos);
     CHECK(plans_of("exact,rtn2", 128, {}).size() == 2);
-    CHECK(refusal([&] { (void)plan_of("rtn2+0=k4v4", 128, {}); }).find("only k<bits>v<bits> caches have rules") != std::string::npos);
+    for (const char* name : {"rtn2+0=k4v4", "kivi2_g128+0=k4v4", "exact+0=k4v4"})
+        CHECK(refusal([&] { (void)plan_of(name, 128, {}); }).find("only k<bits>v<bits> caches have rules") != std::string::npos);
     for (const char* rule : {"", "0", "0=k4", "0=v4", "0=k4v", "x=k4v4", "0..=k4v4", "0..1..2=k4v4", "0/=k4v4", "0=k7v4", "0=k4v0", "0=k4v4 "})
         CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128:paper+") + rule, 128, {}); }).find("is no rule") != std::string::npos);
     for (const char* rule : {"3=k4v4", "-4=k4v4", "2..1=k4v4", "0/2=k4v4"})

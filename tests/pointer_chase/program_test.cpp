@@ -127,6 +127,7 @@ TEST_CASE("pointer_chase: new walks", "[program]")
     CHECK(run_json(here, "--walks 2 --seed 1 --mode teacher --caches exact")[0]["nll"] == a[0]["nll"]);
     check_refused(here, "--walks 0", "--walks");
     check_refused(here, "--walks 2 --sequences s.npy", "--sequences");
+    check_refused(here, "--walks 2 --limit 1", "--limit");
     check_refused(here, "--seed 3", "--seed");
 }
 

@@ -14,7 +14,7 @@ namespace kvarn {
 
 /// How codes and scalars are chosen; the record and its decoder are the same for all.
 enum class encoder : std::uint8_t {
-    paper,    ///< min-max rounding, byte for byte the method of the paper
+    paper,    ///< min-max rounding, the method of the paper
     refined,  ///< codes and scalars of least squared error, token norms kept (codec/refine.hpp)
 };
 
@@ -35,11 +35,6 @@ namespace detail {
 {
     return (o.encoder == encoder::paper || o.encoder == encoder::refined) && is_count(o.iterations, 64) &&
            is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8);
-}
-
-[[nodiscard]] KVARN_INLINE constexpr int iterations_of(const encode_options& o) noexcept
-{
-    return o.encoder == encoder::paper ? o.iterations : o.refined_iterations;
 }
 
 /// Values of this magnitude and above round to an infinite half.

@@ -105,13 +105,24 @@ KVARN_DEVICE KVARN_INLINE float fnma(float a, float b, float c) noexcept
 {
     return fma(-a, b, c);
 }
+/// a > b, subnormals told apart whatever -ftz says.
+KVARN_DEVICE KVARN_INLINE bool greater(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    unsigned r;
+    asm("{ .reg .pred p; setp.gt.f32 p, %1, %2; selp.u32 %0, 1, 0, p; }" : "=r"(r) : "f"(a), "f"(b));
+    return r != 0;
+#else
+    return a > b;
+#endif
+}
 KVARN_DEVICE KVARN_INLINE float min(float a, float b) noexcept
 {
-    return a < b ? a : b;
+    return greater(b, a) ? a : b;
 }
 KVARN_DEVICE KVARN_INLINE float max(float a, float b) noexcept
 {
-    return a > b ? a : b;
+    return greater(a, b) ? a : b;
 }
 
 /// Exact.

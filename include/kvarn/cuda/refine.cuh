@@ -131,7 +131,7 @@ struct refine_pass {
             KVARN_UNROLL
             for (int c = 0; c < 3; ++c) {
                 const float share = clip(first + c), error = mul(mul(fold(team, sum[c]), share), share);
-                if (first + c > clip_steps || (first + c != 0 && !(error < least_error))) continue;
+                if (first + c > clip_steps || (first + c != 0 && !greater(least_error, error))) continue;
                 least_error = error;
                 best = first + c;
             }
@@ -166,9 +166,9 @@ struct refine_pass {
         const float xx = Unbiased ? fold(team, sum_xx) : 0.0f;
         const float mean_code = div(c, total_weight), mean = div(s, total_weight);
         const float variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, cx);
-        if (variance > mul(cc, least_variance)) {
+        if (greater(variance, mul(cc, least_variance))) {
             const float fitted = div(covariance, variance);
-            if (fitted > least_scale) {
+            if (greater(fitted, least_scale)) {
                 r.scale = fitted;
                 if constexpr (Unbiased) r.scale = min(max(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
             }
@@ -187,7 +187,7 @@ struct refine_pass {
     /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
     KVARN_DEVICE KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
     {
-        return decoded > 0.0f ? sqrt(div(exact, decoded)) : 1.0f;
+        return greater(decoded, 0.0f) ? sqrt(div(exact, decoded)) : 1.0f;
     }
 
     /// Multiplies scale and zero so that the decoded norm of the row is the exact one.
@@ -224,7 +224,7 @@ struct refine_pass {
         for_each(team, t.size1, [&](int j) {
             float products, squares;
             sum_column<false>(j, products, squares);
-            if (squares > 0.0f) s1[j] = max(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
+            if (greater(squares, 0.0f)) s1[j] = max(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
         });
         take_factors();
     }

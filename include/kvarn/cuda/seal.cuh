@@ -80,7 +80,7 @@ struct seal_call {
     record_status* statuses;
     int heads, parts, group, exact_channels;
     std::uint32_t exact_at, content_bytes, owned_bytes;
-    int iterations, refit_rounds, clip_steps;
+    int iterations, refined_iterations, refit_rounds, clip_steps;
     bool refined;
 };
 
@@ -138,13 +138,21 @@ KVARN_DEVICE KVARN_INLINE status encode_part(Team& team, const seal_call& c, con
                                              std::byte* record) noexcept
 {
     if (largest > hopeless_magnitude) return status::scale_overflow;
-    normalize_variance(team, t, c.iterations, f);
     // A paper's scalar that overflows is refused for both encoders, as on the CPU.
-    if (largest > p.safe_magnitude && !find_ranges(team, t, f, p.bits)) return status::scale_overflow;
+    if (largest > p.safe_magnitude) {
+        normalize_variance(team, t, c.iterations, f);
+        if (!find_ranges(team, t, f, p.bits)) return status::scale_overflow;
+        team.barrier();
+    }
     if (exact_bits >= infinity_bits) return status::not_finite;
     if (bits_as<float>(exact_bits) >= half_overflow) return status::scale_overflow;
-    team.barrier();
-    if (c.refined && encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, record, p.at)) return status::ok;
+    if (c.refined) {
+        normalize_variance(team, t, c.refined_iterations, f);
+        team.barrier();
+        if (encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, record, p.at)) return status::ok;
+        team.barrier();
+    }
+    normalize_variance(team, t, c.iterations, f);
     find_ranges(team, t, f, p.bits);
     store_minmax(team, t, f, p.bits, record, p.at);
     return status::ok;
@@ -222,7 +230,8 @@ KVARN_DEVICE KVARN_INLINE void seal_item(Team& team, const seal_call& c, int ite
     c.content_bytes = offset(at.content_bytes);
     c.owned_bytes = a.records.record_bytes > at.content_bytes ? offset(a.records.record_bytes) : c.content_bytes;
     c.refined = o.refined;
-    c.iterations = o.refined ? o.refined_iterations : o.iterations;
+    c.iterations = o.iterations;
+    c.refined_iterations = o.refined_iterations;
     c.refit_rounds = o.refit_rounds;
     c.clip_steps = o.clip_steps;
     return c;

@@ -56,7 +56,8 @@ namespace detail {
 }  // namespace detail
 
 /// Whether the kernels of an operation take a format on a device that gives a block `shared_bytes` of shared memory.
-/// Statuses: unsupported_head_dim, unsupported_channels, buffer_too_small (shared memory).
+/// Statuses: unsupported_head_dim, unsupported_channels, buffer_too_small (shared memory). What attention needs depends on the call's rows
+/// too: within the 163 KiB of sm_80 and the 227 KiB of sm_90 everything fits; with less, `attend` may answer buffer_too_small.
 [[nodiscard]] constexpr support supports(const format& f, operation what, int shared_bytes = shared_bytes_sm90) noexcept
 {
     if (!detail::is_kernel_dim(f.head_dim_k()) || (f.has_values() && !detail::is_kernel_dim(f.head_dim_v())))
@@ -82,12 +83,14 @@ namespace detail {
     return bytes;
 }
 
-/// Launches kernel(call). bad_argument if CUDA refuses; its error is left for cudaGetLastError.
+/// Launches kernel(call). bad_argument if CUDA refuses; its error is left for cudaGetLastError. The attribute belongs to the kernel, not
+/// to the launch: all threads set it to the device's most, whatever this call needs.
 template <class Call>
 [[nodiscard]] status launch(void (*kernel)(Call), int blocks, int threads, int shared, const Call& call,
                             cudaStream_t stream) noexcept
 {
-    if (shared > 48 * 1024 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared) != cudaSuccess)
+    if (shared > 48 * 1024 &&
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device_shared_bytes()) != cudaSuccess)
         return status::bad_argument;
     void* arguments[] = {const_cast<Call*>(&call)};
     const cudaError_t error =

@@ -16,7 +16,7 @@
 namespace kvarn {
 
 /// Errors of the K or the V part of one record; x is an exact token, x' the decoded one (quantized channels only). No unit.
-/// A token of norm 0 has errors 0 if it decodes to 0, and infinite ones otherwise.
+/// A token of norm 0 has errors 0 if it decodes to 0, and infinite ones otherwise; norms below 1e-22, whose squares underflow, count as 0.
 struct part_errors {
     float worst_scale_error = 0;     ///< largest | ||x'|| / ||x|| - 1 | over the tokens: the paper's token-scale error
     float worst_relative_error = 0;  ///< largest ||x - x'|| / ||x|| over the tokens

@@ -68,25 +68,29 @@ KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotat
 }
 
 /// One part of a record, from the rotated tile in m.tile to codes and scalars. `record` null: only report whether the scalars fit.
-/// Where the refined encoder's scalars would not fit, the paper's are taken: what one encoder accepts, the other does too.
+/// Where the refined encoder's scalars would not fit, the paper's encoder takes over, with its own rounds of normalisation: what one
+/// accepts, the other does too.
 template <class Arch, class Size1>
 KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits,
                               const encode_options& options, std::byte* record, const part_fields& at, part_errors* errors) noexcept
 {
     const variance_factors f = place_variance_factors(m.factors, size0, size1);
-    normalize_variance<Arch>(m.tile, stride, size0, size1, iterations_of(options), f);
     std::uint8_t* const packed = record ? reinterpret_cast<std::uint8_t*>(record + at.codes) : nullptr;
     const float* s1 = f.s1;
     bool fits = false;
     if (options.encoder == encoder::refined && record != nullptr) {
         static_assert(2 * simd::lane_count <= staged_tokens);
+        normalize_variance<Arch>(m.tile, stride, size0, size1, options.refined_iterations, f);
         const refine_memory r{m.scale, m.zero,    f.current1, f.reciprocal1, f.deviation1,
                               f.sum1,  f.square1, m.stage,    m.stage + simd::lane_count * simd::whole_lanes(size1)};
         for (int j = 0; j < size1; ++j) r.s1[j] = f.s1[j];
         fits = encode_refined<Arch>(m.tile, stride, size0, size1, token, bits, options.refit_rounds, options.clip_steps, f.s0, r, packed);
         if (fits) s1 = r.s1;
     }
-    if (!fits) fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
+    if (!fits) {
+        normalize_variance<Arch>(m.tile, stride, size0, size1, options.iterations, f);
+        fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
+    }
     if (record == nullptr) return fits;
     store_scalars<Arch>(m.scale, size0, record + at.scale0);
     store_scalars<Arch>(m.zero, size0, record + at.zero0);
