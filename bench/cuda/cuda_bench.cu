@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' speed on the GPU at hand: sealing and dequantizing against a device copy
 // of as many bytes, decode attention on records against a paged fp16 one over the same values (fp16_attention.cuh). head_dim 128,
-// group 128. Prints a table; times are medians. Exit status: 0; 77 without a GPU; 1 if CUDA or a comparison fails.   cuda_bench
-// [quick]
+// group 128. Prints a table; times are medians. Exit status: 0; 77 without a GPU; 1 if CUDA or a comparison fails.
+//
+//     cuda_bench [quick]
 
 #include <kvarn/cuda/attention.cuh>
 #include <kvarn/cuda/dequantize.cuh>

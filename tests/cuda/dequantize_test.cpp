@@ -46,21 +46,8 @@ support::shared_vector<T> expect_same(const kvarn::format& f, support::cpu_recor
 TEST_CASE("cuda/dequantize: the bits of the CPU for every width, size, element and basis", "[cuda][dequantize]")
 {
     support::random_source random(81);
-    const kvarn::format formats[] = {
-        support::format_of(128, 128, 4, 2, 128),
-        support::format_of(64, 64, 4, 4, 32),
-        support::format_of(64, 128, 2, 8, 64),
-        support::format_of(256, 64, 3, 5, 64),
-        support::format_of(128, 256, 8, 3, 32),
-        support::format_of(64, 64, 6, 6, 256),
-        support::format_of(128, 64, 5, 2, 128),
-        support::format_of(64, 64, 4, 2, 64, false),
-        support::format_of(128, 128, 4, 0, 64, true, 64),
-        support::format_of(256, 256, 2, 2, 256),
-        support::format_of(64, 128, 4, 4, 32, false, 8),
-    };
     std::size_t number = 0;
-    for (const kvarn::format& f : formats) {
+    for (const kvarn::format& f : support::kernel_formats(256)) {
         const support::kv_tiles x = support::random_tiles(random, f, 2, 2, support::all_tile_kinds[number++ % 5]);
         support::cpu_records records;
         support::expect_ok(support::seal_on_cpu(f, x.k, x.v, 2, 2, support::paper(), records));

@@ -50,6 +50,25 @@ inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool r
     return make(s);
 }
 
+/// Every width for K and for V, every head_dim and group, with and without rotation, values and exact channels. `group`: of the largest
+/// tile, 256 x 256 channels, which sealing does not take at every size.
+inline std::vector<kvarn::format> kernel_formats(int group)
+{
+    return {
+        format_of(128, 128, 4, 2, 128),
+        format_of(64, 64, 4, 4, 32),
+        format_of(64, 128, 2, 8, 64),
+        format_of(256, 64, 3, 5, 64),
+        format_of(128, 256, 8, 3, 32),
+        format_of(64, 64, 6, 6, 256),
+        format_of(128, 64, 5, 2, 128),
+        format_of(64, 64, 4, 2, 64, false),
+        format_of(128, 128, 4, 0, 64, true, 64),
+        format_of(256, 256, 2, 2, group),
+        format_of(64, 128, 4, 4, 32, false, 8),
+    };
+}
+
 /// Dense records [tile][head] of the CPU, 8-byte aligned.
 struct cpu_records {
     shared_vector<std::uint64_t> words;

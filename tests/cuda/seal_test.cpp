@@ -68,21 +68,8 @@ void expect_same(const kvarn::format& f, const std::vector<T>& k, const std::vec
 TEST_CASE("cuda/seal: the bytes of the CPU for every width and size", "[cuda][seal]")
 {
     support::random_source random(71);
-    const kvarn::format formats[] = {
-        support::format_of(128, 128, 4, 2, 128),
-        support::format_of(64, 64, 4, 4, 32),
-        support::format_of(64, 128, 2, 8, 64),
-        support::format_of(256, 64, 3, 5, 64),
-        support::format_of(128, 256, 8, 3, 32),
-        support::format_of(64, 64, 6, 6, 256),
-        support::format_of(128, 64, 5, 2, 128),
-        support::format_of(64, 64, 4, 2, 64, false),
-        support::format_of(128, 128, 4, 0, 64, true, 64),
-        support::format_of(256, 256, 2, 2, 128),
-        support::format_of(64, 128, 4, 4, 32, false, 8),
-    };
     std::size_t number = 0;
-    for (const kvarn::format& f : formats) {
+    for (const kvarn::format& f : support::kernel_formats(128)) {
         const support::tile_kind kind = support::all_tile_kinds[number++ % 5];
         const support::kv_tiles x = support::random_tiles(random, f, 1, 1, kind);
         CAPTURE(support::name_of(kind));

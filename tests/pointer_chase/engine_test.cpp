@@ -19,6 +19,7 @@
 namespace {
 
 using namespace pointer_chase;
+using tiny::refusal;
 
 const model& chasing_model()
 {
@@ -63,17 +64,6 @@ double worst_difference(const std::vector<std::vector<A>>& a, const std::vector<
             worst = std::max(worst, std::fabs(static_cast<double>(a[t][i]) - static_cast<double>(b[t][i])));
     }
     return worst;
-}
-
-template <class Action>
-std::string refusal(Action action)
-{
-    try {
-        action();
-    } catch (const failure& f) {
-        return f.what();
-    }
-    return "accepted";
 }
 
 /// A cache of one layer that is fed random vectors, and what was fed.

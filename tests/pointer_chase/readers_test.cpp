@@ -18,6 +18,7 @@
 namespace {
 
 using namespace pointer_chase;
+using tiny::refusal;
 
 std::vector<std::byte> to_bytes(const std::string& content)
 {
@@ -28,17 +29,6 @@ std::vector<std::byte> to_bytes(const std::string& content)
 safetensors parsed(const std::string& content)
 {
     return {to_bytes(content), "x"};
-}
-
-template <class Action>
-std::string refusal(Action action)
-{
-    try {
-        action();
-    } catch (const failure& f) {
-        return f.what();
-    }
-    return "accepted";
 }
 
 /// A file whose only tensor is `a` with these fields, and so many bytes of data.

@@ -20,10 +20,24 @@
 
 #include <kvarn/base/element.hpp>
 
+#include "examples/common/failure.hpp"
+
 namespace tiny {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
+
+/// What the failure that `action` ends with says.
+template <class Action>
+std::string refusal(Action action)
+{
+    try {
+        action();
+    } catch (const kvarn_cli::failure& f) {
+        return f.what();
+    }
+    return "accepted";
+}
 
 /// A folder that goes away with the test.
 class folder {
