@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// Packed codes in registers: a piece of one row of codes as one thread takes it, for every width, and code n of it (format.md
+// section 4). In: words of a record. Out: words whose lowest bits are the piece's first code. No arithmetic on values.
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <kvarn/cuda/arithmetic.cuh>
+
+namespace kvarn::cuda::detail {
+
+/// `Columns` consecutive codes of `Bits` bits; code 0 in the low bits of w[0]. What lies above the last code is not specified.
+template <int Bits, int Columns>
+struct code_piece {
+    static constexpr int bits = Bits * Columns, words = (bits + 31) / 32;
+    std::uint32_t w[words];
+};
+
+/// Two words from an 8-byte aligned address.
+struct alignas(8) word_pair {
+    std::uint32_t w[2];
+};
+
+/// The low word of (high:low) >> by, by < 32.
+KVARN_DEVICE KVARN_INLINE std::uint32_t shift_right(std::uint32_t low, std::uint32_t high, int by) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    return __funnelshift_r(low, high, static_cast<unsigned>(by));
+#else
+    return static_cast<std::uint32_t>((static_cast<std::uint64_t>(high) << 32 | low) >> by);
+#endif
+}
+
+/// The piece that starts at `column`, a multiple of Columns, of the row of codes at `row`. Rows have 32 codes or a multiple and start
+/// at a word; for 2, 4, 6 and 8 bits at a multiple of 8 bytes. May read up to a word behind the row, which a record always has.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece(const std::byte* row, int column) noexcept
+{
+    constexpr int n = Bits * Columns;
+    code_piece<Bits, Columns> p;
+    const auto* const words = reinterpret_cast<const std::uint32_t*>(row) + column * Bits / 32;
+    if constexpr (n % 64 == 0) {
+        KVARN_UNROLL
+        for (int i = 0; i < n / 64; ++i) {
+            const word_pair two = reinterpret_cast<const word_pair*>(words)[i];
+            p.w[2 * i] = two.w[0], p.w[2 * i + 1] = two.w[1];
+        }
+    } else if constexpr (n % 32 == 0) {
+        KVARN_UNROLL
+        for (int i = 0; i < n / 32; ++i) p.w[i] = words[i];
+    } else {
+        // It may start anywhere in a word.
+        constexpr int count = (32 - (n & -n) + n + 31) / 32;
+        const int by = column * Bits % 32;
+        std::uint32_t x[count];
+        KVARN_UNROLL
+        for (int i = 0; i < count; ++i) x[i] = words[i];
+        KVARN_UNROLL
+        for (int i = 0; i < p.words; ++i) p.w[i] = i + 1 < count ? shift_right(x[i], x[i + 1], by) : x[i] >> by;
+    }
+    return p;
+}
+
+/// Code n of a piece.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE std::uint32_t code_of(const code_piece<Bits, Columns>& p, int n) noexcept
+{
+    const int word = n * Bits / 32, at = n * Bits % 32;
+    std::uint32_t code = p.w[word] >> at;
+    if (at + Bits > 32 && word + 1 < p.words) code |= p.w[word + 1] << (32 - at);
+    return code & ((1u << Bits) - 1u);
+}
+
+/// The float of a code below 2^23, without the slow conversion: it becomes the low mantissa bits of 2^23.
+KVARN_DEVICE KVARN_INLINE float code_to_float(std::uint32_t code) noexcept
+{
+    return sub(bits_as<float>(0x4b000000u | code), 8388608.0f);
+}
+
+/// body(integral constant) for the widths that a record may have. (Device code reads it as decltype(x)::value.)
+template <class Body>
+KVARN_DEVICE KVARN_INLINE auto with_bits(int bits, Body&& body) noexcept
+{
+    switch (bits) {
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 3: return body(std::integral_constant<int, 3>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 5: return body(std::integral_constant<int, 5>{});
+    case 6: return body(std::integral_constant<int, 6>{});
+    default: return body(std::integral_constant<int, 8>{});
+    }
+}
+
+}  // namespace kvarn::cuda::detail
