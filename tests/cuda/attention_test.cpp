@@ -21,6 +21,7 @@ struct batch {
     float cap = 0.0f;
     std::int64_t window = 0;
     bool causal = true, sink_logits = false;
+    bool poisoned = false;  // the kernels find no number where no query looks: sink tokens outside the window
     kvarn::basis query = kvarn::basis::original, output = kvarn::basis::original;
 };
 
@@ -42,8 +43,8 @@ inputs<T> make_inputs(const batch& b, std::uint64_t seed)
     support::random_source random(seed);
     inputs<T> x;
     const auto sequences = b.sinks.size(), heads = static_cast<std::size_t>(b.kv_heads);
-    const auto dk = static_cast<std::size_t>(b.format.head_dim_k()), dv = static_cast<std::size_t>(b.format.head_dim_v());
-    const auto out_dim = b.format.has_values() ? dv : dk;
+    const auto dk = static_cast<std::size_t>(b.format.key_channels()), dv = static_cast<std::size_t>(b.format.head_dim_v());
+    const auto out_dim = b.format.has_values() ? dv : static_cast<std::size_t>(b.format.head_dim_k());
     const auto fill = [&](support::shared_vector<T>& to, std::size_t n, double gain) {
         to.resize(n);
         for (T& e : to) e = support::stored<T>(static_cast<float>(gain * random.gaussian()));
@@ -88,7 +89,8 @@ template <class T>
 kvarn::cuda::attention_arguments arguments(const batch& b, inputs<T>& x)
 {
     kvarn::cuda::attention_arguments a;
-    const int dk = b.format.head_dim_k(), dv = b.format.head_dim_v(), out_dim = b.format.has_values() ? dv : dk;
+    const int dk = b.format.key_channels(), dv = b.format.head_dim_v(),
+              out_dim = b.format.has_values() ? dv : b.format.head_dim_k();
     const int heads = b.kv_heads * b.heads_per_kv;
     a.q = {x.q.data(), support::type_of<T>, b.new_tokens * heads * dk, heads * dk, dk};
     a.out = {x.out.data(), support::type_of<T>, b.new_tokens * heads * out_dim, heads * out_dim, out_dim};
@@ -144,10 +146,28 @@ difference compare(const batch& b, std::uint64_t seed, int step = 1)
 {
     inputs<T> x = make_inputs<T>(b, seed);
     const kvarn::cuda::attention_arguments a = arguments(b, x);
+    const auto sink_k = x.sink_k, sink_v = x.sink_v;
+    if (b.poisoned)
+        for (std::size_t s = 0; s < b.sinks.size(); ++s) {
+            const std::int64_t history = b.sinks[s] + b.tiles[s] * b.format.group() + b.tails[s];
+            for (std::int64_t t = 0; t < std::min<std::int64_t>(b.sinks[s], history - b.new_tokens + 1 - b.window); ++t) {
+                const int page = x.sink_table[s * inputs<T>::pages + static_cast<std::size_t>(t / inputs<T>::page_tokens)];
+                const auto token = static_cast<std::size_t>(page * inputs<T>::page_tokens + t % inputs<T>::page_tokens);
+                const auto poison = [&](support::shared_vector<T>& to, int channels) {
+                    const auto n = static_cast<std::size_t>(b.kv_heads * channels);
+                    for (std::size_t c = 0; c < n; ++c)
+                        to[token * n + c] = support::stored<T>(std::numeric_limits<float>::quiet_NaN());
+                };
+                poison(x.sink_k, b.format.key_channels());
+                poison(x.sink_v, b.format.head_dim_v());
+            }
+        }
     support::expect_ok(support::run(b.format, a, step));
-    const auto dk = static_cast<std::size_t>(b.format.head_dim_k()), dv = static_cast<std::size_t>(b.format.head_dim_v());
-    const std::size_t out_dim = b.format.has_values() ? dv : dk, m = static_cast<std::size_t>(b.new_tokens),
-                      r = static_cast<std::size_t>(b.heads_per_kv), heads = static_cast<std::size_t>(b.kv_heads);
+    x.sink_k = sink_k, x.sink_v = sink_v;
+    const auto dk = static_cast<std::size_t>(b.format.key_channels()), dv = static_cast<std::size_t>(b.format.head_dim_v());
+    const std::size_t out_dim = b.format.has_values() ? dv : static_cast<std::size_t>(b.format.head_dim_k()),
+                      m = static_cast<std::size_t>(b.new_tokens), r = static_cast<std::size_t>(b.heads_per_kv),
+                      heads = static_cast<std::size_t>(b.kv_heads);
     double error = 0.0, norm = 0.0;
     difference d;
     for (std::size_t s = 0; s < b.sinks.size(); ++s)
@@ -238,13 +258,25 @@ void expect_close(const batch& b, std::uint64_t seed)
 
 TEST_CASE("cuda/attention: every width and size", "[cuda][attention]")
 {
-    const kvarn::format formats[] = {
+    std::vector<kvarn::format> formats = {
         support::format_of(128, 128, 4, 2, 128), support::format_of(128, 128, 4, 4, 128),
-        support::format_of(128, 128, 2, 2, 64),  support::format_of(64, 64, 8, 8, 32),
-        support::format_of(64, 128, 3, 5, 64),   support::format_of(256, 64, 6, 3, 32),
-        support::format_of(64, 256, 5, 6, 128),  support::format_of(64, 64, 4, 2, 256),
-        support::format_of(128, 128, 4, 0, 64),  support::format_of(64, 64, 4, 4, 64, false),
+        support::format_of(128, 128, 2, 2, 128), support::format_of(128, 128, 8, 8, 128),
+        support::format_of(256, 64, 6, 3, 32),   support::format_of(64, 256, 5, 6, 128),
+        support::format_of(64, 64, 4, 2, 256),   support::format_of(64, 64, 4, 4, 64, false),
+        support::format_of(512, 512, 2, 2, 32),
     };
+    // All widths for K and V, and K read as V, in spans of 32, 64 and 128 tokens.
+    const int widths[] = {2, 3, 4, 5, 6, 8};
+    for (const int group : {32, 64, 128})
+        for (std::size_t i = 0; i < 6; ++i) {
+            formats.push_back(support::format_of(64, i % 2 == 0 ? 64 : 128, widths[i], widths[(i + 1) % 6], group));
+            formats.push_back(support::format_of(64, 64, widths[i], 0, group));
+        }
+    // Exact channels; the latent form of the large models.
+    formats.push_back(support::format_of(128, 128, 4, 2, 128, true, 8));
+    formats.push_back(support::format_of(64, 64, 4, 4, 32, false, 40));
+    formats.push_back(support::format_of(128, 128, 4, 0, 64, true, 64));
+    formats.push_back(support::format_of(512, 512, 4, 0, 64, true, 64));
     std::uint64_t seed = 900;
     for (const kvarn::format& f : formats) {
         batch b{f};
@@ -262,7 +294,8 @@ TEST_CASE("cuda/attention: query rows, splits and empty histories", "[cuda][atte
     struct shape {
         int m, r, splits;
     };
-    for (const shape s : {shape{1, 1, 1}, shape{1, 8, 3}, shape{3, 1, 2}, shape{2, 6, 5}, shape{8, 8, 1}, shape{5, 1, 4}}) {
+    for (const shape s :
+         {shape{1, 1, 1}, shape{1, 8, 3}, shape{3, 1, 2}, shape{2, 6, 5}, shape{8, 8, 1}, shape{5, 1, 4}, shape{1, 128, 1}}) {
         batch b{support::format_of(64, 64, 4, 2, 32)};
         b.kv_heads = 1;
         b.new_tokens = s.m;
@@ -294,9 +327,16 @@ TEST_CASE("cuda/attention: window, soft-cap, sink logits, bases, no mask", "[cud
         w.window = window;
         expect_close(w, ++seed);
     }
-    batch capped = b;
-    capped.cap = 20.0f;
-    expect_close(capped, ++seed);
+    batch gone = b;
+    gone.sinks = {100, 70};
+    gone.window = 180;
+    gone.poisoned = true;
+    expect_close(gone, ++seed);
+    for (const float cap : {20.0f, 1e-3f, 1000.0f}) {
+        batch capped = b;
+        capped.cap = cap;
+        expect_close(capped, ++seed);
+    }
     batch logits = b;
     logits.sink_logits = true;
     expect_close(logits, ++seed);
@@ -328,14 +368,31 @@ TEST_CASE("cuda/attention: what is wrong with the arguments is said before a lau
     CHECK(refused([](auto& a) { a.tail.v = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.records.table = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.new_tokens = 9; }) == kvarn::status::bad_argument);
-    CHECK(refused([](auto& a) { a.heads_per_kv = 65; }) == kvarn::status::bad_argument);
+    CHECK(refused([](auto& a) { a.heads_per_kv = 1025; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.splits = 0; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.q.head_stride = 3; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.logit_soft_cap = 1001.0f; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.window = -1; }) == kvarn::status::bad_argument);
     const kvarn::cuda::attention_arguments a = arguments(b, x);
     CHECK(support::run(support::format_of(128, 128, 4, 2, 32, true, 4), a) == kvarn::status::unsupported_channels);
+    using kvarn::cuda::operation;
+    const kvarn::format latent = support::format_of(512, 512, 4, 0, 64, true, 64);
+    CHECK(kvarn::cuda::supports(latent, operation::attend, kvarn::cuda::shared_bytes_sm80));
+    CHECK(kvarn::cuda::supports(latent, operation::attend, kvarn::cuda::shared_bytes_sm86));
+    CHECK(kvarn::cuda::supports(latent, operation::attend, 48 * 1024).error == kvarn::status::buffer_too_small);
     CHECK(support::run(support::format_of(96, 96, 4, 2, 32), a) == kvarn::status::unsupported_head_dim);
+}
+
+TEST_CASE("cuda/attention: suggested splits fill the card and no more", "[cuda][attention]")
+{
+    using kvarn::cuda::suggested_splits;
+    CHECK(suggested_splits(1, 8, 1, 0, 132) == 1);
+    CHECK(suggested_splits(0, 8, 1, 64, 132) == 1);
+    CHECK(suggested_splits(1, 8, 1, 8, 132) == 2);     // a tile for every warp
+    CHECK(suggested_splits(8, 8, 4, 256, 132) == 6);   // 384 of 396 places
+    CHECK(suggested_splits(1, 8, 1, 256, 132) == 32);  // two tiles for every warp, at one time
+    CHECK(suggested_splits(1, 1, 1, 1 << 20, 132) <= 396);
+    CHECK(suggested_splits(64, 8, 8, 1024, 132) <= 10);
 }
 
 namespace kvarn {

@@ -75,6 +75,33 @@ public:
             }
         }
 
+        /// mma.m16n8k8 of tf32: thread 4 g + j holds a = {(g, j), (g + 8, j), (g, j + 4), (g + 8, j + 4)}, b = {(j, g), (j + 4, g)},
+        /// c as above. What tf32 has no bits for is cut off.
+        void mma_tf32(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2])
+        {
+            meeting& warp = block_.warps_[static_cast<std::size_t>(rank_ / 32)];
+            const std::size_t set = 6 * (warp.generation % 2 * static_cast<std::size_t>(block_.threads_));
+            std::uint32_t* const operands = block_.operands_.data() + set;
+            std::memcpy(operands + 6 * rank_, a, sizeof a);
+            std::memcpy(operands + 6 * rank_ + 4, b, sizeof b);
+            block_.meet(warp, 32, rank_);
+            const int first = rank_ / 32 * 32, g = rank_ % 32 / 4, j = rank_ % 4;
+            const auto value = [](std::uint32_t bits) {
+                bits &= 0xffffe000u;
+                float x;
+                std::memcpy(&x, &bits, 4);
+                return static_cast<double>(x);
+            };
+            for (int i = 0; i < 4; ++i) {
+                const int row = g + i / 2 * 8, column = 2 * j + i % 2;
+                double sum = 0.0;
+                for (int k = 0; k < 8; ++k)
+                    sum += value(operands[6 * (first + row % 8 * 4 + k % 4) + row / 8 + k / 4 * 2]) *
+                           value(operands[6 * (first + column * 4 + k % 4) + 4 + k / 4]);
+                c[i] = static_cast<float>(c[i] + sum);
+            }
+        }
+
     private:
         fiber_block& block_;
         int rank_;

@@ -80,15 +80,21 @@ void wait_for_device()
     check(cudaStreamSynchronize(stream()), "kernel");
 }
 
-kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::cuda::encode_options& o)
+int block_shared_bytes()
 {
-    return captured([&] { return kvarn::cuda::seal(f, a, o, stream()); });
+    return kvarn::cuda::detail::device_shared_bytes();
+}
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::encode_options& o,
+                     int shared_bytes)
+{
+    if (shared_bytes == block_shared_bytes()) return captured([&] { return kvarn::cuda::seal(f, a, o, stream()); });
+    return captured([&] { return kvarn::cuda::detail::launch_seal(f, a, o, shared_bytes, stream()); });
 }
 kvarn::status launch(const kvarn::format& f, const kvarn::cuda::dequantize_arguments& a)
 {
     return captured([&] { return kvarn::cuda::dequantize(f, a, stream()); });
 }
-kvarn::status launch(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::cuda::encode_options& o)
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::encode_options& o)
 {
     return captured([&] { return kvarn::cuda::append(f, a, o, stream()); });
 }

@@ -23,11 +23,18 @@ namespace support {
 void* allocate_managed(std::size_t bytes);  // launch.cu
 void free_managed(void* p);
 void wait_for_device();  // throws with CUDA's message if a kernel failed
-kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::cuda::encode_options& o);
+int block_shared_bytes();
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::encode_options& o,
+                     int shared_bytes);
 kvarn::status launch(const kvarn::format& f, const kvarn::cuda::dequantize_arguments& a);
-kvarn::status launch(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::cuda::encode_options& o);
+kvarn::status launch(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::encode_options& o);
 kvarn::status launch(const kvarn::format& f, const kvarn::cuda::attention_arguments& a);
 #else
+/// Shared memory of a block: the device's, or what the fibers play.
+inline int block_shared_bytes()
+{
+    return kvarn::cuda::shared_bytes_sm90;
+}
 inline void* allocate_managed(std::size_t bytes)
 {
     return ::operator new (bytes, std::align_val_t{64});
@@ -61,20 +68,27 @@ struct shared_allocator {
 template <class T>
 using shared_vector = std::vector<T, shared_allocator<T>>;
 
-/// `step` is the order of the fibers; a device has its own.
-inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::cuda::encode_options& o,
-                         [[maybe_unused]] int step = 1)
+/// `step` is the order of the fibers; a device has its own. With less `shared_bytes` than a tile needs, it goes to the workspace.
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::encode_options& o,
+                         [[maybe_unused]] int step = 1, int shared_bytes = block_shared_bytes())
 {
 #if defined(KVARN_TEST_ON_DEVICE)
-    const kvarn::status s = launch(f, a, o);
+    const kvarn::status s = launch(f, a, o, shared_bytes);
     wait_for_device();
     return s;
 #else
     namespace body = kvarn::cuda::detail;
-    if (const kvarn::status s = body::check_seal(f, a, o, kvarn::cuda::shared_bytes_sm90); s != kvarn::status::ok) return s;
-    const body::seal_call call = body::make_seal_call(f, a, o);
-    run_blocks(a.tiles * a.heads * call.parts, body::seal_threads, body::seal_shared_bytes(f), step,
-               [&](auto& team, int item, float* shared) { body::seal_item(team, call, item, shared); });
+    if (const kvarn::status s = body::check_seal(f, a, o, shared_bytes); s != kvarn::status::ok) return s;
+    if (a.tiles == 0 || a.heads == 0) return kvarn::status::ok;
+    const body::seal_call call = body::make_seal_call(f, a, o, shared_bytes);
+    const bool in_workspace = call.workspace != nullptr;
+    run_blocks(call.blocks, body::seal_threads, body::seal_shared_bytes(f, in_workspace), step,
+               [&](auto& team, int block, float* shared) {
+                   if (in_workspace)
+                       body::seal_block<true>(team, call, block, shared);
+                   else
+                       body::seal_block<false>(team, call, block, shared);
+               });
     return kvarn::status::ok;
 #endif
 }
@@ -89,14 +103,13 @@ inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::dequantize_a
     namespace body = kvarn::cuda::detail;
     if (const kvarn::status s = body::check_dequantize(f, a); s != kvarn::status::ok) return s;
     const body::dequantize_call call = body::make_dequantize_call(f, a);
-    run_blocks(a.tiles * a.heads * call.parts * (f.group() / body::dequantize_tokens), body::dequantize_threads,
-               body::dequantize_shared_bytes(f), step,
+    run_blocks(body::dequantize_blocks(call, a), call.threads, call.shared_bytes, step,
                [&](auto& team, int item, float* shared) { body::dequantize_item(team, call, item, shared); });
     return kvarn::status::ok;
 #endif
 }
 
-inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::cuda::encode_options& o)
+inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::append_arguments& a, const kvarn::encode_options& o)
 {
 #if defined(KVARN_TEST_ON_DEVICE)
     const kvarn::status s = launch(f, a, o);
@@ -105,6 +118,7 @@ inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::append_argum
 #else
     namespace body = kvarn::cuda::detail;
     if (const kvarn::status s = body::check_append(f, a); s != kvarn::status::ok) return s;
+    if (const kvarn::status s = body::check_seal(f, a.sealed, o, block_shared_bytes()); s != kvarn::status::ok) return s;
     const body::append_call call = body::make_append_call(f, a);
     run_blocks(a.tokens * call.parts, body::append_threads, 0, 1,
                [&](auto& team, int item, float*) { body::append_item(team, call, item); });
@@ -122,9 +136,9 @@ inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::attention_ar
     namespace body = kvarn::cuda::detail;
     if (const kvarn::status s = body::check_attention(f, a, kvarn::cuda::shared_bytes_sm90); s != kvarn::status::ok) return s;
     const body::attention_call call = body::make_attention_call(f, a);
-    run_blocks(body::attention_blocks(call), body::attention_threads, body::attention_shared_bytes(f, a), step,
+    run_blocks(body::attention_blocks(call), body::attention_threads, body::attention_shared_bytes(f), step,
                [&](auto& team, int item, float* shared) { body::attend_item(team, call, item, shared); });
-    run_blocks(body::combine_blocks(call), body::combine_threads, body::combine_shared_bytes(f), step,
+    run_blocks(body::combine_blocks(call), body::combine_threads, body::combine_shared_bytes(call.out_dim), step,
                [&](auto& team, int item, float* shared) { body::combine_item(team, call, item, shared); });
     return kvarn::status::ok;
 #endif

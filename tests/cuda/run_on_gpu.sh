@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # run_on_gpu.sh [<build folder> [quick]]: the first run on a card in one command. Configures, builds, runs the kernels' tests on
-# the GPU, under compute-sanitizer's memcheck and racecheck where it is installed, the example, and the benchmark. Needs nvcc,
-# CMake and what the tests need. Results also go to <build folder>/gpu_*.txt. Exit status: 0 if everything passed; 77 without a GPU.
+# the GPU, under compute-sanitizer's memcheck and racecheck where it is installed, the example, and the benchmark, beside it
+# PyTorch's attention where that is installed. Needs nvcc, CMake and what the tests need. Results also go to <build folder>/gpu_*.txt
+# and gpu_*.json. Exit status: 0 if everything passed; 77 without a GPU.
 # KVARN_GPU_ARCHITECTURES: CMAKE_CUDA_ARCHITECTURES, by default those of the cards at hand.
 set -u
 source=$(cd "$(dirname "$0")/../.." && pwd)
@@ -24,8 +25,10 @@ step() {
     "$@" >"$build/gpu_$name.txt" 2>&1
     code=$?
     tail -n "${lines:-8}" "$build/gpu_$name.txt"
-    if [ $code -eq 77 ]; then
+    if [ $code -eq 77 ] && [ "$name" != sdpa ]; then
         exit 77
+    elif [ $code -eq 77 ]; then
+        echo "skipped: $name"
     elif [ $code -ne 0 ]; then
         echo "FAILED: $name, exit status $code"
         failed="$failed $name"
@@ -39,7 +42,12 @@ else
     echo "== compute-sanitizer is not installed: memcheck and racecheck skipped"
 fi
 step example "$build/examples/cuda_decode/kvarn_cuda_decode"
-lines=400 step bench "$build/bench/cuda/kvarn_cuda_bench" $mode
+lines=400 step bench "$build/bench/cuda/kvarn_cuda_bench" $mode --json "$build/gpu_bench.json"
+if python3 -c 'import torch' >/dev/null 2>&1; then
+    lines=400 step sdpa python3 "$source/bench/cuda/sdpa.py" $mode --json "$build/gpu_sdpa.json"
+else
+    echo "== PyTorch is not installed: its attention is not measured"
+fi
 if [ -n "$failed" ]; then
     echo "failed:$failed"
     exit 1

@@ -25,7 +25,7 @@ struct sealed {
 
 template <class T>
 sealed seal(const kvarn::format& f, const std::vector<T>& k, const std::vector<T>& v, int tiles, int heads,
-            const kvarn::cuda::encode_options& o, int step = 1)
+            const kvarn::encode_options& o, int step = 1, int shared_bytes = support::block_shared_bytes())
 {
     auto keys = support::shared_copy(k), values = support::shared_copy(v);
     sealed out;
@@ -40,18 +40,30 @@ sealed seal(const kvarn::format& f, const std::vector<T>& k, const std::vector<T
     a.tiles = tiles;
     a.heads = heads;
     a.statuses = out.statuses.data();
-    support::expect_ok(support::run(f, a, o, step));
+    // Without a number in it, and with a guard behind it.
+    const std::size_t floats = kvarn::cuda::seal_workspace_bytes(f, tiles, heads, shared_bytes) / 4;
+    const float nan = std::nanf("");
+    support::shared_vector<float> workspace(floats + 16, nan);
+    if (floats != 0) a.workspace = workspace.data();
+    support::expect_ok(support::run(f, a, o, step, shared_bytes));
+    for (std::size_t i = floats; i < workspace.size(); ++i) REQUIRE(std::memcmp(&workspace[i], &nan, 4) == 0);
     return out;
+}
+
+/// Shared memory in which only the factors of a tile have room.
+int factors_only(const kvarn::format& f)
+{
+    return kvarn::cuda::detail::seal_shared_bytes(f, true);
 }
 
 /// Seals on both and counts the bytes that differ; statuses must be ok.
 template <class T>
 void expect_same(const kvarn::format& f, const std::vector<T>& k, const std::vector<T>& v, std::size_t tiles, std::size_t heads,
-                 const kvarn::encode_options& o, int step = 1)
+                 const kvarn::encode_options& o, int step = 1, int shared_bytes = support::block_shared_bytes())
 {
     support::cpu_records wanted;
     support::expect_ok(support::seal_on_cpu(f, k, v, tiles, heads, o, wanted));
-    const sealed got = seal(f, k, v, static_cast<int>(tiles), static_cast<int>(heads), o, step);
+    const sealed got = seal(f, k, v, static_cast<int>(tiles), static_cast<int>(heads), o, step, shared_bytes);
     for (const kvarn::cuda::record_status s : got.statuses) {
         CHECK(s.k == kvarn::status::ok);
         CHECK(s.v == kvarn::status::ok);
@@ -76,6 +88,51 @@ TEST_CASE("cuda/seal: the bytes of the CPU for every width and size", "[cuda][se
         expect_same<kvarn::half>(f, support::stored<kvarn::half>(x.k), support::stored<kvarn::half>(x.v), 1, 1, support::paper());
         expect_same<kvarn::half>(f, support::stored<kvarn::half>(x.k), support::stored<kvarn::half>(x.v), 1, 1, {});
     }
+}
+
+TEST_CASE("cuda/seal: latent attention, 512 channels and exact ones", "[cuda][seal]")
+{
+    support::random_source random(76);
+    const kvarn::format all[] = {support::format_of(512, 64, 4, 0, 64, true, 64), support::format_of(512, 64, 2, 0, 32, true, 64),
+                                 support::format_of(512, 64, 3, 0, 32, false, 24), support::format_of(512, 512, 4, 2, 32)};
+    for (const kvarn::format& f : all) {
+        const support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::channel_offsets);
+        const auto k = support::stored<kvarn::bfloat16>(x.k), v = support::stored<kvarn::bfloat16>(x.v);
+        expect_same<kvarn::bfloat16>(f, k, v, 1, 1, support::paper());
+        expect_same<kvarn::bfloat16>(f, k, v, 1, 1, {});
+    }
+}
+
+TEST_CASE("cuda/seal: tiles in a workspace give the same bytes", "[cuda][seal]")
+{
+    support::random_source random(77);
+    const kvarn::format all[] = {support::format_of(512, 64, 4, 0, 64, true, 64), support::format_of(64, 128, 3, 4, 32),
+                                 support::format_of(128, 64, 8, 5, 128, false, 8), support::format_of(64, 64, 2, 6, 64)};
+    for (const kvarn::format& f : all) {
+        const support::kv_tiles x = support::random_tiles(random, f, 1, 2, support::tile_kind::token_outliers);
+        const int room = factors_only(f);
+        REQUIRE(kvarn::cuda::supports(f, kvarn::cuda::operation::seal, room).workspace);
+        expect_same<float>(f, x.k, x.v, 1, 2, support::paper(), 1, room);
+        expect_same<float>(f, x.k, x.v, 1, 2, {}, 37, room);
+    }
+    // Tiles that fit no device's shared memory.
+    const kvarn::format large = support::format_of(512, 64, 2, 0, 128, true, 64);
+    REQUIRE(kvarn::cuda::supports(large, kvarn::cuda::operation::seal).workspace);
+    const support::kv_tiles x = support::random_tiles(random, large, 1, 1, support::tile_kind::gaussian);
+    expect_same<float>(large, x.k, x.v, 1, 1, support::paper(2));
+    expect_same<float>(large, x.k, x.v, 1, 1, {});
+}
+
+TEST_CASE("cuda/seal: more tiles than a workspace holds at a time", "[cuda][seal]")
+{
+    support::random_source random(78);
+    const kvarn::format f = support::format_of(64, 64, 4, 0, 32);
+    const std::size_t tiles = 83, heads = 2;
+    const support::kv_tiles x = support::random_tiles(random, f, tiles, heads, support::tile_kind::gaussian);
+    const std::size_t one = kvarn::cuda::seal_workspace_bytes(f, 1, 1, factors_only(f));
+    CHECK(one == 64 * 36 * 4);
+    REQUIRE(kvarn::cuda::seal_workspace_bytes(f, 83, 2, factors_only(f)) < tiles * heads * one);
+    expect_same<float>(f, x.k, x.v, tiles, heads, support::paper(1), 1, factors_only(f));
 }
 
 TEST_CASE("cuda/seal: every kind of tile, element and option", "[cuda][seal]")
@@ -278,23 +335,47 @@ TEST_CASE("cuda/seal: what is wrong with the arguments is said before a launch",
     many.refit_rounds = 17;
     CHECK(support::run(f, good, many) == kvarn::status::bad_argument);
     CHECK(support::run(support::format_of(96, 96, 4, 2, 32), good, {}) == kvarn::status::unsupported_head_dim);
-    CHECK(support::run(support::format_of(256, 256, 4, 2, 256), good, {}) == kvarn::status::buffer_too_small);
-    const auto tensor = [](const kvarn::format& f) { return kvarn::cuda::supports(f, kvarn::cuda::operation::attend).tensor_cores; };
-    CHECK((tensor(support::format_of(128, 128, 4, 2, 128)) && tensor(support::format_of(64, 64, 8, 8, 32))));
-    CHECK((!tensor(support::format_of(128, 128, 3, 2, 128)) && !tensor(support::format_of(128, 128, 4, 5, 128)) &&
-           !tensor(support::format_of(128, 128, 4, 0, 128)) && !tensor(support::format_of(64, 64, 2, 2, 64))));
-    CHECK(!kvarn::cuda::supports(support::format_of(256, 64, 4, 2, 128), kvarn::cuda::operation::seal,
-                                 kvarn::cuda::shared_bytes_sm86));
-    CHECK(kvarn::cuda::supports(support::format_of(256, 256, 4, 2, 128), kvarn::cuda::operation::seal,
-                                kvarn::cuda::shared_bytes_sm80));
+    many = {};
+    many.encoder = static_cast<kvarn::encoder>(2);
+    CHECK(support::run(f, good, many) == kvarn::status::bad_argument);
+    const int room = factors_only(f);
+    const auto in_workspace = [&](float* workspace, int shared_bytes) {
+        kvarn::cuda::seal_arguments a = good;
+        a.workspace = workspace;
+        return support::run(f, a, {}, 1, shared_bytes);
+    };
+    support::shared_vector<float> workspace(kvarn::cuda::seal_workspace_bytes(f, 1, 1, room) / 4 + 4);
+    CHECK(in_workspace(workspace.data(), room) == kvarn::status::ok);
+    CHECK(in_workspace(nullptr, room) == kvarn::status::null_pointer);
+    CHECK(in_workspace(workspace.data() + 1, room) == kvarn::status::bad_argument);
+    CHECK(in_workspace(workspace.data() + 1, support::block_shared_bytes()) == kvarn::status::ok);  // needs none
+    CHECK(in_workspace(workspace.data(), room - 1) == kvarn::status::buffer_too_small);
+    CHECK(support::run(support::format_of(256, 256, 4, 2, 256), good, {}) == kvarn::status::null_pointer);
+    kvarn::cuda::append_arguments step;
+    step.sealed = good;
+    CHECK(support::run(support::format_of(256, 256, 4, 2, 256), step, {}) == kvarn::status::null_pointer);
 }
 
-TEST_CASE("cuda/seal: the defaults are those of the CPU", "[cuda][seal]")
+TEST_CASE("cuda/seal: which tiles need a workspace on which device", "[cuda][seal]")
 {
-    const kvarn::cuda::encode_options mine, theirs = kvarn::encode_options{};
-    CHECK(mine.refined == theirs.refined);
-    CHECK(mine.iterations == theirs.iterations);
-    CHECK(mine.refined_iterations == theirs.refined_iterations);
-    CHECK(mine.refit_rounds == theirs.refit_rounds);
-    CHECK(mine.clip_steps == theirs.clip_steps);
+    constexpr int sm80 = kvarn::cuda::shared_bytes_sm80, sm86 = kvarn::cuda::shared_bytes_sm86,
+                  sm90 = kvarn::cuda::shared_bytes_sm90;
+    const auto needs = [](const kvarn::format& f, int shared_bytes) {
+        const kvarn::cuda::support s = kvarn::cuda::supports(f, kvarn::cuda::operation::seal, shared_bytes);
+        CHECK(s);
+        CHECK((kvarn::cuda::seal_workspace_bytes(f, 1, 1, shared_bytes) != 0) == s.workspace);
+        CHECK((std::string(s.reason) == "supported") == !s.workspace);
+        return s.workspace;
+    };
+    const auto latent = [](int group) { return support::format_of(512, 64, 4, 0, group, true, 64); };
+    CHECK((!needs(latent(64), sm80) && needs(latent(64), sm86) && !needs(latent(64), sm90)));
+    CHECK((needs(latent(128), sm80) && needs(latent(128), sm86) && needs(latent(128), sm90)));
+    CHECK((needs(latent(256), sm80) && needs(latent(256), sm86) && needs(latent(256), sm90)));
+    const kvarn::format square = support::format_of(256, 256, 4, 2, 256), usual = support::format_of(128, 128, 4, 2, 128);
+    CHECK((needs(square, sm80) && needs(square, sm86) && needs(square, sm90)));
+    CHECK((!needs(usual, sm80) && !needs(usual, sm86) && !needs(usual, sm90)));
+    CHECK((!needs(support::format_of(256, 256, 4, 2, 128), sm80) && needs(support::format_of(256, 64, 4, 2, 128), sm86)));
+    CHECK(kvarn::cuda::seal_workspace_bytes(square, 1, 1) == 2 * 256 * 260 * 4);
+    CHECK(kvarn::cuda::seal_workspace_bytes(square, 1 << 20, 1 << 20) == 160 * 256 * 260 * 4);
+    CHECK(kvarn::cuda::seal_workspace_bytes(square, 0, 1) == 0);
 }

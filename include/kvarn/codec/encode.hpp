@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The options of the encoders, and the paper's: asymmetric min-max rounding per axis-0 index of a normalised tile (paper section
+// The paper's encoder: asymmetric min-max rounding per axis-0 index of a normalised tile (paper section
 // 4.3, format.md section 4). In: a float tile [axis 0][axis 1] with its factors s0, s1. Out: packed codes, and the record's scalars as floats
 // (scale = s0 * scale of the rounding, zero = s0 * zero). float arithmetic, fixed order. No allocation; thread safe.
 
@@ -8,34 +8,10 @@
 #include <cstdint>
 
 #include <kvarn/codec/packing.hpp>
+#include <kvarn/layout/encode_options.hpp>
 #include <kvarn/simd/lanes.hpp>
 
-namespace kvarn {
-
-/// How codes and scalars are chosen; the record and its decoder are the same for all.
-enum class encoder : std::uint8_t {
-    paper,    ///< min-max rounding, the method of the paper
-    refined,  ///< codes and scalars of least squared error, token norms kept (codec/refine.hpp)
-};
-
-/// How quantize_kv encodes. The record is the same on every machine for the same options; docs/accuracy.md measures them.
-struct encode_options {
-    kvarn::encoder encoder = kvarn::encoder::refined;
-    int iterations = 8;          ///< paper: at most this many rounds of variance normalisation, 0..64
-    int refined_iterations = 1;  ///< refined: the same; refits of the scalars follow, after which more rounds change nothing
-    int refit_rounds = 5;        ///< refined: refits of both axes' scalars, 0..16
-    int clip_steps = 2;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
-};
-
-namespace detail {
-
-[[nodiscard]] KVARN_INLINE constexpr bool is_count(int x, int most) noexcept { return x >= 0 && x <= most; }
-
-[[nodiscard]] KVARN_INLINE constexpr bool is_valid(const encode_options& o) noexcept
-{
-    return (o.encoder == encoder::paper || o.encoder == encoder::refined) && is_count(o.iterations, 64) &&
-           is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8);
-}
+namespace kvarn::detail {
 
 /// Values of this magnitude and above round to an infinite half.
 inline constexpr float half_overflow = 65520.0f;
@@ -45,8 +21,10 @@ template <class Arch>
 KVARN_INLINE void pack_rows(const std::uint8_t* codes, int i0, int rows, int size1, int bits, std::uint8_t* packed) noexcept
 {
     const std::size_t count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
-    std::uint8_t* const to = packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
-    with_bits(bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
+    std::uint8_t* const to =
+        packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
+    with_bits(
+        bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
 }
 
 /// Rounds tile / s0 / s1 to codes of `bits` bits. scale and zero hold size0 floats rounded up to sixteen, reciprocal1 size1
@@ -103,12 +81,12 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
             const v minus_zero = v::broadcast(-zero[i0 + i]);
             // The same products as above: x - min lies between 0 and the range, so no code needs a clamp.
             for (int j = 0; j < size1; j += simd::lane_count)  // may run over into the next row's codes, which come later
-                k::store_codes(codes + i * size1 + j, add(mul(v::load(row + j), v::load(reciprocal1 + j)), minus_zero).r, step_inverse);
+                k::store_codes(codes + i * size1 + j, add(mul(v::load(row + j), v::load(reciprocal1 + j)), minus_zero).r,
+                               step_inverse);
         }
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     }
     return reduce_max(largest) < half_overflow;
 }
 
-}  // namespace detail
-}  // namespace kvarn
+}  // namespace kvarn::detail

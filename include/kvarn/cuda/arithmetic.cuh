@@ -125,6 +125,18 @@ KVARN_DEVICE KVARN_INLINE float max(float a, float b) noexcept
     return greater(a, b) ? a : b;
 }
 
+/// (x & mask) | bits, in one instruction even if both are constants.
+KVARN_DEVICE KVARN_INLINE std::uint32_t and_or(std::uint32_t x, std::uint32_t mask, std::uint32_t bits) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    std::uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(x), "r"(mask), "r"(bits));
+    return r;
+#else
+    return (x & mask) | bits;
+#endif
+}
+
 /// Exact.
 KVARN_DEVICE KVARN_INLINE float widen(float x) noexcept
 {
@@ -157,14 +169,32 @@ KVARN_DEVICE KVARN_INLINE half narrow_to_half(float x) noexcept
 #endif
 }
 
-/// Stores `x` as T; half saturates at +-65504 (format.md section 7).
+/// Two values as T, rounded to nearest even, the first in the low half; half saturates at +-65504 (format.md section 7), what is not a
+/// number stays that.
+template <class T>
+KVARN_DEVICE KVARN_INLINE std::uint32_t narrow_pair(float low, float high) noexcept
+{
+    static_assert(sizeof(T) == 2);
+#if defined(__CUDA_ARCH__)
+    std::uint32_t r;
+    if constexpr (std::is_same_v<T, half>)
+        asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+#else
+    return saturate_to<T>(low).bits | static_cast<std::uint32_t>(saturate_to<T>(high).bits) << 16;
+#endif
+}
+
+/// The same of one value; a float stays as it is.
 template <class T>
 KVARN_DEVICE KVARN_INLINE T narrow(float x) noexcept
 {
-    if constexpr (std::is_same_v<T, half>)
-        return narrow_to_half(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
+    if constexpr (std::is_same_v<T, float>)
+        return x;
     else
-        return saturate_to<T>(x);
+        return T{static_cast<std::uint16_t>(narrow_pair<T>(x, 0.0f))};
 }
 
 /// The stored value of a scalar: through half and back.
@@ -204,24 +234,35 @@ KVARN_DEVICE KVARN_INLINE void load16(const T* from, float (&x)[16]) noexcept
     }
 }
 
+/// N elements, of 4, 8, 16, 32 bytes or a multiple, to an address aligned to as many, 16 at most.
+template <class T, int N>
+KVARN_DEVICE KVARN_INLINE void store(T* to, const float (&x)[N]) noexcept
+{
+    constexpr int words = N * static_cast<int>(sizeof(T)) / 4, each = words < 4 ? words : 4;  // words of one store
+    struct alignas(4 * each) piece {
+        std::uint32_t w[each];
+    };
+    piece* const p = reinterpret_cast<piece*>(to);
+    KVARN_UNROLL
+    for (int n = 0; n < words / each; ++n) {
+        piece q;
+        KVARN_UNROLL
+        for (int i = 0; i < each; ++i) {
+            const int word = n * each + i;
+            if constexpr (sizeof(T) == 4)
+                q.w[i] = bits_as<std::uint32_t>(x[word]);
+            else
+                q.w[i] = narrow_pair<T>(x[2 * word], x[2 * word + 1]);
+        }
+        p[n] = q;
+    }
+}
+
 /// Eight elements to a 16-byte aligned address.
 template <class T>
 KVARN_DEVICE KVARN_INLINE void store8(T* to, const float (&x)[8]) noexcept
 {
-    constexpr int each = 16 / static_cast<int>(sizeof(T));
-    quad* const p = reinterpret_cast<quad*>(to);
-    KVARN_UNROLL
-    for (int n = 0; n < 8 / each; ++n) {
-        quad q;
-        KVARN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            if constexpr (sizeof(T) == 4)
-                q.w[i] = bits_as<std::uint32_t>(x[n * each + i]);
-            else
-                q.w[i] = narrow<T>(x[2 * i]).bits | static_cast<std::uint32_t>(narrow<T>(x[2 * i + 1]).bits) << 16;
-        }
-        p[n] = q;
-    }
+    store(to, x);
 }
 
 }  // namespace kvarn::cuda::detail

@@ -18,17 +18,6 @@
 namespace kvarn::cuda {
 namespace detail {
 
-[[nodiscard]] KVARN_INLINE int attention_shared_bytes(const format& f, const attention_arguments& a) noexcept
-{
-    return 4 * attention_memory(f.head_dim_k(), f.head_dim_v(), output_dim(f), f.group(),
-                                rows_of_block(a.new_tokens * a.heads_per_kv))
-                   .total;
-}
-[[nodiscard]] KVARN_INLINE int combine_shared_bytes(const format& f) noexcept
-{
-    return 4 * output_dim(f);
-}
-
 /// Thread blocks of the two launches.
 [[nodiscard]] KVARN_INLINE int attention_blocks(const attention_call& c) noexcept
 {
@@ -39,18 +28,17 @@ namespace detail {
     return c.a.sequences * c.a.kv_heads * c.rows;
 }
 
-/// Calls body(rows of a block, whether on tensor cores), both as integral constants.
+/// Calls body(tokens of a span by 8, whether V is read from K), both as integral constants.
 template <class Body>
-auto with_rows(const attention_call& c, Body&& body) noexcept
+auto with_shape(const attention_call& c, Body&& body) noexcept
 {
-    const auto with_tensor = [&](auto rows) {
-        return c.tensor ? body(rows, std::integral_constant<bool, true>{}) : body(rows, std::integral_constant<bool, false>{});
+    const auto with_span = [&](auto span) {
+        return c.dv == 0 ? body(span, std::integral_constant<bool, true>{}) : body(span, std::integral_constant<bool, false>{});
     };
-    switch (c.block_rows) {
-    case 1: return with_tensor(std::integral_constant<int, 1>{});
-    case 2: return with_tensor(std::integral_constant<int, 2>{});
-    case 4: return with_tensor(std::integral_constant<int, 4>{});
-    default: return with_tensor(std::integral_constant<int, 8>{});
+    switch (c.group) {
+    case 32: return with_span(std::integral_constant<int, 4>{});
+    case 64: return with_span(std::integral_constant<int, 8>{});
+    default: return with_span(std::integral_constant<int, 16>{});
     }
 }
 
@@ -59,7 +47,7 @@ auto with_rows(const attention_call& c, Body&& body) noexcept
 template <class Team>
 void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
-    with_rows(c, [&](auto rows, auto tensor) { attend_item<rows(), tensor()>(team, c, item, shared); });
+    with_shape(c, [&](auto span, auto latent) { attend_item<span(), latent()>(team, c, item, shared); });
 }
 #endif
 
@@ -90,9 +78,10 @@ template <class Void>
     if (const support s = supports(f, operation::attend, shared_bytes); !s) return s.error;
     if (a.sequences < 0 || a.kv_heads < 0 || a.new_tokens < 0 || a.heads_per_kv < 0) return status::bad_argument;
     if (a.sequences == 0 || a.kv_heads == 0 || a.new_tokens == 0 || a.heads_per_kv == 0) return status::ok;
-    if (a.new_tokens > 8 || a.heads_per_kv > max_query_rows / a.new_tokens || a.splits < 1 || a.splits > 1024)
+    if (a.new_tokens > 8 || a.heads_per_kv > max_query_rows / a.new_tokens || a.splits < 1 || a.splits > max_splits)
         return status::bad_argument;
     if (a.sequences > 65536 || a.kv_heads > 65536 / a.sequences) return status::bad_argument;
+    if (a.sequences * a.kv_heads > 0x3fffffff / (a.splits + 1) / (a.new_tokens * a.heads_per_kv)) return status::bad_argument;
     const auto in_range = [](float x, float most) { return x >= 0.0f && x <= most; };
     if (!in_range(a.softmax_scale, 1e30f) || !in_range(a.logit_soft_cap, 1000.0f) || a.window < 0) return status::bad_argument;
     if (a.query_basis > basis::rotated || a.output_basis > basis::rotated) return status::bad_argument;
@@ -106,16 +95,16 @@ template <class Void>
         if (a.records.max_tiles <= 0 || !is_aligned(a.records.data, 8)) return status::bad_argument;
         if (a.records.tile_stride % 8 != 0 || a.records.head_stride % 8 != 0) return status::bad_argument;
     }
-    return attention_shared_bytes(f, a) > shared_bytes ? status::buffer_too_small : status::ok;
+    return status::ok;
 }
 
 #if defined(__CUDACC__)
-template <int Rows, bool Tensor, class Team>
-__global__ void __launch_bounds__(attention_threads, 2) attention_kernel(const __grid_constant__ attention_call c)
+template <int P, bool Latent, class Team>
+__global__ void __launch_bounds__(attention_threads, 3) attention_kernel(const __grid_constant__ attention_call c)
 {
     extern __shared__ float4 kvarn_shared[];
     Team team;
-    attend_item<Rows, Tensor>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
+    attend_item<P, Latent>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
 }
 
 template <class Team>
@@ -131,21 +120,19 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(const __grid_c
 
 #if defined(__CUDACC__)
 /// Attends with all query rows of the batch, in two launches on `stream`; returns before they are done. Errors, nothing launched:
-/// those of `supports`, null_pointer, bad_argument (sizes, options, alignment, or a launch that CUDA refused), buffer_too_small
-/// (shared memory). If CUDA itself refuses the second launch, the first has run, in the workspace only.
+/// those of `supports`, null_pointer, bad_argument (sizes, options, alignment, or a launch that CUDA refused). If CUDA itself refuses the second launch, the first has run, in the workspace only.
 [[nodiscard]] inline status attend(const format& f, const attention_arguments& a, cudaStream_t stream) noexcept
 {
     if (const status s = detail::check_attention(f, a, detail::device_shared_bytes()); s != status::ok) return s;
     if (a.sequences == 0 || a.kv_heads == 0 || a.new_tokens == 0 || a.heads_per_kv == 0) return status::ok;
     const detail::attention_call c = detail::make_attention_call(f, a);
-    const int shared = detail::attention_shared_bytes(f, a);
-    const status first = detail::with_rows(c, [&](auto rows, auto tensor) {
-        return detail::launch(detail::attention_kernel<rows(), tensor(), detail::block_team>, detail::attention_blocks(c),
-                              detail::attention_threads, shared, c, stream);
+    const status first = detail::with_shape(c, [&](auto span, auto latent) {
+        return detail::launch(detail::attention_kernel<span(), latent(), detail::block_team>, detail::attention_blocks(c),
+                              detail::attention_threads, detail::attention_shared_bytes(f), c, stream);
     });
     if (first != status::ok) return first;
     return detail::launch(detail::combine_kernel<detail::block_team>, detail::combine_blocks(c), detail::combine_threads,
-                          detail::combine_shared_bytes(f), c, stream);
+                          detail::combine_shared_bytes(c.out_dim), c, stream);
 }
 #endif
 

@@ -33,18 +33,33 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t shift_right(std::uint32_t low, std::uint
 #endif
 }
 
-/// The piece that starts at `column`, a multiple of Columns, of the row of codes at `row`. Rows have 32 codes or a multiple and start
-/// at a word; for 2, 4, 6 and 8 bits at a multiple of 8 bytes. May read up to a word behind the row, which a record always has.
+/// Whether every piece starts where a byte, a 16-bit word or a word does, and is made of them.
 template <int Bits, int Columns>
-KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece(const std::byte* row, int column) noexcept
+inline constexpr bool is_whole_piece = Bits* Columns == 8 || Bits* Columns == 16 || Bits* Columns % 32 == 0;
+
+/// Bytes from the start of a row to what load_piece_at takes for the piece that starts at `column`, a multiple of Columns.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE std::uint32_t piece_offset(int column) noexcept
+{
+    const std::uint32_t bit = static_cast<std::uint32_t>(column) * Bits;
+    return is_whole_piece<Bits, Columns> ? bit / 8 : bit / 32 * 4;
+}
+
+/// load_piece from an address that piece_offset gave.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece_at(const std::byte* at, int column) noexcept
 {
     constexpr int n = Bits * Columns;
     code_piece<Bits, Columns> p;
-    const auto* const words = reinterpret_cast<const std::uint32_t*>(row) + column * Bits / 32;
-    if constexpr (n % 64 == 0) {
+    const auto* const words = reinterpret_cast<const std::uint32_t*>(at);
+    if constexpr (n == 8) {
+        p.w[0] = *reinterpret_cast<const std::uint8_t*>(at);
+    } else if constexpr (n == 16) {
+        p.w[0] = *reinterpret_cast<const std::uint16_t*>(at);
+    } else if constexpr (n % 64 == 0) {
         KVARN_UNROLL
         for (int i = 0; i < n / 64; ++i) {
-            const word_pair two = reinterpret_cast<const word_pair*>(words)[i];
+            const word_pair two = reinterpret_cast<const word_pair*>(at)[i];
             p.w[2 * i] = two.w[0], p.w[2 * i + 1] = two.w[1];
         }
     } else if constexpr (n % 32 == 0) {
@@ -63,6 +78,14 @@ KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece(const std::byte* 
     return p;
 }
 
+/// The piece that starts at `column`, a multiple of Columns, of the row of codes at `row`. Rows have 32 codes or a multiple and
+/// start at a word; for 2, 4, 6 and 8 bits at a multiple of 8 bytes. May read up to a word behind the row, which a record always has.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece(const std::byte* row, int column) noexcept
+{
+    return load_piece_at<Bits, Columns>(row + piece_offset<Bits, Columns>(column), column);
+}
+
 /// Code n of a piece.
 template <int Bits, int Columns>
 KVARN_DEVICE KVARN_INLINE std::uint32_t code_of(const code_piece<Bits, Columns>& p, int n) noexcept
@@ -77,6 +100,25 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t code_of(const code_piece<Bits, Columns>&
 KVARN_DEVICE KVARN_INLINE float code_to_float(std::uint32_t code) noexcept
 {
     return sub(bits_as<float>(0x4b000000u | code), 8388608.0f);
+}
+
+/// Code n of a piece as a float. It is not shifted to where it counts one: as bits of the mantissa of 2^23 it counts 2^at, which one
+/// exact fma takes off with the 2^23.
+template <int Bits, int Columns>
+KVARN_DEVICE KVARN_INLINE float float_of(const code_piece<Bits, Columns>& p, int n) noexcept
+{
+    const int word = n * Bits / 32;
+    int at = n * Bits % 32;
+    std::uint32_t bits = p.w[word];
+    if (at + Bits > 32) {
+        bits = shift_right(bits, p.w[word + 1 < p.words ? word + 1 : word], at);
+        at = 0;
+    } else if (at + Bits > 23) {
+        bits >>= 16;  // one shift for several codes
+        at -= 16;
+    }
+    const float unit = bits_as<float>(static_cast<std::uint32_t>(127 - at) << 23);  // 2^-at
+    return fma(bits_as<float>(and_or(bits, ((1u << Bits) - 1u) << at, 0x4b000000u)), unit, -8388608.0f * unit);
 }
 
 /// body(integral constant) for the widths that a record may have. (Device code reads it as decltype(x)::value.)

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// From a tile in shared memory to codes and scalars in global memory: the paper's min-max rounding, the twin of codec/encode.hpp,
-// and the packing that both encoders share (paper section 4.3, format.md sections 4 and 5). In: a float tile [axis 0][axis 1] and
-// its factors. Out: the fields of one part of a record, 4-byte aligned. float arithmetic in the CPU's order. No allocation; for
+// From a tile to codes and scalars in global memory: the paper's min-max rounding, the twin of codec/encode.hpp, and the packing
+// that both encoders share (paper section 4.3, format.md sections 4 and 5). In: a float tile [axis 0][axis 1] and its factors.
+// Out: the fields of one part of a record, 8-byte aligned. float arithmetic in the CPU's order. No allocation; for
 // one thread block.
 
 #include <cstddef>
 #include <cstdint>
 
+#include <kvarn/cuda/codes.cuh>
 #include <kvarn/cuda/normalize.cuh>
 
 namespace kvarn::cuda::detail {
@@ -21,57 +22,73 @@ struct part_fields {
     std::uint32_t codes, scale0, zero0, scale1;
 };
 
-/// Packs 32 codes of Bits bits, code_of(n) for n = 0 .. 31, into Bits words.
-template <int Bits, class CodeOf>
-KVARN_DEVICE KVARN_INLINE void pack32(std::uint32_t* to, CodeOf&& code_of) noexcept
+/// Packs 32 codes of Bits bits into Bits words. codes_of(n, four): the codes n .. n + 3, each as the bits of code +
+/// rounding_magic. `to` is 8-byte aligned if Bits is even.
+template <int Bits, class CodesOf>
+KVARN_DEVICE KVARN_INLINE void pack32(std::uint32_t* to, CodesOf&& codes_of) noexcept
 {
+    constexpr std::uint32_t magic_bits = 0x4b400000u;  // of rounding_magic
+    constexpr bool whole = 32 % Bits == 0;             // no code lies in two words
     std::uint32_t words[Bits] = {};
     KVARN_UNROLL
-    for (int n = 0; n < 32; ++n) {
-        const std::uint32_t code = code_of(n);
-        words[n * Bits / 32] |= code << (n * Bits % 32);
-        if constexpr (32 % Bits != 0)
-            if (n * Bits % 32 + Bits > 32) words[n * Bits / 32 + 1] |= code >> (32 - n * Bits % 32);
+    for (int n = 0; n < 32; n += 4) {
+        std::uint32_t four[4];
+        codes_of(n, four);
+        KVARN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            const int at = (n + i) * Bits;
+            if constexpr (whole) {
+                // Shifted sums, modulo 2^32, need no mask: what the magic number adds to a word is a constant.
+                words[at / 32] += (four[i] << (at % 32)) - (magic_bits << (at % 32));
+            } else {
+                const std::uint32_t code = four[i] & 255u;
+                words[at / 32] |= code << (at % 32);
+                if (at % 32 + Bits > 32) words[at / 32 + 1] |= code >> (32 - at % 32);
+            }
+        }
     }
-    KVARN_UNROLL
-    for (int i = 0; i < Bits; ++i) to[i] = words[i];
+    if constexpr (Bits % 2 == 0) {
+        KVARN_UNROLL
+        for (int i = 0; i < Bits; i += 2) *reinterpret_cast<word_pair*>(to + i) = word_pair{{words[i], words[i + 1]}};
+    } else {
+        KVARN_UNROLL
+        for (int i = 0; i < Bits; ++i) to[i] = words[i];
+    }
 }
 
-/// Codes of the whole tile to their place: code_of(row, column) for 32 columns a thread.
-template <int Bits, class Team, class CodeOf>
-KVARN_DEVICE KVARN_INLINE void pack_tile(Team& team, const tile_view& t, std::uint32_t* to, CodeOf&& code_of) noexcept
+/// Codes of the whole tile to their place, 32 columns of a row a thread. row_codes(row) is a function (column, four) like
+/// pack32's. Eight neighbouring threads take eight rows, whose quads lie in different banks.
+template <int Bits, class Team, class RowCodes>
+KVARN_DEVICE KVARN_INLINE void pack_tile(Team& team, const tile_view& t, std::uint32_t* to, RowCodes&& row_codes) noexcept
 {
-    for_each(team, t.size0 << (t.shift1 - 5), [&](int item) {
-        const int row = item >> (t.shift1 - 5), column = (item << 5) & (t.size1 - 1);
-        pack32<Bits>(to + item * Bits, [&](int n) { return code_of(row, column + n); });
+    const int shift = t.shift1 - 5;  // log2 of a row's pieces
+    for_each(team, t.size0 << shift, [&](int item) {
+        const int row = item >> (shift + 3) << 3 | (item & 7), piece = item >> 3 & ((1 << shift) - 1);
+        const auto codes = row_codes(row);
+        pack32<Bits>(to + ((row << shift) + piece) * Bits, [&](int n, std::uint32_t(&four)[4]) { codes(piece * 32 + n, four); });
     });
 }
 
-template <class Team, class CodeOf>
-KVARN_DEVICE KVARN_INLINE void pack_tile(Team& team, const tile_view& t, int bits, std::byte* to, CodeOf&& code_of) noexcept
+template <class Team, class RowCodes>
+KVARN_DEVICE KVARN_INLINE void pack_tile(Team& team, const tile_view& t, int bits, std::byte* to, RowCodes&& row_codes) noexcept
 {
     std::uint32_t* const words = reinterpret_cast<std::uint32_t*>(to);
     switch (bits) {
-    case 2: return pack_tile<2>(team, t, words, code_of);
-    case 3: return pack_tile<3>(team, t, words, code_of);
-    case 4: return pack_tile<4>(team, t, words, code_of);
-    case 5: return pack_tile<5>(team, t, words, code_of);
-    case 6: return pack_tile<6>(team, t, words, code_of);
-    default: return pack_tile<8>(team, t, words, code_of);
+    case 2: return pack_tile<2>(team, t, words, row_codes);
+    case 3: return pack_tile<3>(team, t, words, row_codes);
+    case 4: return pack_tile<4>(team, t, words, row_codes);
+    case 5: return pack_tile<5>(team, t, words, row_codes);
+    case 6: return pack_tile<6>(team, t, words, row_codes);
+    default: return pack_tile<8>(team, t, words, row_codes);
     }
 }
 
+/// n floats, `step` apart, to halves.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void store_scalars(Team& team, const float* from, int n, std::byte* to) noexcept
+KVARN_DEVICE KVARN_INLINE void store_scalars(Team& team, const float* from, int n, std::byte* to, int step = 1) noexcept
 {
-    for_each(team, n, [&](int i) { reinterpret_cast<half*>(to)[i] = narrow<half>(from[i]); });
+    for_each(team, n, [&](int i) { reinterpret_cast<half*>(to)[i] = narrow<half>(from[i * step]); });
 }
-
-/// Results of an encoder in shared memory: arrays that the normaliser no longer needs.
-struct part_scalars {
-    float *scale, *zero;  // axis 0
-    const float* s1;
-};
 
 /// The first half of encode_minmax: scale and zero of all rows to f.deviation0 and f.pivot0, their reciprocals to f.current0,
 /// those of s1 to f.reciprocal1. Returns whether all scalars of axis 0 fit a half.
@@ -88,8 +105,8 @@ KVARN_DEVICE KVARN_INLINE bool find_ranges(Team& team, const tile_view& t, const
         float low = mul(row[0], r[0]), high = low;
         for (int j = row_threads; j < t.size1; j += row_threads) {
             const float x = mul(row[j], r[j]);
-            low = min(low, x);
-            high = max(high, x);
+            low = least(low, x);
+            high = most(high, x);
         }
         low = add(row_min(team, low), 0.0f);  // -0 becomes +0
         high = row_max(team, high);
@@ -111,9 +128,13 @@ KVARN_DEVICE KVARN_INLINE void store_minmax(Team& team, const tile_view& t, cons
                                             const part_fields& at) noexcept
 {
     // x - min lies between 0 and the range, as both come from the same products: no code needs a clamp.
-    pack_tile(team, t, bits, record + at.codes, [&](int i, int j) {
-        const float x = add(mul(t.row(i)[j], f.reciprocal1[j]), -f.pivot0[i]);
-        return bits_as<std::uint32_t>(fma(x, f.current0[i], rounding_magic)) & 255u;
+    pack_tile(team, t, bits, record + at.codes, [&](int i) {
+        return [row = t.row(i), r = f.reciprocal1, minus = -f.pivot0[i], by = f.current0[i]](int j, std::uint32_t(&four)[4]) {
+            const float_group<4> x = load_group<4>(row + j), reciprocal = load_group<4>(r + j);
+            KVARN_UNROLL
+            for (int n = 0; n < 4; ++n)
+                four[n] = bits_as<std::uint32_t>(fma(add(mul(x.x[n], reciprocal.x[n]), minus), by, rounding_magic));
+        };
     });
     store_scalars(team, f.deviation0, t.size0, record + at.scale0);
     store_scalars(team, f.pivot0, t.size0, record + at.zero0);

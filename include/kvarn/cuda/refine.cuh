@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The refined encoder of a tile in shared memory, the twin of codec/refine.hpp: clip search, alternating least-squares fits of
-// both axes, and the norm of every token. In: a float tile [axis 0][axis 1], the normaliser's s0 and s1 (kept). Out: the fields
-// of one part of a record. float arithmetic in the CPU's order. No allocation; for one thread block.
+// The refined encoder of a tile, the twin of codec/refine.hpp: clip search, alternating least-squares fits of both axes, and the
+// norm of every token. In: a float tile [axis 0][axis 1], the normaliser's s0 and s1 (kept). Out: the fields of one part of a
+// record. float arithmetic in the CPU's order. No allocation; for one thread block.
 //
-// Codes are not kept between passes: a row's two numbers (code_of) and its origin give them again.
+// Codes are not kept between passes: a row's origin and two numbers (code_of) give them again.
 
 #include <cstddef>
 #include <cstdint>
@@ -25,41 +25,44 @@ struct refine_pass {
     Team& team;
     const tile_view& t;
     float levels;
-    // Axis 0.
-    float *scale, *zero, *origin, *inverse, *offset;
-    // Axis 1.
-    float *s1, *reciprocal, *weight, *product, *square;
+    float* rows;     // [size0][4]: origin, then by and plus of the codes, then scale
+    float* zero;     // [size0]
+    float* s1;       // [size1]
+    float* columns;  // [size1][2]: 1 / s1 and s1^2, the weight
+    float* product;  // [size1]
     float* scratch;
     float total_weight = 0.0f;
 
     /// Arrays that the normaliser no longer needs; its s0 and s1 stay.
     KVARN_DEVICE KVARN_INLINE refine_pass(Team& team_, const tile_view& t_, const tile_factors& f, int bits) noexcept
-        : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), scale(f.deviation0), zero(f.pivot0),
-          origin(f.current0), inverse(f.reciprocal0), offset(f.partial), s1(f.current1), reciprocal(f.reciprocal1),
-          weight(f.deviation1), product(f.sum1), square(f.square1), scratch(f.scratch)
+        : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), rows(f.current0), zero(f.partial), s1(f.current1),
+          columns(f.reciprocal1), product(f.sum1), scratch(f.scratch)
     {}
 
+    /// The code of x - origin before it is rounded, clamped.
+    KVARN_DEVICE KVARN_INLINE float unrounded(float x, float by, float plus) const noexcept
+    {
+        return bounded(fma(x, by, plus), 0.0f, levels);
+    }
     /// The code of x - origin: round_half_even, clamped.
     KVARN_DEVICE KVARN_INLINE float code_of(float x, float by, float plus) const noexcept
     {
-        const float y = min(max(fma(x, by, plus), 0.0f), levels);
-        return sub(add(y, rounding_magic), rounding_magic);
-    }
-    /// The code of (i, j) as the last fit or rounding of row i left it.
-    KVARN_DEVICE KVARN_INLINE float code_at(int i, int j) const noexcept
-    {
-        return code_of(fma(t.row(i)[j], reciprocal[j], -origin[i]), inverse[i], offset[i]);
+        return sub(add(unrounded(x, by, plus), rounding_magic), rounding_magic);
     }
 
     /// Reciprocals and weights of the present s1, which this thread's columns need not share yet. Ends with a barrier.
     KVARN_DEVICE KVARN_INLINE void take_factors() noexcept
     {
         for_each(team, t.size1, [&](int j) {
-            reciprocal[j] = div(1.0f, s1[j]);
-            weight[j] = mul(s1[j], s1[j]);
+            store_group(columns + 2 * j, float_group<2>{{div(1.0f, s1[j]), mul(s1[j], s1[j])}});
         });
         team.barrier();
-        sum_lanes(team, weight, t.size1, scratch);
+        if (team.rank() < lane_count) {
+            const float* const weight = columns + 1;
+            float sum = weight[2 * team.rank()];
+            for (int j = team.rank() + lane_count; j < t.size1; j += lane_count) sum = add(sum, weight[2 * j]);
+            scratch[team.rank()] = sum;
+        }
         team.barrier();
         total_weight = fold_lanes(scratch);
     }
@@ -77,36 +80,39 @@ struct refine_pass {
 
     KVARN_DEVICE KVARN_INLINE row_state load_row(int i, int k) const noexcept
     {
-        return {t.row(i) + k, k, scale[i], zero[i], 0.0f};
+        return {t.row(i) + k, k, rows[4 * i + 3], zero[i], 0.0f};
     }
     KVARN_DEVICE KVARN_INLINE void store_row(int i, const row_state& r) const noexcept
     {
         team.warp_barrier();  // all four have read what one of them writes now
         if (r.k != 0) return;
-        scale[i] = r.scale;
+        store_group(rows + 4 * i, float_group<4>{{r.origin, r.by, r.plus, r.scale}});
         zero[i] = r.zero;
-        origin[i] = r.origin;
-        inverse[i] = r.by;
-        offset[i] = r.plus;
     }
-    /// body(lane, x - origin, column) for this thread's elements of the row.
+    /// body(lane, x - origin, weight, value) for this thread's elements of the row.
     template <class Body>
     KVARN_DEVICE KVARN_INLINE void for_elements(const row_state& r, Body&& body) const noexcept
     {
+        const float* const column = columns + 2 * r.k;
         for (int j = 0; j < t.size1; j += lane_count) {
             KVARN_UNROLL
-            for (int n = 0; n < 4; ++n) body(n, fma(r.x[j + 4 * n], reciprocal[r.k + j + 4 * n], -r.origin), r.k + j + 4 * n);
+            for (int n = 0; n < 4; ++n) {
+                const float value = r.x[j + 4 * n];
+                const float_group<2> c = load_group<2>(column + 2 * (j + 4 * n));
+                body(n, fma(value, c.x[0], -r.origin), c.x[1], value);
+            }
         }
     }
 
     /// Minimum and maximum, then the clip range of least squared error.
     KVARN_DEVICE KVARN_INLINE void search(row_state& r, int clip_steps, float floor) const noexcept
     {
-        float low = mul(r.x[0], reciprocal[r.k]), high = low;
+        const float* const reciprocal = columns + 2 * r.k;
+        float low = mul(r.x[0], reciprocal[0]), high = low;
         for (int j = row_threads; j < t.size1; j += row_threads) {
-            const float x = mul(r.x[j], reciprocal[r.k + j]);
-            low = min(low, x);
-            high = max(high, x);
+            const float x = mul(r.x[j], reciprocal[2 * j]);
+            low = least(low, x);
+            high = most(high, x);
         }
         low = row_min(team, low);
         high = row_max(team, high);
@@ -118,12 +124,11 @@ struct refine_pass {
             float sum[3][4] = {}, by[3];
             KVARN_UNROLL
             for (int c = 0; c < 3; ++c) by[c] = div(middle, mul(half_range, clip(first + c)));
-            for_elements(r, [&](int n, float x, int j) {
-                const float w = weight[j];
+            for_elements(r, [&](int n, float x, float w, float) {
                 KVARN_UNROLL
                 for (int c = 0; c < 3; ++c) {
                     const float y = fma(x, by[c], middle);
-                    const float code = sub(add(min(max(y, 0.0f), levels), rounding_magic), rounding_magic);
+                    const float code = sub(add(bounded(y, 0.0f, levels), rounding_magic), rounding_magic);
                     const float e = sub(y, code);
                     sum[c][n] = fma(mul(e, w), e, sum[c][n]);
                 }
@@ -154,8 +159,8 @@ struct refine_pass {
     {
         round(r);
         float sum_c[4] = {}, sum_cc[4] = {}, sum_cx[4] = {}, sum_x[4] = {}, sum_xx[4] = {};
-        for_elements(r, [&](int n, float x, int j) {
-            const float w = weight[j], code = code_of(x, r.by, r.plus), weighted = mul(code, w);
+        for_elements(r, [&](int n, float x, float w, float) {
+            const float code = code_of(x, r.by, r.plus), weighted = mul(code, w);
             sum_c[n] = add(sum_c[n], weighted);
             sum_cc[n] = fma(weighted, code, sum_cc[n]);
             sum_cx[n] = fma(weighted, x, sum_cx[n]);
@@ -194,10 +199,10 @@ struct refine_pass {
     KVARN_DEVICE KVARN_INLINE void keep_row_norm(row_state& r) const noexcept
     {
         float exact[4] = {}, decoded[4] = {};
-        for_elements(r, [&](int n, float x, int j) {
-            const float value = r.x[j - r.k], y = fma(code_of(x, r.by, r.plus), r.scale, r.zero);
+        for_elements(r, [&](int n, float x, float w, float value) {
+            const float y = fma(code_of(x, r.by, r.plus), r.scale, r.zero);
             exact[n] = fma(value, value, exact[n]);
-            decoded[n] = fma(mul(y, weight[j]), y, decoded[n]);
+            decoded[n] = fma(mul(y, w), y, decoded[n]);
         });
         const float ratio = norm_ratio(fold(team, exact), fold(team, decoded));
         r.scale = mul(r.scale, ratio);
@@ -209,10 +214,18 @@ struct refine_pass {
     KVARN_DEVICE KVARN_INLINE void sum_column(int j, float& products, float& squares) const noexcept
     {
         products = squares = 0.0f;
-        for (int i = 0; i < t.size0; ++i) {
-            const float value = t.row(i)[j], y = fma(code_at(i, j), scale[i], zero[i]);
-            products = fma(value, Norms ? value : y, products);
-            squares = fma(y, y, squares);
+        const float reciprocal = columns[2 * j];
+        const float* value = t.data + j;
+        for (int i = 0; i < t.size0; i += 4) {  // in fours, so that loads need not wait for the sums
+            KVARN_UNROLL
+            for (int n = 0; n < 4; ++n) {
+                const float_group<4> row = load_group<4>(rows + 4 * (i + n));
+                const float x = value[n * t.stride], code = code_of(fma(x, reciprocal, -row.x[0]), row.x[1], row.x[2]);
+                const float y = fma(code, row.x[3], zero[i + n]);
+                products = fma(x, Norms ? x : y, products);
+                squares = fma(y, y, squares);
+            }
+            value += 4 * t.stride;
         }
     }
 
@@ -295,9 +308,21 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
         fits = fits && fits_half(p.product[j]);
     });
     if (largest_of_all(team, fits ? 0u : 1u, reinterpret_cast<std::uint32_t*>(p.scratch)) != 0) return false;
-    pack_tile(team, t, bits, record + at.codes,
-              [&](int i, int j) { return bits_as<std::uint32_t>(add(p.code_at(i, j), rounding_magic)) & 255u; });
-    store_scalars(team, p.scale, t.size0, record + at.scale0);
+    pack_tile(team, t, bits, record + at.codes, [&](int i) {
+        return [&p, values = t.row(i), row = load_group<4>(p.rows + 4 * i)](int j, std::uint32_t(&four)[4]) {
+            const float_group<4> x = load_group<4>(values + j);
+            KVARN_UNROLL
+            for (int n = 0; n < 4; n += 2) {
+                const float_group<4> c = load_group<4>(p.columns + 2 * (j + n));  // two columns
+                KVARN_UNROLL
+                for (int m = 0; m < 2; ++m) {
+                    const float centred = fma(x.x[n + m], c.x[2 * m], -row.x[0]);
+                    four[n + m] = bits_as<std::uint32_t>(add(p.unrounded(centred, row.x[1], row.x[2]), rounding_magic));
+                }
+            }
+        };
+    });
+    store_scalars(team, p.rows + 3, t.size0, record + at.scale0, 4);
     store_scalars(team, p.zero, t.size0, record + at.zero0);
     store_scalars(team, p.product, t.size1, record + at.scale1);
     return true;

@@ -2,7 +2,7 @@
 #pragma once
 // The Hadamard rotation of a tile's tokens in shared memory, the twin of rotate/hadamard.hpp: levels with spans 1, 2, 4, ...,
 // each a sum and a difference, then one product with 1 / sqrt(head_dim) (paper section 4.1, format.md section 2). head_dim 64,
-// 128 or 256: the first four levels in the registers that load sixteen channels, the rest over channels c, c + 16, c + 32, ...
+// 128, 256 or 512: the first four levels in the registers that load sixteen channels, the rest over channels c, c + 16, ...
 // The matrix is symmetric, so this is the inverse too. float. No allocation; for one thread block.
 
 #include <cstddef>
@@ -37,19 +37,54 @@ KVARN_DEVICE KVARN_INLINE void butterflies(float (&x)[R]) noexcept
     }
 }
 
-/// The levels with spans 16 .. 8 R of `tokens` tokens of 16 R channels, and the scale. No barrier at either end.
+/// x, of which the compiler knows nothing more: what is computed from it is neither moved out of a
+/// loop nor kept, where it would take registers.
+KVARN_DEVICE KVARN_INLINE int opaque(int x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
+/// The levels with spans 16 .. 8 R of `tokens` tokens of 16 R channels, and the scale. `tokens` is a power of two where
+/// token_step is 1. No barrier at either end.
 template <int R, class Team>
 KVARN_DEVICE KVARN_INLINE void finish_rotation(Team& team, const token_block& x, int tokens, float scale) noexcept
 {
+    int shift = 0;  // log2(tokens)
+    if (x.token_step == 1)
+        while (1 << shift < tokens) ++shift;
     for_each(team, tokens * 16, [&](int item) {
         // Neighbouring threads take neighbouring floats.
-        const int t = x.token_step == 1 ? item % tokens : item / 16, d = x.token_step == 1 ? item / tokens : item % 16;
-        float v[R];
+        const int t = x.token_step == 1 ? item & (tokens - 1) : item / 16, d = x.token_step == 1 ? item >> shift : item % 16;
+        float* const first = &x.at(t, d);
+        const int step = opaque(16 * x.channel_step);
+        constexpr int held = R < 16 ? R : 16;  // with their addresses, more would take too many registers
+        float v[held];
         KVARN_UNROLL
-        for (int i = 0; i < R; ++i) v[i] = x.at(t, d + 16 * i);
+        for (int i = 0; i < held; ++i) v[i] = first[i * step];
         butterflies(v);
-        KVARN_UNROLL
-        for (int i = 0; i < R; ++i) x.at(t, d + 16 * i) = mul(v[i], scale);
+        const int again = opaque(step);
+        if constexpr (R == held) {
+            KVARN_UNROLL
+            for (int i = 0; i < R; ++i) first[i * again] = mul(v[i], scale);
+        } else {
+            static_assert(R == 2 * held);
+            KVARN_UNROLL
+            for (int i = 0; i < held; ++i) first[i * again] = v[i];
+            float* const second = first + held * again;
+            KVARN_UNROLL
+            for (int i = 0; i < held; ++i) v[i] = second[i * again];
+            butterflies(v);
+            const int last = opaque(step);
+            KVARN_UNROLL
+            for (int i = 0; i < held; ++i) {
+                const float a = first[i * last];
+                first[i * last] = mul(add(a, v[i]), scale);
+                second[i * last] = mul(sub(a, v[i]), scale);
+            }
+        }
     });
 }
 
@@ -60,8 +95,10 @@ KVARN_DEVICE KVARN_INLINE void finish_rotation(Team& team, const token_block& x,
         finish_rotation<4>(team, x, tokens, scale);
     else if (dim == 128)
         finish_rotation<8>(team, x, tokens, scale);
-    else
+    else if (dim == 256)
         finish_rotation<16>(team, x, tokens, scale);
+    else
+        finish_rotation<32>(team, x, tokens, scale);
 }
 
 /// Sixteen channels from `d` on of token `t` to shared memory.

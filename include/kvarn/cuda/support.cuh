@@ -4,6 +4,9 @@
 // run slowly. In: a format, an operation, the shared memory that a block of the device may have. Out: a status and one sentence.
 // constexpr, host.
 
+#include <cstddef>
+
+#include <kvarn/cuda/attention/memory.cuh>
 #include <kvarn/cuda/normalize.cuh>
 #include <kvarn/layout/format.hpp>
 
@@ -20,7 +23,7 @@ inline constexpr int shared_bytes_sm90 = 227 * 1024;
 struct support {
     status error = status::ok;
     const char* reason = "supported";
-    bool tensor_cores = false;  ///< attend: both products go to tensor cores; otherwise to CUDA cores, which are slower with many rows
+    bool workspace = false;  ///< seal needs seal_workspace_bytes of device memory (append too)
 
     [[nodiscard]] constexpr explicit operator bool() const noexcept { return error == status::ok; }
 };
@@ -29,46 +32,74 @@ namespace detail {
 
 [[nodiscard]] KVARN_INLINE constexpr bool is_kernel_dim(int dim) noexcept
 {
-    return dim == 64 || dim == 128 || dim == 256;
+    return dim == 64 || dim == 128 || dim == 256 || dim == 512;
 }
 
-/// Whether multiply_tensor (attention/tensor.cuh) takes `n` rows of `columns` codes.
-[[nodiscard]] KVARN_INLINE constexpr bool is_tensor_shape(int bits, int n, int columns) noexcept
+/// Blocks that seal with tiles in a workspace at a time, at most: one for each multiprocessor of a large device, so that most of
+/// their tiles stay in its L2 cache.
+inline constexpr int most_workspace_blocks = 160;
+
+/// What the larger part of a tile takes, in floats: with the tile, its factors alone, the tile alone.
+struct seal_floats {
+    int all, factors, tile;
+};
+[[nodiscard]] KVARN_INLINE constexpr seal_floats seal_floats_of(const format& f) noexcept
 {
-    return (bits == 2 || bits == 4 || bits == 8) && columns * bits % 256 == 0 && n % 16 == 0;
+    const auto larger = [](int a, int b) { return a > b ? a : b; };
+    const int k0 = f.head_dim_k(), k1 = f.group(), v0 = f.has_values() ? f.group() : 0, v1 = f.has_values() ? f.head_dim_v() : 0;
+    const int k = tile_floats(k0, k1), v = tile_floats(v0, v1), kf = factor_floats(k0, k1), vf = factor_floats(v0, v1);
+    return {larger(k + kf, v + vf), larger(kf, vf), larger(k, v)};
 }
 
-/// Whether decode attention over records of this format goes to tensor cores.
-[[nodiscard]] KVARN_INLINE constexpr bool on_tensor_cores(const format& f) noexcept
+/// Whether tiles lie in a workspace where a block has `shared_bytes` of shared memory.
+[[nodiscard]] KVARN_INLINE constexpr bool seals_in_workspace(const format& f, int shared_bytes) noexcept
 {
-    return f.has_values() && is_tensor_shape(f.key_bits(), f.head_dim_k(), f.group()) &&
-           is_tensor_shape(f.value_bits(), f.group(), f.head_dim_v());
+    return 4 * seal_floats_of(f).all > shared_bytes;
 }
 
-/// Shared memory of a block that seals: one part of one tile.
-[[nodiscard]] KVARN_INLINE constexpr int seal_shared_bytes(const format& f) noexcept
+/// Shared memory of a block that seals one part of a tile.
+[[nodiscard]] KVARN_INLINE constexpr int seal_shared_bytes(const format& f, bool workspace) noexcept
 {
-    const int k = tile_memory_floats(f.head_dim_k(), f.group());
-    const int v = f.has_values() ? tile_memory_floats(f.group(), f.head_dim_v()) : 0;
-    return 4 * (k > v ? k : v);
+    const seal_floats n = seal_floats_of(f);
+    return 4 * (workspace ? n.factors : n.all);
+}
+
+/// Blocks that seal `parts` parts of tiles.
+[[nodiscard]] KVARN_INLINE constexpr int seal_blocks(int parts, bool workspace) noexcept
+{
+    return workspace && parts > most_workspace_blocks ? most_workspace_blocks : parts;
 }
 
 }  // namespace detail
 
 /// Whether the kernels of an operation take a format on a device that gives a block `shared_bytes` of shared memory.
-/// Statuses: unsupported_head_dim, unsupported_channels, buffer_too_small (shared memory). What attention needs depends on the call's rows
-/// too: within the 163 KiB of sm_80 and the 227 KiB of sm_90 everything fits; with less, `attend` may answer buffer_too_small.
+/// Statuses: unsupported_head_dim, unsupported_channels, buffer_too_small (shared memory).
 [[nodiscard]] constexpr support supports(const format& f, operation what, int shared_bytes = shared_bytes_sm90) noexcept
 {
     if (!detail::is_kernel_dim(f.head_dim_k()) || (f.has_values() && !detail::is_kernel_dim(f.head_dim_v())))
-        return {status::unsupported_head_dim, "the CUDA kernels take head_dim 64, 128 and 256"};
-    if (what == operation::attend && f.exact_channels() != 0)
-        return {status::unsupported_channels, "the CUDA attention kernel takes no exact channels"};
-    if (what == operation::seal && detail::seal_shared_bytes(f) > shared_bytes)
-        return {status::buffer_too_small, "a tile of this head_dim and group does not fit the shared memory of a thread block"};
-    if (what != operation::attend) return {};
-    if (detail::on_tensor_cores(f)) return {status::ok, "supported, on tensor cores", true};
-    return {status::ok, "supported, on CUDA cores: tensor cores take 2, 4 and 8 bits for K and V in rows of whole 32-byte pieces", false};
+        return {status::unsupported_head_dim, "the CUDA kernels take head_dim 64, 128, 256 and 512"};
+    if (what == operation::attend && f.exact_channels() % 8 != 0)
+        return {status::unsupported_channels, "the CUDA attention kernel takes exact channels in multiples of 8"};
+    if (what == operation::seal && detail::seals_in_workspace(f, shared_bytes)) {
+        if (detail::seal_shared_bytes(f, true) > shared_bytes)
+            return {status::buffer_too_small, "a tile's factors do not fit the shared memory of a thread block"};
+        return {status::ok, "supported, with tiles in a workspace in device memory, which is slower", true};
+    }
+    if (what == operation::attend && detail::attention_shared_bytes(f) > shared_bytes)
+        return {status::buffer_too_small,
+                "the queries and outputs of this head_dim do not fit the shared memory of a thread block"};
+    return {};
+}
+
+/// Device memory that `seal` and `append` need besides their output, in bytes: 0 where `supports` names no workspace, otherwise a
+/// tile of floats for each of at most 160 blocks, whatever `tiles` and `heads` are. 0 or less of them: none.
+[[nodiscard]] constexpr std::size_t seal_workspace_bytes(const format& f, int tiles, int heads,
+                                                         int shared_bytes = shared_bytes_sm90) noexcept
+{
+    if (tiles <= 0 || heads <= 0 || !supports(f, operation::seal, shared_bytes).workspace) return 0;
+    const int most = detail::most_workspace_blocks, parts = f.has_values() ? 2 : 1;
+    const int blocks = tiles > most || heads > most ? most : detail::seal_blocks(tiles * heads * parts, true);
+    return std::size_t{4} * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(detail::seal_floats_of(f).tile);
 }
 
 #if defined(__CUDACC__)

@@ -4,8 +4,9 @@
 // `block_team` is the thread block of a launch; the tests have a team of fibers that runs the same source without a GPU.
 //
 // What a Team offers: rank() and size() of the thread (size a multiple of 64); barrier(), which all threads reach equally often;
-// shuffle_xor(x, mask), mask < 32, the x of thread rank ^ mask of the same warp, warp_barrier(), and mma(c, a, b), the warp's
-// c += a b of 16 x 16 and 16 x 8 halves in the registers of PTX's mma.m16n8k16, which all threads of the warp call together.
+// shuffle_xor(x, mask), mask < 32, the x of thread rank ^ mask of the same warp, warp_barrier(), and the warp's matrix products
+// c += a b, which all its threads call together: mma of 16 x 16 and 16 x 8 halves in the registers of PTX's mma.m16n8k16, mma_tf32
+// of 16 x 8 and 8 x 8 floats, of which the first 11 significant bits count, in those of mma.m16n8k8.
 
 #include <cstdint>
 
@@ -27,7 +28,16 @@ struct block_team {
     KVARN_DEVICE KVARN_INLINE void warp_barrier() const noexcept { __syncwarp(); }
     KVARN_DEVICE KVARN_INLINE void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) const noexcept
     {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+    KVARN_DEVICE KVARN_INLINE void mma_tf32(float (&c)[4], const std::uint32_t (&a)[4],
+                                            const std::uint32_t (&b)[2]) const noexcept
+    {
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     }
@@ -57,6 +67,14 @@ KVARN_DEVICE KVARN_INLINE float row_max(Team& team, float x) noexcept
 {
     x = max(x, team.shuffle_xor(x, 2));
     return max(x, team.shuffle_xor(x, 1));
+}
+
+/// In no order that records depend on.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE float row_sum(Team& team, float x) noexcept
+{
+    x = add(x, team.shuffle_xor(x, 1));
+    return add(x, team.shuffle_xor(x, 2));
 }
 
 /// body(row, k) for all rows, four threads each. `rows` is a multiple of 8, so that a warp is never divided.

@@ -52,6 +52,18 @@ struct record_tiles {
 
 namespace detail {
 
+/// body(a value of the element type).
+template <class Body>
+KVARN_DEVICE KVARN_INLINE void with_element(element_type type, Body&& body) noexcept
+{
+    if (type == element_type::f16)
+        body(half{});
+    else if (type == element_type::bf16)
+        body(bfloat16{});
+    else
+        body(0.0f);
+}
+
 /// Where token 0 of a piece of a tile lies, and how far the next ones are; null if the tile is left out. The piece lies in one
 /// page.
 template <class T, class Void>

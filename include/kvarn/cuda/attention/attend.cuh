@@ -1,37 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The two kernels of decode attention. One thread block attends with up to eight query rows of a sequence and KV head to a range
-// of its records, or to its exact tokens, and leaves softmax states and outputs, in the rotated basis, in the workspace; a second
-// launch merges them. K and V of records are never decoded to memory: the channel scale goes into the query, the token scale into
-// the weights (attention/sealed.hpp has the equations). float accumulators. No allocation; for thread blocks.
+// of its records, or to its exact tokens; its warps take tiles in turn, each with a softmax state and outputs of its own, and no
+// barrier between them. What they leave goes to the workspace; a second launch merges it. K and V of records are never decoded: the
+// channel scale goes into the query, the token scale into the weights (attention/sealed.hpp has the equations). Outputs of records
+// are in the rotated basis, those of exact tokens in the original one. float accumulators. No allocation; for thread blocks.
 
 #include <cstddef>
 #include <cstdint>
 
-#include <kvarn/cuda/attention/rows.cuh>
-#include <kvarn/cuda/attention/tensor.cuh>
+#include <kvarn/cuda/attention/products.cuh>
+#include <kvarn/cuda/attention/softmax.cuh>
 
 namespace kvarn::cuda::detail {
 
 inline constexpr int combine_threads = 128;
+inline constexpr int exact_span = 32;  // exact tokens that a warp takes at a time
 
-/// One block's share of the work.
-template <int Rows>
+/// One block's share of the work, as one of its threads sees it.
 struct attention_block {
     const attention_call& c;
     attention_memory at;
     float* shared;
-    row_states state;
     int sequence, head, first_row, split;
     int sinks, tiles, tails;
+    int warp, lane;
 
-    KVARN_DEVICE KVARN_INLINE attention_block(const attention_call& call, int item, float* memory) noexcept
-        : c(call), at(call.dk, call.dv, call.out_dim, call.group, Rows), shared(memory), state(memory + at.state)
+    template <class Team>
+    KVARN_DEVICE KVARN_INLINE attention_block(Team& team, const attention_call& call, int item, float* memory) noexcept
+        : c(call), at(call.dk + call.exact_channels, call.out_dim), shared(memory), warp(team.rank() / 32), lane(team.rank() % 32)
     {
         const int parts = c.a.splits + 1;
         split = item % parts;
         const int rest = item / parts;
-        first_row = rest % c.row_blocks * Rows;
+        first_row = rest % c.row_blocks * block_rows;
         head = rest / c.row_blocks % c.a.kv_heads;
         sequence = rest / c.row_blocks / c.a.kv_heads;
         sinks = c.a.sink.tokens != nullptr ? c.a.sink.tokens[sequence] : 0;
@@ -39,329 +41,409 @@ struct attention_block {
         tails = c.a.tail.tokens != nullptr ? c.a.tail.tokens[sequence] : 0;
     }
 
-    KVARN_DEVICE KVARN_INLINE float* query() const noexcept { return shared + at.query; }
-    KVARN_DEVICE KVARN_INLINE float* out() const noexcept { return shared + at.out; }
-    KVARN_DEVICE KVARN_INLINE float* weights() const noexcept { return shared + at.weights; }
-    KVARN_DEVICE KVARN_INLINE float* sums() const noexcept { return shared + at.sums; }
-    KVARN_DEVICE KVARN_INLINE float* scalars() const noexcept { return shared + at.scalars; }
-    KVARN_DEVICE KVARN_INLINE std::byte* codes() const noexcept { return reinterpret_cast<std::byte*>(shared + at.codes); }
-
-    KVARN_DEVICE KVARN_INLINE const std::byte* record(int tile) const noexcept
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE float* query() const noexcept { return shared + at.query; }
+    /// This thread's row of queries.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE const float* own_query() const noexcept
+    {
+        return query() + lane / 4 * at.query_stride;
+    }
+    /// Floats 4 n .. 4 n + 3 of a thread's outputs, of out_dim / 4.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE quad* out(int of_warp, int n) const noexcept
+    {
+        return reinterpret_cast<quad*>(shared + at.out + of_warp * block_rows * c.out_dim) + n * 32 + lane;
+    }
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE float* states(int of_warp) const noexcept
+    {
+        return shared + at.states + of_warp * 2 * block_rows;
+    }
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE const std::byte* record(int tile) const noexcept
     {
         const record_pages& r = c.a.records;
         const auto slot = static_cast<std::size_t>(r.table[static_cast<std::ptrdiff_t>(sequence) * r.max_tiles + tile]);
         return r.data + slot * r.tile_stride + static_cast<std::size_t>(head) * r.head_stride;
     }
 
-    KVARN_DEVICE KVARN_INLINE bool is_row(int row) const noexcept { return first_row + row < c.rows; }
-    /// What row `row` sees of `tokens` tokens from `position` on.
-    KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, std::int64_t position, int tokens) const noexcept
+    /// What row `row` of the block sees of `tokens` tokens from `position` on; rows beyond the last see what that one does.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, int tokens) const noexcept
     {
-        if (!is_row(row)) return {0, 0};
-        const std::int64_t history = static_cast<std::int64_t>(sinks) + static_cast<std::int64_t>(tiles) * c.group + tails;
-        return find_visible(c, history - c.a.new_tokens + (first_row + row) / c.a.heads_per_kv, position, tokens);
+        const int history = sinks + tiles * c.group + tails;
+        const int number = first_row + row < c.rows ? first_row + row : c.rows - 1;
+        return find_visible(c, history - c.a.new_tokens + number / c.a.heads_per_kv, position, tokens);
     }
-    KVARN_DEVICE KVARN_INLINE bool any_seen(std::int64_t position, int tokens) const noexcept
+    /// What any row sees of them: later rows see from later on and to later.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, int tokens) const noexcept
     {
-        for (int row = 0; row < Rows; ++row) {
-            const visible_tokens v = seen(row, position, tokens);
-            if (v.begin < v.end) return true;
-        }
-        return false;
+        return {seen(0, position, tokens).begin, seen(block_rows - 1, position, tokens).end};
+    }
+    /// Whether some row does not see all of them.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(int position, int tokens) const noexcept
+    {
+        return seen(0, position, tokens).end < tokens || seen(block_rows - 1, position, tokens).begin > 0;
     }
 };
 
-/// Fetches bytes into the second-level cache.
-template <class Team>
-KVARN_DEVICE KVARN_INLINE void prefetch([[maybe_unused]] Team& team, [[maybe_unused]] const std::byte* from,
-                                        [[maybe_unused]] int bytes) noexcept
+/// Fetches bytes into the second-level cache, for a warp.
+KVARN_DEVICE KVARN_INLINE void prefetch([[maybe_unused]] const std::byte* from, [[maybe_unused]] int bytes,
+                                        [[maybe_unused]] int lane) noexcept
 {
 #if defined(__CUDA_ARCH__)
-    for_each(team, (bytes + 127) / 128, [&](int line) { asm volatile("prefetch.global.L2 [%0];" : : "l"(from + line * 128)); });
+    for (int at = lane * 128; at < bytes; at += 32 * 128) asm volatile("prefetch.global.L2 [%0];" : : "l"(from + at));
 #endif
 }
 
-/// Rotates vectors of `dim` contiguous channels in shared memory. A barrier before; ends with one.
+/// Rotates vectors of `dim` channels in shared memory, `stride` floats apart. A barrier before; ends with one.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void rotate_vectors(Team& team, float* x, int vectors, int dim, float scale) noexcept
+KVARN_DEVICE KVARN_INLINE void rotate_vectors(Team& team, float* x, int vectors, int stride, int dim, float scale) noexcept
 {
-    const token_block block{x, dim, 1};
+    const token_block block{x, stride, 1};
     for_each(team, vectors * (dim / 16), [&](int i) {
+        const int t = i / (dim / 16), d = i % (dim / 16) * 16;
         float v[16];
-        load16(x + i * 16, v);
+        load16(&block.at(t, d), v);
         butterflies(v);
-        put16(block, 0, i * 16, v);
+        put16(block, t, d, v);
     });
     team.barrier();
     finish_rotation(team, block, vectors, dim, scale);
     team.barrier();
 }
 
-/// Queries to shared memory, times the softmax scale, in the basis that the block's tokens need; empty states and outputs. Ends
-/// with a barrier.
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block<Rows>& b, bool exact) noexcept
+/// Queries to shared memory, times the softmax scale, in the basis that the block's tokens need; empty outputs. Ends with a barrier.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block& b) noexcept
 {
     const attention_call& c = b.c;
-    const auto load = [&](auto element) {
+    const int channels = c.dk + c.exact_channels, pieces = b.at.query_stride / 8;
+    with_element(c.a.q.type, [&](auto element) {
         using T = decltype(element);
-        for_each(team, Rows * (c.dk / 16), [&](int i) {
-            const int row = i / (c.dk / 16), d = i % (c.dk / 16) * 16, number = b.first_row + row;
-            float v[16] = {};
-            if (b.is_row(row)) {
+        for_each(team, block_rows * pieces, [&](int i) {
+            const int row = i / pieces, d = i % pieces * 8, number = b.first_row + row;
+            float v[8] = {};
+            if (number < c.rows && d < channels) {
                 const int token = number / c.a.heads_per_kv, head = b.head * c.a.heads_per_kv + number % c.a.heads_per_kv;
-                load16(static_cast<const T*>(c.a.q.data) + b.sequence * c.a.q.sequence_stride + token * c.a.q.token_stride +
-                           head * c.a.q.head_stride + d,
-                       v);
+                load8(static_cast<const T*>(c.a.q.data) + b.sequence * c.a.q.sequence_stride + token * c.a.q.token_stride +
+                          head * c.a.q.head_stride + d,
+                      v);
             }
             KVARN_UNROLL
-            for (int k = 0; k < 16; ++k) v[k] = mul(v[k], c.query_scale);
-            put16(token_block{b.query(), c.dk, 1}, row, d, v);
+            for (int k = 0; k < 8; ++k) v[k] = mul(v[k], c.query_scale);
+            store8(b.query() + row * b.at.query_stride + d, v);
         });
-    };
-    if (c.a.q.type == element_type::f16)
-        load(half{});
-    else if (c.a.q.type == element_type::bf16)
-        load(bfloat16{});
-    else
-        load(0.0f);
-    for_each(team, Rows * c.out_dim, [&](int i) { b.out()[i] = 0.0f; });
-    for_each(team, 8, [&](int row) {
-        b.state.largest[row] = lowest_score;
-        b.state.total[row] = 0.0f;
     });
+    for (int n = 0; n < c.out_dim / 16; ++n) *b.out(b.warp, n) = quad{};
     team.barrier();
-    if (c.k_rotation != 0.0f && exact == (c.a.query_basis == basis::rotated))
-        rotate_vectors(team, b.query(), Rows, c.dk, c.k_rotation);
+    if (c.k_rotation != 0.0f && b.is_exact() == (c.a.query_basis == basis::rotated))
+        rotate_vectors(team, b.query(), block_rows, b.at.query_stride, c.dk, c.k_rotation);
+    for (int row = b.warp; row < block_rows; row += attention_warps) {
+        std::uint32_t most = 0;
+        for (int d = b.lane; d < c.dk; d += 32) {
+            const std::uint32_t x = magnitude_bits(b.query()[row * b.at.query_stride + d]);
+            most = x > most ? x : most;
+        }
+        for (int mask = 16; mask >= 1; mask /= 2) {
+            const std::uint32_t other = team.shuffle_xor(most, mask);
+            most = other > most ? other : most;
+        }
+        if (b.lane == 0) b.shared[b.at.query_largest + row] = bits_as<float>(most);
+    }
+    team.barrier();
 }
 
-/// Pointers to a record's scalars as floats in shared memory.
-struct scalar_arrays {
-    float *k_scale, *k_zero, *k_token, *v_channel, *v_scale, *v_zero;
-
-    KVARN_DEVICE KVARN_INLINE scalar_arrays(const attention_call& c, float* at) noexcept
-        : k_scale(at), k_zero(k_scale + c.dk), k_token(k_zero + c.dk), v_channel(k_token + c.group), v_scale(v_channel + c.dv),
-          v_zero(v_scale + c.group)
-    {}
-};
-
+/// The largest magnitude of n stored halves, n a multiple of 64.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void load_scalars(Team& team, const attention_call& c, const std::byte* record,
-                                            const scalar_arrays& s) noexcept
+KVARN_DEVICE KVARN_INLINE float largest_scalar(Team& team, const std::byte* from, int n, int lane) noexcept
 {
-    const auto load = [&](float* to, std::uint32_t field, int n) {
-        for_each(team, n / 2, [&](int i) {
-            const std::uint32_t two = reinterpret_cast<const std::uint32_t*>(record + field)[i];
-            to[2 * i] = widen(half{static_cast<std::uint16_t>(two)});
-            to[2 * i + 1] = widen(half{static_cast<std::uint16_t>(two >> 16)});
-        });
-    };
-    load(s.k_scale, c.k_scale, c.dk);
-    load(s.k_zero, c.k_zero, c.dk);
-    load(s.k_token, c.k_token, c.group);
-    if (c.dv == 0) return;
-    load(s.v_channel, c.v_channel, c.dv);
-    load(s.v_scale, c.v_scale, c.group);
-    load(s.v_zero, c.v_zero, c.group);
+    std::uint32_t most = 0;
+    for (int i = lane; i < n / 2; i += 32) {
+        const std::uint32_t two = reinterpret_cast<const std::uint32_t*>(from)[i], low = two & 0x7fffu,
+                            high = two >> 16 & 0x7fffu;
+        most = low > most ? low : most;
+        most = high > most ? high : most;
+    }
+    for (int mask = 16; mask >= 1; mask /= 2) {
+        const std::uint32_t other = team.shuffle_xor(most, mask);
+        most = other > most ? other : most;
+    }
+    return widen(half{static_cast<std::uint16_t>(most)});
 }
 
-/// One warp: the sum of query times K's zero points.
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void sum_key_zeros(Team& team, const attention_block<Rows>& b, const float* k_zero, int row) noexcept
+/// out = out * factor + body(n, k) for floats 4 n + k, n in [first, first + count).
+template <int Count, class Body>
+KVARN_DEVICE KVARN_INLINE void add_outputs(const attention_block& b, int first, float factor, Body&& body) noexcept
 {
-    float zeros = 0.0f;
-    for (int d = team.rank() % 32; d < b.c.dk; d += 32) zeros = fma(b.query()[row * b.c.dk + d], k_zero[d], zeros);
-    zeros = warp_sum(team, zeros);
-    if (team.rank() % 32 == 0) b.state.key_zero[row] = zeros;
+    KVARN_UNROLL
+    for (int n = 0; n < Count; ++n) {
+        quad* const at = b.out(b.warp, first + n);
+        quad o = *at;
+        KVARN_UNROLL
+        for (int k = 0; k < 4; ++k) o.w[k] = bits_as<std::uint32_t>(body(4 * n + k, mul(bits_as<float>(o.w[k]), factor)));
+        *at = o;
+    }
 }
 
-/// One warp: products of `row` to scores, and those to softmax weights.
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void absorb_products(Team& team, const attention_block<Rows>& b, const scalar_arrays& s,
-                                               std::int64_t position, int row) noexcept
+/// Weights of a span times V's codes: `w` are the softmax weights.
+template <int V, int P, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_values(Team& team, const attention_block& b, const std::byte* record, int first,
+                                             float (&w)[2 * P], float factor) noexcept
 {
     const attention_call& c = b.c;
-    float* const score = b.sums() + row * c.group;
-    for (int t = team.rank() % 32; t < c.group; t += 32) score[t] = mul(add(score[t], b.state.key_zero[row]), s.k_token[t]);
-    absorb_scores(team, c, score, c.group, b.seen(row, position, c.group), row, b.state, c.dv == 0 ? s.k_token : s.v_zero);
+    const int own = 2 * (first + 2 * P * (b.lane % 4));  // bytes of the thread's first token scalar
+    float zeros = 0.0f, largest = 0.0f;
+    {
+        float x[2 * P];
+        load_scalars(record + c.v_zero + own, x);
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i) zeros = fma(w[i], x[i], zeros);
+        load_scalars(record + c.v_scale + own, x);
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i) {
+            largest = quick_max(largest, x[i]);
+            w[i] = mul(w[i], x[i]);
+        }
+    }
+    zeros = row_sum(team, zeros);
+    const weight_scale scale(quick_row_max(team, largest));
+    KVARN_UNROLL
+    for (int i = 0; i < 2 * P; ++i) w[i] = mul(w[i], scale.up);
+    weight_fragments<P / 2> f;
+    make_fragments<code_pairs<0, 2 * P>>(w, f);
+    const auto row_bytes = static_cast<std::uint32_t>(c.dv * c.value_bits / 8);
+    const value_span v{record + c.v_codes + static_cast<std::uint32_t>(first) * row_bytes, row_bytes};
+    for (int channel = 0; channel < c.dv; channel += 8 * V) {
+        float y[2 * V], by[2 * V];
+        const auto multiply = [&](auto bits) {
+            multiply_values<decltype(bits)::value, V, P>(team, v, f, scale.down, channel, b.lane, y);
+        };
+        if constexpr (V == 8)
+            with_bits(c.value_bits, multiply);
+        else if (c.value_bits == 2)
+            multiply(std::integral_constant<int, 2>{});
+        else
+            multiply(std::integral_constant<int, 4>{});
+        load_scalars(record + c.v_channel + 2 * (channel + 2 * V * (b.lane % 4)), by);
+        add_outputs<V / 2>(b, channel / 16, factor, [&](int i, float before) { return fma(add(y[i], zeros), by[i], before); });
+    }
 }
 
-/// One record with codes of 2, 4 or 8 bits, on tensor cores; nothing of it goes through shared memory but the scalars.
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_record_tensor(Team& team, const attention_block<Rows>& b, const std::byte* record,
-                                                    std::int64_t position) noexcept
+/// Weights of a span times K's codes, read as V.
+template <int P, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_keys_as_values(Team& team, const attention_block& b, const std::byte* record,
+                                                     const key_span& k, float (&w)[2 * P], float factor) noexcept
 {
     const attention_call& c = b.c;
-    const int warp = team.rank() / 32, widest = attention_memory::larger(attention_memory::larger(c.dk, c.out_dim), c.group);
-    const int stride = widest + half_padding;
-    half* const weights = reinterpret_cast<half*>(b.shared + b.at.halves);
-    float* const partial = b.shared + b.at.partial;
-    const scalar_arrays s(c, b.scalars());
-    tensor_words keys, values;
-    fetch_words(team, c.key_bits, record + c.k_codes, c.dk, c.group, keys);
-    load_scalars(team, c, record, s);
-    team.barrier();
-    if (warp < Rows) {
-        sum_key_zeros(team, b, s.k_zero, warp);
-        const float* const q = b.query() + warp * c.dk;
-        split_weights<Rows>(team, warp, c.dk, weights, stride, b.state.unscale, [&](int d) { return mul(q[d], s.k_scale[d]); });
+    float zeros = 0.0f, largest = 0.0f;
+    {
+        float x[2 * P];
+        load_scalars(record + c.k_token + 2 * (k.first + 2 * P * (b.lane % 4)), x);
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i) {
+            largest = quick_max(largest, x[i]);
+            w[i] = mul(w[i], x[i]);
+            zeros = add(zeros, w[i]);
+        }
     }
-    team.barrier();
-    multiply_tensor<Rows>(team, c.key_bits, record + c.k_codes, c.dk, c.group, weights, stride, keys, b.state.unscale, partial,
-                          b.sums());
-    fetch_words(team, c.value_bits, record + c.v_codes, c.group, c.dv, values);
-    if (warp < Rows) {
-        absorb_products(team, b, s, position, warp);
-        const float* const p = b.sums() + warp * c.group;
-        split_weights<Rows>(team, warp, c.group, weights, stride, b.state.unscale,
-                            [&](int t) { return mul(p[t], s.v_scale[t]); });
-    }
-    team.barrier();
-    multiply_tensor<Rows>(team, c.value_bits, record + c.v_codes, c.group, c.dv, weights, stride, values, b.state.unscale,
-                          partial, b.sums());
-    for_each(team, Rows * c.dv, [&](int i) {
-        const int row = i / c.dv, d = i - row * c.dv;
-        b.out()[i] = fma(add(b.sums()[i], b.state.value_zero[row]), s.v_channel[d], mul(b.out()[i], b.state.factor[row]));
+    zeros = row_sum(team, zeros);
+    const weight_scale scale(quick_row_max(team, largest));
+    KVARN_UNROLL
+    for (int i = 0; i < 2 * P; ++i) w[i] = mul(w[i], scale.up);
+    with_bits(c.key_bits, [&](auto bits) {
+        constexpr int Bits = decltype(bits)::value;
+        weight_fragments<P / 2> f;
+        make_fragments<code_pairs<Bits, 2 * P>>(w, f);
+        key_columns<Bits, P> next;
+        next.load(k, 0, b.lane);
+        for (int channel = 0; channel < c.dk; channel += 16) {
+            const key_columns<Bits, P> now = next;
+            if (channel + 16 < c.dk) next.load(k, channel + 16, b.lane);
+            float y[4];
+            now.multiply(team, f, scale.down, y);
+            const auto two = [&](const std::byte* from, int n) {
+                return reinterpret_cast<const std::uint32_t*>(from)[channel / 2 + 4 * n + b.lane % 4];
+            };
+            const std::uint32_t by[2] = {two(k.scale, 0), two(k.scale, 1)}, zero[2] = {two(k.zero, 0), two(k.zero, 1)};
+            add_outputs<1>(b, channel / 16, factor, [&](int i, float before) {
+                const float s = i % 2 == 0 ? low_half(by[i / 2]) : high_half(by[i / 2]);
+                const float z = i % 2 == 0 ? low_half(zero[i / 2]) : high_half(zero[i / 2]);
+                return fma(y[i], s, fma(zeros, z, before));
+            });
+        }
     });
-    team.barrier();
 }
 
-/// One record of any other width, and K read as V: codes as bytes in shared memory, products in float.
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_record(Team& team, const attention_block<Rows>& b, const std::byte* record,
-                                             std::int64_t position) noexcept
+/// A warp and a span of 8 P tokens of a record, which starts at token `first` of the record and at `position` of the history.
+template <int P, bool Latent, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b, const std::byte* record, int first, int position,
+                                           row_state& state) noexcept
 {
     const attention_call& c = b.c;
-    const int warp = team.rank() / 32;
-    const bool latent = c.dv == 0;
-    const scalar_arrays s(c, b.scalars());
-    load_scalars(team, c, record, s);
-    unpack_codes(team, c.key_bits, record + c.k_codes, c.dk, c.group, b.codes());
-    team.barrier();
-    for_each(team, Rows * c.dk, [&](int i) { b.weights()[i] = mul(b.query()[i % Rows * c.dk + i / Rows], s.k_scale[i / Rows]); });
-    if (warp < Rows) sum_key_zeros(team, b, s.k_zero, warp);
-    team.barrier();
-    multiply_codes<Rows>(team, b.codes(), c.dk, c.group, b.weights(), b.shared + b.at.partial, b.sums());
-    if (!latent) unpack_codes(team, c.value_bits, record + c.v_codes, c.group, c.dv, b.codes());
-    if (warp < Rows) absorb_products(team, b, s, position, warp);
-    team.barrier();
-    const float* const by = latent ? s.k_token : s.v_scale;
-    for_each(team, Rows * c.group, [&](int i) { b.weights()[i] = mul(b.sums()[i % Rows * c.group + i / Rows], by[i / Rows]); });
-    team.barrier();
-    if (latent)
-        multiply_transposed<Rows>(team, b.codes(), c.dk, c.group, b.weights(), b.sums());
+    const int g = b.lane / 4, own = 2 * P * (b.lane % 4);  // the thread's first token
+    const key_span k{record + c.k_codes,
+                     record + c.k_scale,
+                     record + c.k_zero,
+                     static_cast<std::uint32_t>(c.group * c.key_bits / 8),
+                     c.dk,
+                     first};
+    const float largest = mul(b.shared[b.at.query_largest + g], largest_scalar(team, k.scale, c.dk, b.lane));
+    float s[2 * P];
+    with_bits(c.key_bits,
+              [&](auto bits) { multiply_keys<decltype(bits)::value, P>(team, k, b.own_query(), largest, b.lane, s); });
+    {
+        float by[2 * P];
+        load_scalars(record + c.k_token + 2 * (first + own), by);
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i) s[i] = mul(s[i], by[i]);
+    }
+    if (c.exact_channels != 0) {
+        const half* const exact = reinterpret_cast<const half*>(record + c.exact) + (first + P * g) * c.exact_channels;
+        multiply_exact_keys<half, P>(
+            team, b.own_query() + c.dk, c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
+    }
+    const bool masked = b.is_masked(position, 8 * P);
+    visible_tokens seen{0, 2 * P};
+    if (masked) {
+        seen = b.seen(g, position, 8 * P);
+        seen = {seen.begin - own, seen.end - own};
+    }
+    const float factor = absorb_scores(team, c, s, masked, seen, state);
+    if constexpr (Latent)
+        attend_keys_as_values<P>(team, b, record, k, s, factor);
+    else if (c.value_block == 64)
+        attend_values<8, P>(team, b, record, first, s, factor);
     else
-        multiply_codes<Rows>(team, b.codes(), c.group, c.dv, b.weights(), b.shared + b.at.partial, b.sums());
-    for_each(team, Rows * c.out_dim, [&](int i) {
-        const int row = i / c.out_dim, d = i - row * c.out_dim;
-        const float before = mul(b.out()[i], b.state.factor[row]), y = b.sums()[i], zeros = b.state.value_zero[row];
-        b.out()[i] = latent ? fma(y, s.k_scale[d], fma(zeros, s.k_zero[d], before)) : fma(add(y, zeros), s.v_channel[d], before);
-    });
-    team.barrier();
+        attend_values<16, P>(team, b, record, first, s, factor);
+}
+
+/// The block's records, a tile at a time for each warp.
+template <int P, bool Latent, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_records(Team& team, const attention_block& b, row_state& state) noexcept
+{
+    const attention_call& c = b.c;
+    const int share = (b.tiles + c.a.splits - 1) / c.a.splits, begin = b.split * share;
+    const int end = begin + share < b.tiles ? begin + share : b.tiles;
+    for (int tile = begin + b.warp; tile < end; tile += attention_warps) {
+        const int position = b.sinks + tile * c.group;
+        const visible_tokens live = b.seen_by_any(position, c.group);
+        if (live.begin >= live.end) continue;
+        const std::byte* const record = b.record(tile);
+        if (tile + attention_warps < end) prefetch(b.record(tile + attention_warps), c.content_bytes, b.lane);
+        for (int first = 0; first < c.group; first += 8 * P)
+            attend_span<P, Latent>(team, b, record, first, position + first, state);
+    }
 }
 
 /// The exact tokens of one segment, which starts at `position`.
-template <int Rows, class T, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block<Rows>& b, const exact_pages& x, int tokens,
-                                            std::int64_t position) noexcept
+template <class T, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b, const exact_pages& x, int tokens, int position,
+                                            row_state& state) noexcept
 {
+    constexpr int P = exact_span / 8;
     const attention_call& c = b.c;
-    const int warp = team.rank() / 32;
-    float* const stage = reinterpret_cast<float*>(b.codes());
-    for (int first = 0; first < tokens; first += exact_tokens) {
-        const int now = tokens - first < exact_tokens ? tokens - first : exact_tokens;
-        if (!b.any_seen(position + first, now)) continue;
-        const auto stage_tokens = [&](const void* data, std::ptrdiff_t page_stride, std::ptrdiff_t token_stride,
-                                      std::ptrdiff_t head_stride, int dim) {
-            for_each(team, now * (dim / 16), [&](int i) {
-                const int t = i / (dim / 16), d = i % (dim / 16) * 16, page = (first + t) / x.page_tokens;
-                const std::ptrdiff_t place = first + t - page * x.page_tokens;
-                const std::ptrdiff_t where = x.table[static_cast<std::ptrdiff_t>(b.sequence) * x.pages + page];
-                float v[16];
-                load16(static_cast<const T*>(data) + where * page_stride + place * token_stride + b.head * head_stride + d, v);
-                KVARN_UNROLL
-                for (int k = 0; k < 16; ++k) stage[t * (dim + staged_padding) + d + k] = v[k];
-            });
+    const int g = b.lane / 4, own = 2 * P * (b.lane % 4);
+    const visible_tokens live = b.seen_by_any(position, tokens);
+    if (live.begin >= live.end) return;
+    for (int first = live.begin / exact_span * exact_span + b.warp * exact_span; first < live.end;
+         first += attention_warps * exact_span) {
+        // Tokens that no row sees are not read: their pages may be gone.
+        const auto place = [&](int t, std::ptrdiff_t page_stride, std::ptrdiff_t token_stride, std::ptrdiff_t head_stride) {
+            const int token = first + t < live.begin ? live.begin : first + t < live.end ? first + t : live.end - 1;
+            const int page = token / x.page_tokens;
+            const std::ptrdiff_t at = x.table[static_cast<std::ptrdiff_t>(b.sequence) * x.pages + page];
+            return at * page_stride + (token - page * x.page_tokens) * token_stride + b.head * head_stride;
         };
-        stage_tokens(x.k, x.k_page_stride, x.k_token_stride, x.k_head_stride, c.dk);
-        team.barrier();
-        for_each(team, Rows * exact_tokens, [&](int i) {
-            const int t = i % exact_tokens, row = i / exact_tokens;
-            float sum = 0.0f;
-            if (t < now)
-                for (int d = 0; d < c.dk; ++d) sum = fma(b.query()[row * c.dk + d], stage[t * (c.dk + staged_padding) + d], sum);
-            b.sums()[i] = sum;
-        });
-        team.barrier();
-        if (c.dv != 0) stage_tokens(x.v, x.v_page_stride, x.v_token_stride, x.v_head_stride, c.dv);
-        if (warp < Rows)
-            absorb_scores(team, c, b.sums() + warp * exact_tokens, exact_tokens, b.seen(warp, position + first, now), warp,
-                          b.state, nullptr);
-        team.barrier();
-        for_each(team, Rows * c.out_dim, [&](int i) {
-            const int row = i / c.out_dim, d = i - row * c.out_dim;
-            float sum = mul(b.out()[i], b.state.factor[row]);
-            for (int t = 0; t < now; ++t)
-                sum = fma(b.sums()[row * exact_tokens + t], stage[t * (c.out_dim + staged_padding) + d], sum);
-            b.out()[i] = sum;
-        });
-        team.barrier();
-    }
-}
-
-template <int Rows, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block<Rows>& b, const exact_pages& x, int tokens,
-                                            std::int64_t position) noexcept
-{
-    if (tokens == 0) return;
-    if (x.type == element_type::f16)
-        attend_exact<Rows, half>(team, b, x, tokens, position);
-    else if (x.type == element_type::bf16)
-        attend_exact<Rows, bfloat16>(team, b, x, tokens, position);
-    else
-        attend_exact<Rows, float>(team, b, x, tokens, position);
-}
-
-/// The body of the first kernel: block `item` of [sequence][kv_head][row block][split, then the exact tokens]. Tensor is the
-/// call's.
-template <int Rows, bool Tensor, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
-{
-    const attention_block<Rows> b(c, item, shared);
-    const bool exact = b.split == c.a.splits;
-    begin_rows(team, b, exact);
-    if (exact) {
-        attend_exact(team, b, c.a.sink, b.sinks, 0);
-        attend_exact(team, b, c.a.tail, b.tails, b.sinks + static_cast<std::int64_t>(b.tiles) * c.group);
-        if (c.out_rotation != 0.0f) rotate_vectors(team, b.out(), Rows, c.out_dim, c.out_rotation);
-    } else {
-        const int share = (b.tiles + c.a.splits - 1) / c.a.splits, first = b.split * share;
-        const int last = first + share < b.tiles ? first + share : b.tiles;
-        for (int tile = first; tile < last; ++tile) {
-            const std::int64_t position = b.sinks + static_cast<std::int64_t>(tile) * c.group;
-            if (!b.any_seen(position, c.group)) continue;
-            const std::byte* const record = b.record(tile);
-            if (tile + 1 < last) prefetch(team, b.record(tile + 1), c.content_bytes);
-            if constexpr (Tensor)
-                attend_record_tensor(team, b, record, position);
-            else
-                attend_record(team, b, record, position);
+        float s[2 * P] = {};
+        std::ptrdiff_t keys[P], values[2 * P];
+        KVARN_UNROLL
+        for (int m = 0; m < P; ++m) keys[m] = place(P * g + m, x.k_page_stride, x.k_token_stride, x.k_head_stride);
+        multiply_exact_keys<T, P>(
+            team, b.own_query(), c.dk + c.exact_channels, [&](int m) { return static_cast<const T*>(x.k) + keys[m]; }, b.lane, s);
+        visible_tokens seen = b.seen(g, position + first, tokens - first);
+        seen = {seen.begin - own, seen.end - own};
+        const float factor = absorb_scores(team, c, s, true, seen, state);
+        const T* const data = static_cast<const T*>(c.dv != 0 ? x.v : x.k);
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i)
+            values[i] = c.dv != 0 ? place(own + i, x.v_page_stride, x.v_token_stride, x.v_head_stride)
+                                  : place(own + i, x.k_page_stride, x.k_token_stride, x.k_head_stride);
+        const auto value = [&](int i) { return data + values[i]; };
+        for (int channel = 0; channel < c.out_dim; channel += 64) {
+            float y[16];
+            multiply_exact_values<T, P>(team, s, value, channel, b.lane, y);
+            add_outputs<4>(b, channel / 16, factor, [&](int i, float before) { return add(y[i], before); });
         }
     }
-    const int floats = c.out_dim + 2;
-    const auto state_of = [&](int row) {
-        const std::ptrdiff_t number =
-            (static_cast<std::ptrdiff_t>(b.sequence) * c.a.kv_heads + b.head) * c.rows + b.first_row + row;
-        return c.a.workspace + (number * (c.a.splits + 1) + b.split) * floats;
-    };
-    for_each(team, Rows * floats, [&](int i) {
-        const int row = i / floats, at = i - row * floats;
-        if (!b.is_row(row)) return;
-        state_of(row)[at] = at == 0 ? b.state.largest[row] : at == 1 ? b.state.total[row] : b.out()[row * c.out_dim + at - 2];
-    });
 }
 
-/// The body of the second kernel: query row `item` of [sequence][kv_head][row]. `shared`: out_dim floats.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b, const exact_pages& x, int tokens, int position,
+                                            row_state& state) noexcept
+{
+    if (tokens > 0)
+        with_element(x.type, [&](auto element) { attend_exact<decltype(element)>(team, b, x, tokens, position, state); });
+}
+
+/// Merges the block's warps into the workspace. `by_columns`: the outputs lie as attend_keys_as_values leaves them.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void finish_rows(Team& team, const attention_block& b, const row_state& state, bool by_columns) noexcept
+{
+    const attention_call& c = b.c;
+    const int row = b.lane / 4, j = b.lane % 4, floats = c.out_dim + 2;
+    const float own_total = row_sum(team, state.total);
+    if (j == 0) {
+        b.states(b.warp)[row] = state.largest;
+        b.states(b.warp)[block_rows + row] = own_total;
+    }
+    team.barrier();
+    if (b.first_row + row >= c.rows) return;
+    float largest = lowest_score, total = 0.0f, factor[attention_warps];
+    for (int w = 0; w < attention_warps; ++w) largest = quick_max(largest, b.states(w)[row]);
+    KVARN_UNROLL
+    for (int w = 0; w < attention_warps; ++w) {
+        factor[w] = exp2(sub(b.states(w)[row], largest));
+        total = fma(b.states(w)[block_rows + row], factor[w], total);
+    }
+    const std::ptrdiff_t number = (static_cast<std::ptrdiff_t>(b.sequence) * c.a.kv_heads + b.head) * c.rows + b.first_row + row;
+    float* const to = c.a.workspace + (number * (c.a.splits + 1) + b.split) * floats;
+    if (b.warp == 0 && j == 0) to[0] = largest, to[1] = total;
+    const int quads = b.is_exact() ? 4 : c.value_block / 16;  // of a thread in a block of channels
+    for (int n = b.warp; n < c.out_dim / 16; n += attention_warps) {
+        float sum[4] = {};
+        KVARN_UNROLL
+        for (int w = 0; w < attention_warps; ++w) {
+            const quad o = *b.out(w, n);
+            KVARN_UNROLL
+            for (int k = 0; k < 4; ++k) sum[k] = fma(bits_as<float>(o.w[k]), factor[w], sum[k]);
+        }
+        const int channel = by_columns ? 16 * n + 2 * j : n / quads * 16 * quads + 4 * quads * j + n % quads * 4;
+        KVARN_UNROLL
+        for (int k = 0; k < 4; ++k) to[2 + channel + (by_columns && k >= 2 ? k + 6 : k)] = sum[k];
+    }
+}
+
+/// The body of the first kernel: block `item` of [sequence][kv_head][row block][split, then the exact tokens]. P: tokens of a span
+/// by 8; Latent: V is read from K. Both are the call's.
+template <int P, bool Latent, class Team>
+KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
+{
+    const attention_block b(team, c, item, shared);
+    begin_rows(team, b);
+    row_state state;
+    if (b.is_exact()) {
+        attend_exact(team, b, c.a.sink, b.sinks, 0, state);
+        attend_exact(team, b, c.a.tail, b.tails, b.sinks + b.tiles * c.group, state);
+    } else {
+        attend_records<P, Latent>(team, b, state);
+    }
+    finish_rows(team, b, state, Latent && !b.is_exact());
+}
+
+/// Shared memory of a block that merges: records' and exact tokens' outputs.
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int combine_shared_bytes(int out_dim) noexcept
+{
+    return 2 * 4 * out_dim;
+}
+
+/// The body of the second kernel: query row `item` of [sequence][kv_head][row]. `shared`: combine_shared_bytes.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE void combine_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
@@ -375,28 +457,29 @@ KVARN_DEVICE KVARN_INLINE void combine_item(Team& team, const attention_call& c,
         total = 1.0f;
     }
     const float logit = largest;
-    for (int s = 0; s < parts; ++s) largest = max(largest, states[s * floats]);
+    for (int s = 0; s < parts; ++s) largest = quick_max(largest, states[s * floats]);
     total = mul(total, exp2(sub(logit, largest)));
     for (int s = 0; s < parts; ++s) total = fma(states[s * floats + 1], exp2(sub(states[s * floats], largest)), total);
     const float inverse = total > 0.0f ? div(1.0f, total) : 0.0f;
+    float* const exact = shared + c.out_dim;
     for_each(team, c.out_dim, [&](int d) {
         float sum = 0.0f;
-        for (int s = 0; s < parts; ++s) sum = fma(states[s * floats + 2 + d], exp2(sub(states[s * floats], largest)), sum);
+        for (int s = 0; s < parts - 1; ++s) sum = fma(states[s * floats + 2 + d], exp2(sub(states[s * floats], largest)), sum);
+        const float* const last = states + (parts - 1) * floats;
         shared[d] = mul(sum, inverse);
+        exact[d] = mul(mul(last[2 + d], exp2(sub(last[0], largest))), inverse);
     });
     team.barrier();
-    if (c.out_rotation != 0.0f && c.a.output_basis == basis::original) rotate_vectors(team, shared, 1, c.out_dim, c.out_rotation);
+    if (c.out_rotation != 0.0f)
+        rotate_vectors(team, c.a.output_basis == basis::original ? shared : exact, 1, c.out_dim, c.out_dim, c.out_rotation);
     const std::ptrdiff_t to = sequence * c.a.out.sequence_stride + token * c.a.out.token_stride + head * c.a.out.head_stride;
-    for_each(team, c.out_dim / 8, [&](int i) {
-        float x[8];
-        KVARN_UNROLL
-        for (int k = 0; k < 8; ++k) x[k] = shared[i * 8 + k];
-        if (c.a.out.type == element_type::f16)
-            store8(static_cast<half*>(c.a.out.data) + to + i * 8, x);
-        else if (c.a.out.type == element_type::bf16)
-            store8(static_cast<bfloat16*>(c.a.out.data) + to + i * 8, x);
-        else
-            store8(static_cast<float*>(c.a.out.data) + to + i * 8, x);
+    with_element(c.a.out.type, [&](auto element) {
+        for_each(team, c.out_dim / 8, [&](int i) {
+            float x[8];
+            KVARN_UNROLL
+            for (int k = 0; k < 8; ++k) x[k] = add(shared[i * 8 + k], exact[i * 8 + k]);
+            store8(static_cast<decltype(element)*>(c.a.out.data) + to + i * 8, x);
+        });
     });
     if (c.a.log_sum_exp == nullptr || team.rank() != 0) return;
     const int heads = c.a.kv_heads * c.a.heads_per_kv;

@@ -5,7 +5,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
+#include <kvarn/cuda/attention/memory.cuh>
 #include <kvarn/cuda/rotate.cuh>
 #include <kvarn/cuda/support.cuh>
 #include <kvarn/cuda/tokens.cuh>
@@ -23,7 +25,7 @@ struct batch_vectors {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Exact tokens of every sequence, original basis, in pages: token t of sequence s lies in page table[s * pages + t /
+/// Exact tokens of every sequence, original basis, K with its exact channels behind the others, in pages: token t of sequence s lies in page table[s * pages + t /
 /// page_tokens], place t % page_tokens, at data + page * page_stride + place * token_stride + head * head_stride elements. K and
 /// V share the table.
 struct exact_pages {
@@ -49,9 +51,9 @@ struct record_pages {
 };
 
 /// One step of a batch: m new tokens of every sequence, r query heads for each KV head. A history is sink, records, tail, in this
-/// order; the new tokens are the last m of it. Query row i of a sequence and KV head is token i / r, head kv_head * r + i % r.
+/// order, less than 2^31 tokens; the new tokens are the last m of it. Query row i of a sequence and KV head is token i / r, head kv_head * r + i % r.
 struct attention_arguments {
-    batch_vectors<const void> q{};       ///< [sequences][m][kv_heads * r][head_dim_k]
+    batch_vectors<const void> q{};       ///< [sequences][m][kv_heads * r][head_dim_k + exact_channels], the exact ones unrotated
     batch_vectors<void> out{};           ///< [sequences][m][kv_heads * r][head_dim_v, or head_dim_k if V is read from K]
     float* log_sum_exp = nullptr;        ///< [sequences][m][kv_heads * r], natural logarithm; may be null
     const float* sink_logits = nullptr;  ///< [kv_heads * r], logits that take part without a value; may be null
@@ -60,7 +62,7 @@ struct attention_arguments {
     int sequences = 0, kv_heads = 0, new_tokens = 1, heads_per_kv = 1;
     int splits = 1;               ///< blocks that share the records of a sequence and head
     float* workspace = nullptr;   ///< attention_workspace_bytes
-    float softmax_scale = 0.0f;   ///< 0: 1 / sqrt(head_dim_k)
+    float softmax_scale = 0.0f;   ///< 0: 1 / sqrt(head_dim_k + exact_channels)
     float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap), at most 1000; 0: none
     std::int64_t window = 0;      ///< a query sees this many newest positions up to its own; 0: all
     bool causal = true;
@@ -69,22 +71,7 @@ struct attention_arguments {
 };
 
 /// Query rows (new tokens times heads of a group) of one call at most.
-inline constexpr int max_query_rows = 64;
-
-namespace detail {
-
-[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int output_dim(const format& f) noexcept
-{
-    return f.has_values() ? f.head_dim_v() : f.head_dim_k();
-}
-
-/// Rows that one block attends with: 1, 2, 4 or 8.
-[[nodiscard]] KVARN_INLINE constexpr int rows_of_block(int rows) noexcept
-{
-    return rows >= 8 ? 8 : rows > 2 ? 4 : rows;
-}
-
-}  // namespace detail
+inline constexpr int max_query_rows = 1024;
 
 /// Bytes of workspace, 4-byte aligned, for these sizes.
 [[nodiscard]] constexpr std::size_t attention_workspace_bytes(const format& f, int sequences, int kv_heads, int rows,
@@ -94,15 +81,22 @@ namespace detail {
            static_cast<std::size_t>(splits + 1) * static_cast<std::size_t>(detail::output_dim(f) + 2) * sizeof(float);
 }
 
-/// A number of splits that gives every multiprocessor two blocks, but no block less than two tiles.
-[[nodiscard]] constexpr int suggested_splits(const format& f, int sequences, int kv_heads, int rows, int tiles,
-                                             int multiprocessors) noexcept
+/// A number of splits for `tiles` tiles a sequence: the one with the least work for the multiprocessor that has most, if each takes
+/// three blocks at a time and a block's start and end cost a quarter of a tile.
+[[nodiscard]] constexpr int suggested_splits(int sequences, int kv_heads, int rows, int tiles, int multiprocessors) noexcept
 {
-    const int row_blocks = (rows + detail::rows_of_block(rows) - 1) / detail::rows_of_block(rows);
-    const int blocks = sequences * kv_heads * row_blocks;
-    const int wanted = blocks > 0 ? (2 * multiprocessors + blocks - 1) / blocks : 1, most = (tiles + 1) / 2;
-    static_cast<void>(f);
-    return wanted > most ? (most > 0 ? most : 1) : wanted;
+    const int blocks = sequences * kv_heads * detail::row_blocks_of(rows), places = 3 * multiprocessors;
+    if (blocks <= 0 || places <= 0) return 1;
+    const int most = (tiles + detail::attention_warps - 1) / detail::attention_warps;
+    int best = 1;
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    for (int splits = 1; splits <= most && splits <= detail::max_splits; ++splits) {
+        const std::int64_t turns = (static_cast<std::int64_t>(blocks) * splits + places - 1) / places;
+        const int share = (tiles + splits - 1) / splits,
+                  of_warp = (share + detail::attention_warps - 1) / detail::attention_warps;
+        if (turns * (4 * of_warp + 1) < least) least = turns * (4 * of_warp + 1), best = splits;
+    }
+    return best;
 }
 
 namespace detail {
@@ -111,18 +105,20 @@ namespace detail {
 struct attention_call {
     attention_arguments a;
     int dk, dv, out_dim, group, key_bits, value_bits;  // dv 0: V is read from K
-    int rows, row_blocks, block_rows;
+    int exact_channels, rows, row_blocks;
+    int value_block;                 // channels of V at a time: 128 where that pays, or 64
+    int window;                      // the largest int: none
     float query_scale;               // softmax scale times log2(e)
-    float cap;                       // in base-2 units
+    float cap, inverse_cap;          // in base-2 units; cap 0: none
     float k_rotation, out_rotation;  // 0: the format is not rotated
-    std::uint32_t k_codes, k_scale, k_zero, k_token, v_codes, v_channel, v_scale, v_zero;
+    std::uint32_t k_codes, k_scale, k_zero, k_token, v_codes, v_channel, v_scale, v_zero, exact;
     int content_bytes;
-    bool tensor;  // both products go to tensor cores
 };
 
 inline constexpr float log2_e = 1.44269504088896341f;
 inline constexpr float ln_2 = 0.69314718055994531f;
 inline constexpr float lowest_score = -3.0e38f;  // of a row that has seen nothing: finite, so that differences are numbers
+inline constexpr float hidden_score = -std::numeric_limits<float>::infinity();
 
 [[nodiscard]] inline attention_call make_attention_call(const format& f, const attention_arguments& a) noexcept
 {
@@ -136,11 +132,15 @@ inline constexpr float lowest_score = -3.0e38f;  // of a row that has seen nothi
     c.group = f.group();
     c.key_bits = f.key_bits();
     c.value_bits = f.value_bits();
+    c.exact_channels = f.exact_channels();
+    constexpr int all = std::numeric_limits<int>::max();
+    c.window = a.window == 0 || a.window > all ? all : static_cast<int>(a.window);
+    c.value_block = c.dv % 128 == 0 && (c.value_bits == 2 || c.value_bits == 4) ? 128 : 64;
     c.rows = a.new_tokens * a.heads_per_kv;
-    c.block_rows = rows_of_block(c.rows);
-    c.row_blocks = (c.rows + c.block_rows - 1) / c.block_rows;
-    c.query_scale = (a.softmax_scale != 0.0f ? a.softmax_scale : hadamard_scale(c.dk)) * log2_e;
+    c.row_blocks = row_blocks_of(c.rows);
+    c.query_scale = (a.softmax_scale != 0.0f ? a.softmax_scale : hadamard_scale(f.key_channels())) * log2_e;
     c.cap = a.logit_soft_cap * log2_e;
+    c.inverse_cap = c.cap > 1e-37f ? 1.0f / c.cap : 1e37f;
     c.k_rotation = f.rotated() ? hadamard_scale(c.dk) : 0.0f;
     c.out_rotation = f.rotated() ? hadamard_scale(c.out_dim) : 0.0f;
     c.k_codes = offset(at.k_codes);
@@ -151,8 +151,8 @@ inline constexpr float lowest_score = -3.0e38f;  // of a row that has seen nothi
     c.v_channel = offset(at.v_channel_scale);
     c.v_scale = offset(at.v_token_scale);
     c.v_zero = offset(at.v_token_zero);
+    c.exact = offset(at.exact);
     c.content_bytes = static_cast<int>(at.content_bytes);
-    c.tensor = on_tensor_cores(f);
     return c;
 }
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// From scores to softmax weights in registers: which tokens a query row sees, soft-cap, and the running state of a row. A warp has
+// eight rows; the four threads of row g hold `n` neighbouring tokens each, thread j the j-th n. Base-2 logits; float.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvarn/cuda/attention/call.cuh>
+#include <kvarn/cuda/team.cuh>
+
+namespace kvarn::cuda::detail {
+
+KVARN_DEVICE KVARN_INLINE float exp2(float x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+#else
+    return std::exp2(x);
+#endif
+}
+
+/// 1 / x to the last bit or two; x is a normal number.
+KVARN_DEVICE KVARN_INLINE float quick_inverse(float x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+#else
+    return 1.0f / x;
+#endif
+}
+/// The larger one; where one is not a number, the other.
+KVARN_DEVICE KVARN_INLINE float quick_max(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return a > b ? a : b;
+#endif
+}
+/// The largest over the four threads of a row.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE float quick_row_max(Team& team, float x) noexcept
+{
+    x = quick_max(x, team.shuffle_xor(x, 1));
+    return quick_max(x, team.shuffle_xor(x, 2));
+}
+
+/// cap * tanh(s / cap): 1 - 2 / (1 + e^(2x)); beyond +-12 it is +-1 in float.
+KVARN_DEVICE KVARN_INLINE float soft_capped(float s, float cap, float inverse_cap) noexcept
+{
+    const float x = quick_max(-quick_max(-mul(s, inverse_cap), -12.0f), -12.0f);
+    return mul(fma(-2.0f, quick_inverse(add(1.0f, exp2(mul(x, 2.0f * log2_e)))), 1.0f), cap);
+}
+
+/// Tokens [begin, end) of a block of tokens that a row sees.
+struct visible_tokens {
+    int begin, end;
+};
+
+/// Of `tokens` tokens from `position` on, for the query token at `own`.
+KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, int own, int position, int tokens) noexcept
+{
+    int end = c.a.causal ? own + 1 - position : tokens;
+    int begin = own >= c.window ? own + 1 - c.window - position : 0;
+    end = end < 0 ? 0 : end > tokens ? tokens : end;
+    begin = begin < 0 ? 0 : begin > tokens ? tokens : begin;
+    return {begin, end};
+}
+
+/// A row's largest score so far, and this thread's share of the sum of weights 2^(s - largest).
+struct row_state {
+    float largest = lowest_score, total = 0.0f;
+};
+
+/// Takes the thread's scores s into the state and makes them weights, hidden ones 0. Returns by how much what came before shrinks.
+/// `seen` counts from the thread's first token; it is looked at only with `masked`.
+template <int N, class Team>
+KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], bool masked,
+                                              visible_tokens seen, row_state& state) noexcept
+{
+    if (c.cap != 0.0f) {
+        KVARN_UNROLL
+        for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], c.cap, c.inverse_cap);
+    }
+    if (masked) {
+        KVARN_UNROLL
+        for (int i = 0; i < N; ++i)
+            if (i < seen.begin || i >= seen.end) s[i] = hidden_score;
+    }
+    float most = s[0];
+    KVARN_UNROLL
+    for (int i = 1; i < N; ++i) most = quick_max(most, s[i]);
+    most = quick_max(quick_row_max(team, most), state.largest);
+    const float factor = exp2(sub(state.largest, most));
+    float sum = 0.0f;
+    KVARN_UNROLL
+    for (int i = 0; i < N; ++i) {
+        s[i] = exp2(sub(s[i], most));
+        sum = add(sum, s[i]);
+    }
+    state.largest = most;
+    state.total = fma(state.total, factor, sum);
+    return factor;
+}
+
+}  // namespace kvarn::cuda::detail

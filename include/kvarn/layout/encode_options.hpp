@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The options of the encoders, the same for the CPU and for CUDA: plain data, and which values are accepted. The record and its
+// decoder are the same for all. constexpr; no memory.
+
+#include <cstdint>
+
+#include <kvarn/base/config.hpp>
+
+namespace kvarn {
+
+/// How codes and scalars are chosen; the record and its decoder are the same for all.
+enum class encoder : std::uint8_t {
+    paper,    ///< min-max rounding, the method of the paper
+    refined,  ///< codes and scalars of least squared error, token norms kept (codec/refine.hpp)
+};
+
+/// How quantize_kv encodes. The record is the same on every machine for the same options; docs/accuracy.md measures them.
+struct encode_options {
+    kvarn::encoder encoder = kvarn::encoder::refined;
+    int iterations = 8;          ///< paper: at most this many rounds of variance normalisation, 0..64
+    int refined_iterations = 1;  ///< refined: the same; refits of the scalars follow, after which more rounds change nothing
+    int refit_rounds = 5;        ///< refined: refits of both axes' scalars, 0..16
+    int clip_steps = 2;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
+};
+
+namespace detail {
+
+[[nodiscard]] KVARN_INLINE constexpr bool is_count(int x, int most) noexcept
+{
+    return x >= 0 && x <= most;
+}
+
+/// Whether every option is within its range; anything else is bad_argument.
+[[nodiscard]] KVARN_INLINE constexpr bool is_valid(const encode_options& o) noexcept
+{
+    return (o.encoder == encoder::paper || o.encoder == encoder::refined) && is_count(o.iterations, 64) &&
+           is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8);
+}
+
+}  // namespace detail
+}  // namespace kvarn
