@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels' speed on the GPU at hand: sealing and dequantizing against a device copy of as many bytes, decode attention on
-// records against the faster of two paged fp16 ones over the same values (fp16_attention.cuh, fp16_tensor_attention.cuh). head_dim
-// 128, group 128, 8 KV heads; sizes count tokens, r query heads of a KV head. Times are medians of runs in turn, of the whole
-// call, its merging launch included. Nothing is flushed between runs: what fits the second-level cache (about 50 MB) is
-// read from there, by both sides. Prints a table. Exit status: 0; 77 without a GPU; 1 if CUDA or a comparison fails, or the JSON
+// records against the faster of two paged fp16 ones over the same values (fp16_attention.cuh, fp16_tensor_attention.cuh), each with
+// the best of up to three numbers of splits. head_dim 128, group 128, 8 KV heads; r query heads of a KV head, b sequences of n tokens
+// in records (exact/: and 192 exact ones). Times are medians, all sides in turn, of runs in CUDA graphs, merging launch included: no
+// CPU time. Nothing is flushed between runs: what fits the second-level cache is read from there, on both sides, which is not what
+// a model with many layers sees. Prints a table. Exit status: 0; 77 without a GPU; 1 if CUDA or a comparison fails, or the JSON
 // file cannot be written.
 //
 //     cuda_bench [quick] [--json FILE]
@@ -19,6 +20,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -74,31 +76,69 @@ __global__ void fill_random(__half* x, std::size_t n, unsigned seed)
 
 cudaStream_t stream;
 
-/// Median microseconds of one run of each work, all in turn: five rounds at least, thirty at most, about 50 ms a work.
+/// Runs of one work in a row as a graph, as engines launch a decode step: the time that the CPU takes to launch is not measured.
+class captured {
+public:
+    captured(const std::function<void()>& work, int runs) : runs_(runs)
+    {
+        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+        for (int i = 0; i < runs; ++i) work();
+        cudaGraph_t graph = nullptr;
+        check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+        check(cudaGraphInstantiate(&exec_, graph, 0), "cudaGraphInstantiate");
+        check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+        check(cudaEventCreate(&begin_), "cudaEventCreate");
+        check(cudaEventCreate(&end_), "cudaEventCreate");
+    }
+    captured(const captured&) = delete;
+    captured& operator=(const captured&) = delete;
+    ~captured()
+    {
+        cudaGraphExecDestroy(exec_);
+        cudaEventDestroy(begin_);
+        cudaEventDestroy(end_);
+    }
+    /// Microseconds of one run.
+    [[nodiscard]] double microseconds() const
+    {
+        check(cudaEventRecord(begin_, stream), "cudaEventRecord");
+        check(cudaGraphLaunch(exec_, stream), "cudaGraphLaunch");
+        check(cudaEventRecord(end_, stream), "cudaEventRecord");
+        check(cudaEventSynchronize(end_), "kernel");
+        float ms = 0.0f;
+        check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
+        return 1e3 * static_cast<double>(ms) / runs_;
+    }
+    [[nodiscard]] int runs() const { return runs_; }
+
+private:
+    int runs_;
+    cudaGraphExec_t exec_ = nullptr;
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+/// Median microseconds of one run of each work, all in turn: five rounds at least, thirty at most, about 50 ms a work. A turn is as
+/// many runs as take half a millisecond, at most 32.
 std::vector<double> microseconds(const std::vector<std::function<void()>>& works)
 {
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin), "cudaEventCreate");
-    check(cudaEventCreate(&end), "cudaEventCreate");
-    std::vector<std::vector<float>> times(works.size());
-    float spent = 0.0f;
-    for (int round = -2; round < 30 && (round < 5 || spent < 50.0f * static_cast<float>(works.size())); ++round)
+    std::vector<std::unique_ptr<captured>> graphs;
+    for (const std::function<void()>& work : works) {
+        const captured once(work, 1);
+        double us = 0.0;
+        for (int i = 0; i < 3; ++i) us = once.microseconds();  // the first ones load code and fill caches
+        graphs.push_back(std::make_unique<captured>(work, std::max(1, std::min(32, static_cast<int>(500.0 / us)))));
+    }
+    std::vector<std::vector<double>> times(works.size());
+    double spent = 0.0;
+    for (int round = -1; round < 30 && (round < 5 || spent < 5e4 * static_cast<double>(works.size())); ++round)
         for (std::size_t i = 0; i < works.size(); ++i) {
-            check(cudaEventRecord(begin, stream), "cudaEventRecord");
-            works[i]();
-            check(cudaEventRecord(end, stream), "cudaEventRecord");
-            check(cudaEventSynchronize(end), "cudaEventSynchronize");
-            float ms = 0.0f;
-            check(cudaEventElapsedTime(&ms, begin, end), "cudaEventElapsedTime");
-            if (round >= 0) times[i].push_back(ms), spent += ms;
+            const double us = graphs[i]->microseconds();
+            if (round >= 0) times[i].push_back(us), spent += us * graphs[i]->runs();
         }
-    check(cudaGetLastError(), "kernel");
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
     std::vector<double> medians;
-    for (std::vector<float>& t : times) {
+    for (std::vector<double>& t : times) {
         std::sort(t.begin(), t.end());
-        medians.push_back(1e3 * t[t.size() / 2]);
+        medians.push_back(t[t.size() / 2]);
     }
     return medians;
 }
@@ -110,13 +150,14 @@ double copy_rate = 0.0;  // bytes per microsecond, read and written
 struct measurement {
     std::string name;
     double us, bytes;
+    std::string note;
 };
 std::vector<measurement> measurements;
 
-void print(const std::string& name, double us, double bytes)
+void print(const std::string& name, double us, double bytes, const std::string& note = "")
 {
     std::printf("%-44s %12.1f us %9.0f GB/s %6.2f of copy\n", name.c_str(), us, bytes / us * 1e-3, bytes / us / copy_rate);
-    measurements.push_back({name, us, bytes});
+    measurements.push_back({name, us, bytes, note});
 }
 
 kvarn::cuda::record_tiles<std::byte> pool(const kvarn::format& f, std::byte* data)
@@ -207,21 +248,42 @@ std::vector<std::int32_t> counted(std::size_t n)
     return x;
 }
 
-template <int Rows>
-void launch_fp16(const bench::fp16_call& c, int sequences, bool tensor)
+/// use(body) for one of the two fp16 kernels and r = 1, 4 or 8.
+template <class Use>
+void with_fp16(bool tensor, int r, Use&& use)
 {
-    const auto launch = [&](auto body) {
+    const auto with_rows = [&](auto one, auto four, auto eight) {
+        if (r == 1)
+            use(one);
+        else if (r == 4)
+            use(four);
+        else
+            use(eight);
+    };
+    if (tensor)
+        with_rows(bench::fp16_tensor<1>{}, bench::fp16_tensor<4>{}, bench::fp16_tensor<8>{});
+    else
+        with_rows(bench::fp16_cores<1>{}, bench::fp16_cores<4>{}, bench::fp16_cores<8>{});
+}
+
+/// Numbers of splits that fill the card once, twice and four times, no block with less than 64 tokens.
+std::vector<int> fp16_splits(bool tensor, int r, int sequences, int tokens, int multiprocessors)
+{
+    int resident = 0;
+    with_fp16(tensor, r, [&](auto body) {
         using body_type = decltype(body);
         const auto kernel = bench::fp16_attention<body_type>;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, body_type::shared_bytes),
               "shared memory");
-        kernel<<<static_cast<unsigned>(sequences * c.kv_heads * c.splits), bench::fp16_threads, body_type::shared_bytes,
-                 stream>>>(c);
-    };
-    if (tensor)
-        launch(bench::fp16_tensor<Rows>{});
-    else
-        launch(bench::fp16_cores<Rows>{});
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, bench::fp16_threads, body_type::shared_bytes),
+              "occupancy");
+    });
+    std::vector<int> splits;
+    for (const int fill : {1, 2, 4}) {
+        const int n = std::max(1, std::min(tokens / 64, fill * resident * multiprocessors / (sequences * heads)));
+        if (splits.empty() || splits.back() != n) splits.push_back(n);
+    }
+    return splits;
 }
 
 /// ||a - b|| / ||b||.
@@ -237,115 +299,164 @@ double difference(const device_array<__half>& a, const device_array<__half>& b)
     return std::sqrt(error / norm);
 }
 
-/// Attention on records and on the fp16 values that they decode to, for r = 1, 4, 8.
-void bench_attention(const char* name, int sequences, int tokens, int multiprocessors)
-{
-    const kvarn::format f = kvarn::parse_format(name, dim).value;
-    const int tiles = tokens / group, total = tiles * sequences;
-    const std::size_t one = kvarn::record_bytes(f), fp16_elements = static_cast<std::size_t>(total) * group * heads * dim;
-    const std::string shape = "/b" + std::to_string(sequences) + "/n" + std::to_string(tokens);
-    std::size_t free_bytes = 0, all_bytes = 0;
-    check(cudaMemGetInfo(&free_bytes, &all_bytes), "cudaMemGetInfo");
-    if (4 * fp16_elements + one * heads * static_cast<std::size_t>(total) > free_bytes / 10 * 9) {
-        std::printf("attention/%s%s skipped: not enough memory\n", name, shape.c_str());
-        return;
+/// A cache of records, and the fp16 values that they decode to.
+struct caches {
+    const char* name;
+    kvarn::format f;
+    int sequences, tokens, tiles, multiprocessors;
+    device_array<std::byte> records;
+    device_array<__half> k, v;
+    device_array<std::int32_t> record_table, counts;
+
+    caches(const char* format_name, int batch, int depth, int processors)
+        : name(format_name), f(kvarn::parse_format(format_name, dim).value), sequences(batch), tokens(depth),
+          tiles(depth / group), multiprocessors(processors),
+          records(kvarn::grid_bytes(f, static_cast<std::size_t>(tiles * batch), heads)),
+          k(static_cast<std::size_t>(batch) * static_cast<std::size_t>(depth) * heads * dim), v(k.size),
+          record_table(counted(static_cast<std::size_t>(tiles * batch))),
+          counts(std::vector<std::int32_t>(static_cast<std::size_t>(batch), tiles))
+    {
+        fill_pool(f, heads, tiles * batch, records);
+        const std::size_t one = kvarn::record_bytes(f);
+        kvarn::cuda::dequantize_arguments decode;
+        decode.records = {records.data, one * heads, one, one, nullptr};
+        decode.k = dense<void>(k.data);
+        decode.v = dense<void>(v.data);
+        decode.tiles = tiles * batch;
+        decode.heads = heads;
+        check(kvarn::cuda::dequantize(f, decode, stream), "dequantize");
     }
-    const device_array<std::byte> records(one * heads * static_cast<std::size_t>(total));
-    fill_pool(f, heads, total, records);
-    device_array<__half> k(fp16_elements), v(fp16_elements);
-    kvarn::cuda::dequantize_arguments decode;
-    decode.records = {records.data, one * heads, one, one, nullptr};
-    decode.k = dense<void>(k.data);
-    decode.v = dense<void>(v.data);
-    decode.tiles = total;
-    decode.heads = heads;
-    check(kvarn::cuda::dequantize(f, decode, stream), "dequantize");
-    const device_array<std::int32_t> record_table(counted(static_cast<std::size_t>(total))),
-        page_table(counted(static_cast<std::size_t>(total) * (group / bench::fp16_page_tokens))),
-        counts(std::vector<std::int32_t>(static_cast<std::size_t>(sequences), tiles));
+};
 
-    for (const int r : {1, 4, 8}) {
-        const std::string label = std::string(name) + "/r" + std::to_string(r) + shape;
-        const auto vectors = static_cast<std::size_t>(sequences * heads * r);
-        device_array<__half> q(vectors * dim), out(vectors * dim), fp16_out(vectors * dim);
-        fill_random<<<64, 256, 0, stream>>>(q.data, q.size, 5);
-        kvarn::cuda::attention_arguments a;
-        a.q = {q.data, kvarn::cuda::element_type::f16, heads * r * dim, heads * r * dim, dim};
-        a.out = {out.data, kvarn::cuda::element_type::f16, heads * r * dim, heads * r * dim, dim};
-        a.records = {records.data, one * heads, one, record_table.data, counts.data, tiles};
-        a.sequences = sequences;
-        a.kv_heads = heads;
-        a.heads_per_kv = r;
-        a.splits = kvarn::cuda::suggested_splits(sequences, heads, r, tiles, multiprocessors);
-        device_array<float> workspace(kvarn::cuda::attention_workspace_bytes(f, sequences, heads, r, a.splits) / 4);
-        a.workspace = workspace.data;
+/// Attention with r query heads of a KV head on both caches. `sinks` exact tokens before the records and `tails` behind them, 128
+/// at most, are those of the sequence's place among the fp16 tiles.
+void compare(const caches& x, int r, int sinks, int tails)
+{
+    constexpr std::ptrdiff_t token_stride = heads * dim;
+    const int sequences = x.sequences, tokens = sinks + x.tokens + tails, total = x.tiles * sequences;
+    const auto batch = static_cast<std::size_t>(sequences), vectors = batch * static_cast<std::size_t>(heads * r);
+    const std::string label = std::string(sinks + tails > 0 ? "exact/" : "") + x.name + "/r" + std::to_string(r) + "/b" +
+                              std::to_string(sequences) + "/n" + std::to_string(x.tokens);
+    device_array<__half> q(vectors * dim), out(vectors * dim), fp16_out(vectors * dim);
+    fill_random<<<64, 256, 0, stream>>>(q.data, q.size, 5);
 
-        const int splits = std::max(1, std::min(tokens / 64, 8 * multiprocessors / (sequences * heads) + 1));
-        device_array<float> fp16_workspace(bench::fp16_workspace_floats(vectors, splits));
-        const bench::fp16_call c{reinterpret_cast<const kvarn::half*>(k.data),
-                                 reinterpret_cast<const kvarn::half*>(v.data),
+    const std::size_t one = kvarn::record_bytes(x.f);
+    const device_array<std::int32_t> exact_table(counted(batch)), sink_counts(std::vector<std::int32_t>(batch, sinks)),
+        tail_counts(std::vector<std::int32_t>(batch, tails));
+    kvarn::cuda::attention_arguments a;
+    a.q = {q.data, kvarn::cuda::element_type::f16, r * token_stride, r * token_stride, dim};
+    a.out = {out.data, kvarn::cuda::element_type::f16, r * token_stride, r * token_stride, dim};
+    a.records = {x.records.data, one * heads, one, x.record_table.data, x.counts.data, x.tiles};
+    if (sinks + tails > 0) {
+        kvarn::cuda::exact_pages pages;
+        pages.k = x.k.data;
+        pages.v = x.v.data;
+        pages.k_page_stride = pages.v_page_stride = group * token_stride;
+        pages.k_token_stride = pages.v_token_stride = token_stride;
+        pages.k_head_stride = pages.v_head_stride = dim;
+        pages.table = exact_table.data;
+        pages.pages = 1;
+        pages.page_tokens = group;
+        a.sink = a.tail = pages;
+        a.sink.tokens = sink_counts.data;
+        a.tail.tokens = tail_counts.data;
+    }
+    a.sequences = sequences;
+    a.kv_heads = heads;
+    a.heads_per_kv = r;
+    a.splits = kvarn::cuda::suggested_splits(sequences, heads, r, x.tiles, x.multiprocessors);
+    const device_array<float> workspace(kvarn::cuda::attention_workspace_bytes(x.f, sequences, heads, r, a.splits) / 4);
+    a.workspace = workspace.data;
+    std::vector<std::function<void()>> works = {[&] { check(kvarn::cuda::attend(x.f, a, stream), "attend"); }};
+
+    // The same tokens in pages of fp16.
+    constexpr int page_tokens = bench::fp16_page_tokens;
+    std::vector<std::int32_t> table;
+    for (int s = 0; s < sequences; ++s) {
+        const auto add = [&](int first, int count) {
+            for (int t = 0; t < count; t += page_tokens) table.push_back((first + t) / page_tokens);
+        };
+        add(s * group, sinks);
+        add(s * x.tokens, x.tokens);
+        add(s * group, tails);
+    }
+    const device_array<std::int32_t> page_table(table);
+    struct candidate {
+        bool tensor;
+        int splits;
+    };
+    std::vector<candidate> candidates;
+    int most = 1;
+    for (const bool tensor : {false, true})
+        for (const int splits : fp16_splits(tensor, r, sequences, tokens, x.multiprocessors)) {
+            candidates.push_back({tensor, splits});
+            most = std::max(most, splits);
+        }
+    const device_array<float> fp16_workspace(bench::fp16_workspace_floats(vectors, most));
+    kvarn::cuda::batch_vectors<void> to = a.out;
+    to.data = fp16_out.data;
+    const auto fp16 = [&](const candidate& with) {
+        const bench::fp16_call c{reinterpret_cast<const kvarn::half*>(x.k.data),
+                                 reinterpret_cast<const kvarn::half*>(x.v.data),
                                  page_table.data,
                                  reinterpret_cast<const kvarn::half*>(q.data),
                                  fp16_workspace.data,
                                  heads,
-                                 tokens / bench::fp16_page_tokens,
+                                 tokens / page_tokens,
                                  tokens,
-                                 splits,
+                                 with.splits,
                                  kvarn::cuda::detail::log2_e / std::sqrt(static_cast<float>(dim))};
-        kvarn::cuda::batch_vectors<void> to = a.out;
-        to.data = fp16_out.data;
         const auto merge = bench::fp16_combine_call(c, sequences, r, to);
-        const auto fp16 = [&](bool tensor) {
-            if (r == 1)
-                launch_fp16<1>(c, sequences, tensor);
-            else if (r == 4)
-                launch_fp16<4>(c, sequences, tensor);
-            else
-                launch_fp16<8>(c, sequences, tensor);
-            kvarn::cuda::detail::combine_kernel<kvarn::cuda::detail::block_team>
-                <<<static_cast<unsigned>(vectors), kvarn::cuda::detail::combine_threads,
-                   kvarn::cuda::detail::combine_shared_bytes(dim), stream>>>(merge);
-        };
-        const std::vector<double> us = microseconds(
-            {[&] { check(kvarn::cuda::attend(f, a, stream), "attend"); }, [&] { fp16(false); }, [&] { fp16(true); }});
-        const bool tensor = us[2] < us[1];
-        const double fp16_us = std::min(us[1], us[2]), apart = difference(out, fp16_out);
-        print("attention/" + label, us[0], static_cast<double>(one) * heads * total);
-        print("attention/fp16/" + label, fp16_us, static_cast<double>(4 * fp16_elements));
-        std::printf("%-44s %12.2f times fp16's speed (%s), outputs differ by %.1e\n", "", fp16_us / us[0],
-                    tensor ? "tensor cores" : "CUDA cores", apart);
-        if (!(apart < 1e-2)) {
-            std::fprintf(stderr, "the two attentions disagree\n");
-            std::exit(1);
-        }
-        if (r != 4) continue;
-        // The same with exact sink and tail tokens, which real caches have: 128 and 64 of them.
-        constexpr int sinks = 128, tails = 64;
-        const device_array<std::int32_t> exact_table(counted(static_cast<std::size_t>(sequences))),
-            sink_counts(std::vector<std::int32_t>(static_cast<std::size_t>(sequences), sinks)),
-            tail_counts(std::vector<std::int32_t>(static_cast<std::size_t>(sequences), tails));
-        const auto pages = [&](const device_array<std::int32_t>& tokens_of) {
-            constexpr std::ptrdiff_t token = heads * dim, page = 128 * token;
-            return kvarn::cuda::exact_pages{k.data,
-                                            v.data,
-                                            kvarn::cuda::element_type::f16,
-                                            page,
-                                            token,
-                                            dim,
-                                            page,
-                                            token,
-                                            dim,
-                                            exact_table.data,
-                                            tokens_of.data,
-                                            1,
-                                            128};
-        };
-        a.sink = pages(sink_counts);
-        a.tail = pages(tail_counts);
-        const double exact_us = microseconds({[&] { check(kvarn::cuda::attend(f, a, stream), "attend"); }})[0];
-        print("attention/exact/" + label, exact_us,
-              static_cast<double>(one) * heads * total + 4.0 * (sinks + tails) * sequences * heads * dim);
+        namespace device = kvarn::cuda::detail;
+        with_fp16(with.tensor, r, [&](auto body) {
+            using body_type = decltype(body);
+            check(device::launch(bench::fp16_attention<body_type>, sequences * heads * with.splits, bench::fp16_threads,
+                                 body_type::shared_bytes, c, stream),
+                  "fp16 attention");
+        });
+        check(device::launch(device::combine_kernel<device::block_team>, static_cast<int>(vectors), device::combine_threads,
+                             device::combine_shared_bytes(dim), merge, stream),
+              "combine");
+    };
+    for (const candidate& with : candidates) works.emplace_back([&] { fp16(with); });
+
+    const std::vector<double> us = microseconds(works);
+    const auto fastest = std::min_element(us.begin() + 1, us.end());
+    const candidate& best = candidates[static_cast<std::size_t>(fastest - us.begin()) - 1];
+    const std::string how =
+        std::string(best.tensor ? "tensor cores, " : "CUDA cores, ") + std::to_string(best.splits) + " splits";
+    const double exact_bytes = 4.0 * (sinks + tails) * sequences * heads * dim;
+    print("attention/" + label, us[0], static_cast<double>(one) * heads * total + exact_bytes,
+          std::to_string(a.splits) + " splits");
+    print("attention/fp16/" + label, *fastest, static_cast<double>(4 * x.k.size) + exact_bytes, how);
+    // Every candidate must be right, not only fast.
+    double apart = 0.0;
+    for (const candidate& with : candidates) {
+        fp16(with);
+        check(cudaStreamSynchronize(stream), "fp16 attention");
+        const double d = difference(out, fp16_out);
+        apart = d <= apart ? apart : d;
     }
+    std::printf("%-44s %12.2f times fp16's speed (%s), outputs differ by %.1e\n", "", *fastest / us[0], how.c_str(), apart);
+    if (!(apart < 1e-2)) {
+        std::fprintf(stderr, "the two attentions disagree\n");
+        std::exit(1);
+    }
+}
+
+/// One depth and batch, for r = 1, 4, 8, and with exact tokens as real caches have them.
+void bench_attention(const char* name, int sequences, int tokens, int multiprocessors)
+{
+    const double elements = static_cast<double>(sequences) * tokens * heads * dim;
+    std::size_t free_bytes = 0, all_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &all_bytes), "cudaMemGetInfo");
+    if (5.2 * elements + 5e8 > static_cast<double>(free_bytes)) {  // fp16, records of less than 9 bits, the rest
+        std::printf("attention/%s/b%d/n%d skipped: not enough memory\n", name, sequences, tokens);
+        return;
+    }
+    const caches x(name, sequences, tokens, multiprocessors);
+    for (const int r : {1, 4, 8}) compare(x, r, 0, 0);
+    compare(x, 4, 128, 64);
 }
 
 /// Latent attention: 512 quantized channels and 64 exact ones, V read from K, one KV head.
@@ -396,8 +507,8 @@ bool write_json(const char* path, const std::string& card)
     if (file == nullptr) return false;
     std::fprintf(file, "{\"card\": \"%s\", \"copy_gb_per_s\": %.1f, \"rows\": [", card.c_str(), copy_rate * 1e-3);
     for (std::size_t i = 0; i < measurements.size(); ++i)
-        std::fprintf(file, "%s\n  {\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f}", i == 0 ? "" : ",",
-                     measurements[i].name.c_str(), measurements[i].us, measurements[i].bytes);
+        std::fprintf(file, "%s\n  {\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"note\": \"%s\"}", i == 0 ? "" : ",",
+                     measurements[i].name.c_str(), measurements[i].us, measurements[i].bytes, measurements[i].note.c_str());
     std::fprintf(file, "\n]}\n");
     const bool written = std::ferror(file) == 0;
     return std::fclose(file) == 0 && written;
@@ -436,7 +547,8 @@ int main(int argc, char** argv)
     const std::string card = std::string(properties.name) + ", " + std::to_string(properties.multiProcessorCount) +
                              " multiprocessors, sm_" + std::to_string(properties.major) + std::to_string(properties.minor) +
                              ", at most " + std::to_string(clock / 1000) + " and " + std::to_string(memory_clock / 1000) +
-                             " MHz, driver " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
+                             " MHz, L2 " + std::to_string(properties.l2CacheSize >> 20) + " MB, driver " +
+                             std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10);
     std::printf("%s\n", card.c_str());
     check(cudaStreamCreate(&stream), "cudaStreamCreate");
 

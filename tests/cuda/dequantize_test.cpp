@@ -47,7 +47,10 @@ TEST_CASE("cuda/dequantize: the bits of the CPU for every width, size, element a
 {
     support::random_source random(81);
     std::size_t number = 0;
-    for (const kvarn::format& f : support::kernel_formats(256)) {
+    std::vector<kvarn::format> formats = support::kernel_formats(256);
+    formats.push_back(support::format_of(512, 512, 4, 0, 64, true, 64));
+    formats.push_back(support::format_of(512, 256, 3, 6, 32, true, 24));
+    for (const kvarn::format& f : formats) {
         const support::kv_tiles x = support::random_tiles(random, f, 2, 2, support::all_tile_kinds[number++ % 5]);
         support::cpu_records records;
         support::expect_ok(support::seal_on_cpu(f, x.k, x.v, 2, 2, support::paper(), records));
@@ -76,6 +79,103 @@ TEST_CASE("cuda/dequantize: values beyond a half saturate", "[cuda][dequantize]"
     std::size_t largest = 0;
     for (const kvarn::half h : decoded) largest += (h.bits & 0x7fffu) == 0x7bffu;
     CHECK(largest > 100);
+}
+
+TEST_CASE("cuda/dequantize: pages of any size, tiles left out, one part alone", "[cuda][dequantize]")
+{
+    using kvarn::half;
+    const kvarn::format f = support::format_of(128, 64, 4, 2, 32, true, 8);
+    const std::size_t tiles = 3, heads = 2, group = 32, channels = 136;
+    support::random_source random(84);
+    const support::kv_tiles x = support::random_tiles(random, f, tiles, heads, support::tile_kind::gaussian);
+    support::cpu_records records;
+    support::expect_ok(support::seal_on_cpu(f, x.k, x.v, tiles, heads, support::paper(), records));
+    const std::size_t tokens = tiles * group, one = kvarn::record_bytes(f);
+    const half poison{0xabab};
+    for (const kvarn::basis wanted : {kvarn::basis::original, kvarn::basis::rotated}) {
+        std::vector<half> k(tokens * heads * channels), v(tokens * heads * 64);
+        std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
+        const std::byte* const bytes = records.data();
+        support::expect_ok(kvarn::dequantize_kv(f, kvarn::tile_major(f, bytes, records.words.size() * 8, tiles, heads),
+                                                support::dense_keys(f, k.data(), tiles, heads),
+                                                support::dense_values(f, v.data(), tiles, heads), wanted, scratch));
+        for (const std::size_t page_tokens : {1u, 2u, 4u, 16u, 32u})
+            for (const int which : {0, 1, 2}) {  // both, K, V
+                const std::size_t pages = tokens / page_tokens, of_tile = group / page_tokens;
+                support::shared_vector<std::int32_t> table(pages);
+                for (std::size_t i = 0; i < pages; ++i) table[i] = static_cast<std::int32_t>((i * 7 + 3) % pages);
+                table[2 * of_tile - 1] = -1;  // leaves tile 1 out
+                support::shared_vector<half> got_k(k.size(), poison), got_v(v.size(), poison);
+                kvarn::cuda::dequantize_arguments a;
+                a.records = {records.data(), one * heads, one, one, nullptr};
+                const auto paged = [&](half* data, std::size_t width) {
+                    auto y = support::dense<void>(data, kvarn::cuda::element_type::f16, static_cast<int>(heads),
+                                                  static_cast<int>(width));
+                    y.table = table.data();
+                    y.page_tokens = static_cast<int>(page_tokens);
+                    y.page_stride = static_cast<std::ptrdiff_t>(page_tokens * heads * width);
+                    return y;
+                };
+                if (which != 2) a.k = paged(got_k.data(), channels);
+                if (which != 1) a.v = paged(got_v.data(), 64);
+                a.tiles = static_cast<int>(tiles);
+                a.heads = static_cast<int>(heads);
+                a.wanted = wanted;
+                support::expect_ok(support::run(f, a, 37));
+                std::size_t wrong_k = 0, wrong_v = 0, written = 0;
+                std::vector<bool> is_page(pages, false);
+                const auto compare = [&](const std::vector<half>& from, const support::shared_vector<half>& got,
+                                         std::size_t width, bool there, std::size_t& wrong) {
+                    for (std::size_t t = 0; t < tokens; ++t) {
+                        const std::int32_t page = table[t / page_tokens];
+                        if (page < 0 || t / group == 1) continue;
+                        is_page[static_cast<std::size_t>(page)] = true;
+                        const std::size_t to = (static_cast<std::size_t>(page) * page_tokens + t % page_tokens) * heads * width;
+                        for (std::size_t c = 0; c < heads * width; ++c)
+                            wrong += got[to + c] != (there ? from[t * heads * width + c] : poison);
+                    }
+                    for (std::size_t p = 0; p < pages; ++p)
+                        for (std::size_t c = 0; !is_page[p] && c < page_tokens * heads * width; ++c)
+                            written += got[p * page_tokens * heads * width + c] != poison;
+                };
+                compare(k, got_k, channels, which != 2, wrong_k);
+                compare(v, got_v, 64, which != 1, wrong_v);
+                CAPTURE(page_tokens, which, static_cast<int>(wanted));
+                CHECK(wrong_k == 0);
+                CHECK(wrong_v == 0);
+                CHECK(written == 0);
+            }
+    }
+}
+
+TEST_CASE("cuda/dequantize: scalars that are no numbers come out as they are", "[cuda][dequantize]")
+{
+    const kvarn::format f = support::format_of(64, 64, 4, 4, 32);
+    support::random_source random(85);
+    const support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::gaussian);
+    support::cpu_records records;
+    support::expect_ok(support::seal_on_cpu(f, x.k, x.v, 1, 1, support::paper(), records));
+    const kvarn::record_layout at = kvarn::layout_of(f);
+    const std::uint16_t nan = 0x7e00, infinity = 0x7c00;
+    std::memcpy(records.data() + at.k_channel_scale + 2 * 5, &nan, 2);
+    std::memcpy(records.data() + at.v_token_zero + 2 * 7, &infinity, 2);
+    const std::size_t one = kvarn::record_bytes(f);
+    support::shared_vector<kvarn::half> k(32 * 64), v(32 * 64);
+    kvarn::cuda::dequantize_arguments a;
+    a.records = {records.data(), one, one, one, nullptr};
+    a.k = support::dense<void>(k.data(), kvarn::cuda::element_type::f16, 1, 64);
+    a.v = support::dense<void>(v.data(), kvarn::cuda::element_type::f16, 1, 64);
+    a.tiles = a.heads = 1;
+    a.wanted = kvarn::basis::rotated;
+    support::expect_ok(support::run(f, a));
+    const auto is_nan = [](kvarn::half h) { return (h.bits & 0x7fffu) > 0x7c00u; };
+    for (std::size_t t = 0; t < 32; ++t)
+        for (std::size_t d = 0; d < 64; ++d) {
+            REQUIRE(is_nan(k[t * 64 + d]) == (d == 5));
+            REQUIRE(!is_nan(v[t * 64 + d]));
+            // An infinite value saturates like any that is too large.
+            REQUIRE(((v[t * 64 + d].bits & 0x7fffu) == 0x7bffu) == (t == 7));
+        }
 }
 
 TEST_CASE("cuda/append: tokens go to their slots, full tiles are sealed from the same pages", "[cuda][append]")

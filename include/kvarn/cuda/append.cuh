@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(append_threads) append_kernel(const __grid_con
 
 #if defined(__CUDACC__)
 /// Copies the new tokens, then seals a.sealed, on `stream`; returns before it is done. a.sealed.tiles may be 0. Errors, nothing
-/// launched: those of `seal` (a.sealed.workspace included), and the same of the tokens and the tail. (If CUDA itself refuses the second launch, the first has run.)
+/// launched: those of `seal` (a.sealed.workspace included), and the same of the tokens and the tail. (If CUDA itself refuses the
+/// second launch, the first has run.)
 [[nodiscard]] inline status append(const format& f, const append_arguments& a, const encode_options& options,
                                    cudaStream_t stream) noexcept
 {

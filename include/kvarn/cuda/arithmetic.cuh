@@ -125,6 +125,39 @@ KVARN_DEVICE KVARN_INLINE float max(float a, float b) noexcept
     return greater(a, b) ? a : b;
 }
 
+/// min and max in one instruction, for numbers of which nobody asks whether a zero is -0; where one is no number, the other.
+KVARN_DEVICE KVARN_INLINE float quick_min(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("min.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return min(a, b);
+#endif
+}
+KVARN_DEVICE KVARN_INLINE float quick_max(float a, float b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    float r;
+    asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return max(a, b);
+#endif
+}
+/// x, of which the compiler knows nothing more: what is computed from it is neither moved out of a loop nor kept, where it would
+/// take registers.
+template <class Int>
+KVARN_DEVICE KVARN_INLINE Int opaque(Int x) noexcept
+{
+    static_assert(sizeof(Int) == 4);
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 /// (x & mask) | bits, in one instruction even if both are constants.
 KVARN_DEVICE KVARN_INLINE std::uint32_t and_or(std::uint32_t x, std::uint32_t mask, std::uint32_t bits) noexcept
 {
@@ -169,8 +202,8 @@ KVARN_DEVICE KVARN_INLINE half narrow_to_half(float x) noexcept
 #endif
 }
 
-/// Two values as T, rounded to nearest even, the first in the low half; half saturates at +-65504 (format.md section 7), what is not a
-/// number stays that.
+/// Two values as T, rounded to nearest even, the first in the low half; half saturates at +-65504 (format.md section 7), what is
+/// not a number stays that.
 template <class T>
 KVARN_DEVICE KVARN_INLINE std::uint32_t narrow_pair(float low, float high) noexcept
 {
@@ -209,6 +242,16 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t magnitude_bits(float x) noexcept
     return bits_as<std::uint32_t>(x) & 0x7fffffffu;
 }
 inline constexpr std::uint32_t infinity_bits = 0x7f800000u;
+
+/// The halves of a word.
+KVARN_DEVICE KVARN_INLINE float low_half(std::uint32_t x) noexcept
+{
+    return widen(half{static_cast<std::uint16_t>(x)});
+}
+KVARN_DEVICE KVARN_INLINE float high_half(std::uint32_t x) noexcept
+{
+    return widen(half{static_cast<std::uint16_t>(x >> 16)});
+}
 
 /// Sixteen bytes that move as one.
 struct alignas(16) quad {

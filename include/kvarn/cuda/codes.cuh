@@ -23,6 +23,20 @@ struct alignas(8) word_pair {
     std::uint32_t w[2];
 };
 
+/// Stored halves as floats, from an 8-byte aligned address; n is a multiple of 4.
+template <int N>
+KVARN_DEVICE KVARN_INLINE void load_scalars(const std::byte* from, float (&x)[N]) noexcept
+{
+    KVARN_UNROLL
+    for (int i = 0; i < N; i += 4) {
+        const word_pair two = reinterpret_cast<const word_pair*>(from)[i / 4];
+        x[i] = low_half(two.w[0]);
+        x[i + 1] = high_half(two.w[0]);
+        x[i + 2] = low_half(two.w[1]);
+        x[i + 3] = high_half(two.w[1]);
+    }
+}
+
 /// The low word of (high:low) >> by, by < 32.
 KVARN_DEVICE KVARN_INLINE std::uint32_t shift_right(std::uint32_t low, std::uint32_t high, int by) noexcept
 {
@@ -79,7 +93,8 @@ KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece_at(const std::byt
 }
 
 /// The piece that starts at `column`, a multiple of Columns, of the row of codes at `row`. Rows have 32 codes or a multiple and
-/// start at a word; for 2, 4, 6 and 8 bits at a multiple of 8 bytes. May read up to a word behind the row, which a record always has.
+/// start at a word; for 2, 4, 6 and 8 bits at a multiple of 8 bytes. May read up to a word behind the row, which a record always
+/// has.
 template <int Bits, int Columns>
 KVARN_DEVICE KVARN_INLINE code_piece<Bits, Columns> load_piece(const std::byte* row, int column) noexcept
 {
@@ -102,8 +117,8 @@ KVARN_DEVICE KVARN_INLINE float code_to_float(std::uint32_t code) noexcept
     return sub(bits_as<float>(0x4b000000u | code), 8388608.0f);
 }
 
-/// Code n of a piece as a float. It is not shifted to where it counts one: as bits of the mantissa of 2^23 it counts 2^at, which one
-/// exact fma takes off with the 2^23.
+/// Code n of a piece as a float. It is not shifted to where it counts one: as bits of the mantissa of 2^23 it counts 2^at, which
+/// one exact fma takes off with the 2^23.
 template <int Bits, int Columns>
 KVARN_DEVICE KVARN_INLINE float float_of(const code_piece<Bits, Columns>& p, int n) noexcept
 {

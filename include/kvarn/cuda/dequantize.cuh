@@ -101,14 +101,7 @@ struct token_rows {
 template <int N>
 KVARN_DEVICE KVARN_INLINE void load_scalars(const std::byte* record, std::uint32_t field, int i, float (&x)[N]) noexcept
 {
-    static_assert(N % 4 == 0);
-    const auto* const from = reinterpret_cast<const word_pair*>(record + (field + 2 * static_cast<std::uint32_t>(i)));
-    KVARN_UNROLL
-    for (int n = 0; n < N / 4; ++n) {
-        const word_pair q = from[n];
-        KVARN_UNROLL
-        for (int j = 0; j < 4; ++j) x[4 * n + j] = widen(half{static_cast<std::uint16_t>(q.w[j / 2] >> (j % 2 * 16))});
-    }
+    load_scalars(record + (field + 2 * static_cast<std::uint32_t>(i)), x);
 }
 
 /// Decodes channels [d, d + Channels) of tokens [first, first + Tokens), both multiples: body(t, x[Channels]) for t = 0, 1, ...
@@ -156,9 +149,9 @@ KVARN_DEVICE KVARN_INLINE void decode_to_tokens(Team& team, const dequantize_par
 }
 
 /// How tokens lie in shared memory between the two halves of a rotation: tokens 2 pair and 2 pair + 1, of them channels
-/// [16 group, 16 group + 16) in 128 bytes, four channels from 4 n on in the 16 bytes 4 (token % 2) + n of them, permuted so that neither
-/// threads along tokens nor threads along channels meet in a bank: a bitwise exclusive or with place_of takes the offset of the 128
-/// bytes there.
+/// [16 group, 16 group + 16) in 128 bytes, four channels from 4 n on in the 16 bytes 4 (token % 2) + n of them, permuted so that
+/// neither threads along tokens nor threads along channels meet in a bank: a bitwise exclusive or with place_of takes the offset
+/// of the 128 bytes there.
 KVARN_DEVICE KVARN_INLINE std::uint32_t turned(std::uint32_t group) noexcept
 {
     return (group & 1) << 6 | (group & 2) << 4 | (group & 4) << 2;

@@ -105,8 +105,8 @@ KVARN_DEVICE KVARN_INLINE bool find_ranges(Team& team, const tile_view& t, const
         float low = mul(row[0], r[0]), high = low;
         for (int j = row_threads; j < t.size1; j += row_threads) {
             const float x = mul(row[j], r[j]);
-            low = least(low, x);
-            high = most(high, x);
+            low = quick_min(low, x);
+            high = quick_max(high, x);
         }
         low = add(row_min(team, low), 0.0f);  // -0 becomes +0
         high = row_max(team, high);

@@ -107,32 +107,11 @@ KVARN_DEVICE KVARN_INLINE void load_lanes(const float* from, float (&x)[lane_cou
     }
 }
 
-/// min and max in one instruction, for numbers that are no NaN and of which nobody asks whether a zero is -0.
-KVARN_DEVICE KVARN_INLINE float least(float a, float b) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    float r;
-    asm("min.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-#else
-    return min(a, b);
-#endif
-}
-KVARN_DEVICE KVARN_INLINE float most(float a, float b) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    float r;
-    asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-#else
-    return max(a, b);
-#endif
-}
 /// min(max(x, low), high), `low` if x is NaN, in two instructions. low is not -0, high is positive: a zero then has low's sign
 /// either way.
 KVARN_DEVICE KVARN_INLINE float bounded(float x, float low, float high) noexcept
 {
-    return least(most(x, low), high);
+    return quick_min(quick_max(x, low), high);
 }
 
 /// The numbers of normalize/variance.hpp.
@@ -247,9 +226,9 @@ struct variance_pass {
     KVARN_DEVICE KVARN_INLINE void sum_blocks(int first, int blocks, float growth) const noexcept
     {
         for_each(team, blocks << (t.shift1 - 1), [&](int item) {
-            const int stride = opaque(t.stride);
+            const int stride = opaque(4 * t.stride);  // in bytes, so that an address is one instruction
             const int j = 2 * item & (t.size1 - 1), block = 2 * item >> t.shift1, i = (first + block) * lane_count;
-            const float* columns = t.row(i) + j;
+            const std::byte* const columns = reinterpret_cast<const std::byte*>(t.row(i) + j);
             const float_group<2> pivot = load_group<2>(f.pivot1 + j);
             const float minus[2] = {mul(mul(pivot.x[0], growth), -1.0f), mul(mul(pivot.x[1], growth), -1.0f)};
             float r[lane_count];
@@ -257,8 +236,7 @@ struct variance_pass {
             float_group<2> s{}, q{};
             KVARN_UNROLL
             for (int n = 0; n < lane_count; ++n) {
-                const float_group<2> x = load_group<2>(columns);
-                columns += stride;
+                const float_group<2> x = load_group<2>(reinterpret_cast<const float*>(columns + n * stride));
                 KVARN_UNROLL
                 for (int c = 0; c < 2; ++c) {
                     const float u = fma(r[n], x.x[c], minus[c]);
@@ -321,12 +299,12 @@ struct variance_pass {
             const int n = second ? t.size1 : t.size0, lane = team.rank() % 32;
             float low = x[lane], high = low;
             for (int i = lane + 32; i < n; i += 32) {
-                low = least(low, x[i]);
-                high = most(high, x[i]);
+                low = quick_min(low, x[i]);
+                high = quick_max(high, x[i]);
             }
             for (int mask = 16; mask >= 1; mask /= 2) {
-                low = least(low, team.shuffle_xor(low, mask));
-                high = most(high, team.shuffle_xor(high, mask));
+                low = quick_min(low, team.shuffle_xor(low, mask));
+                high = quick_max(high, team.shuffle_xor(high, mask));
             }
             if (lane == 0) f.scratch[32 + second] = div(high, low > least_deviation ? low : least_deviation);
         }

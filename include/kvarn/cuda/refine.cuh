@@ -111,8 +111,8 @@ struct refine_pass {
         float low = mul(r.x[0], reciprocal[0]), high = low;
         for (int j = row_threads; j < t.size1; j += row_threads) {
             const float x = mul(r.x[j], reciprocal[2 * j]);
-            low = least(low, x);
-            high = most(high, x);
+            low = quick_min(low, x);
+            high = quick_max(high, x);
         }
         low = row_min(team, low);
         high = row_max(team, high);

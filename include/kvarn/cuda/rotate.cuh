@@ -37,16 +37,6 @@ KVARN_DEVICE KVARN_INLINE void butterflies(float (&x)[R]) noexcept
     }
 }
 
-/// x, of which the compiler knows nothing more: what is computed from it is neither moved out of a
-/// loop nor kept, where it would take registers.
-KVARN_DEVICE KVARN_INLINE int opaque(int x) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
-}
-
 /// The levels with spans 16 .. 8 R of `tokens` tokens of 16 R channels, and the scale. `tokens` is a power of two where
 /// token_step is 1. No barrier at either end.
 template <int R, class Team>

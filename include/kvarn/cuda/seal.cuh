@@ -30,8 +30,8 @@ struct record_status {
 
 /// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (unused if the format has
 /// no values), records [tiles][heads], statuses [tiles][heads] in device memory or null. Nothing may overlap what is written.
-/// workspace: seal_workspace_bytes of device memory, 16-byte aligned, its content of no meaning, not shared with a call that may run
-/// at the same time; null where none is needed.
+/// workspace: seal_workspace_bytes of device memory, 16-byte aligned, its content of no meaning, not shared with a call that may
+/// run at the same time; null where none is needed.
 struct seal_arguments {
     input_tiles k{}, v{};
     record_tiles<std::byte> records{};

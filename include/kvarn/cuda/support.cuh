@@ -114,8 +114,8 @@ namespace detail {
     return bytes;
 }
 
-/// Launches kernel(call). bad_argument if CUDA refuses; its error is left for cudaGetLastError. The attribute belongs to the kernel, not
-/// to the launch: all threads set it to the device's most, whatever this call needs.
+/// Launches kernel(call). bad_argument if CUDA refuses; its error is left for cudaGetLastError. The attribute belongs to the
+/// kernel, not to the launch: all threads set it to the device's most, whatever this call needs.
 template <class Call>
 [[nodiscard]] status launch(void (*kernel)(Call), int blocks, int threads, int shared, const Call& call,
                             cudaStream_t stream) noexcept

@@ -109,7 +109,8 @@ KVARN_DEVICE KVARN_INLINE void rotate_vectors(Team& team, float* x, int vectors,
     team.barrier();
 }
 
-/// Queries to shared memory, times the softmax scale, in the basis that the block's tokens need; empty outputs. Ends with a barrier.
+/// Queries to shared memory, times the softmax scale, in the basis that the block's tokens need; empty outputs. Ends with a
+/// barrier.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block& b) noexcept
 {

@@ -25,9 +25,9 @@ struct batch_vectors {
     std::ptrdiff_t head_stride = 0;
 };
 
-/// Exact tokens of every sequence, original basis, K with its exact channels behind the others, in pages: token t of sequence s lies in page table[s * pages + t /
-/// page_tokens], place t % page_tokens, at data + page * page_stride + place * token_stride + head * head_stride elements. K and
-/// V share the table.
+/// Exact tokens of every sequence, original basis, K with its exact channels behind the others, in pages: token t of sequence s
+/// lies in page table[s * pages + t / page_tokens], place t % page_tokens, at data + page * page_stride + place * token_stride +
+/// head * head_stride elements. K and V share the table. Pages of which no query sees a token are not looked at.
 struct exact_pages {
     const void* k = nullptr;
     const void* v = nullptr;  ///< unused if the format has no values
@@ -51,7 +51,8 @@ struct record_pages {
 };
 
 /// One step of a batch: m new tokens of every sequence, r query heads for each KV head. A history is sink, records, tail, in this
-/// order, less than 2^31 tokens; the new tokens are the last m of it. Query row i of a sequence and KV head is token i / r, head kv_head * r + i % r.
+/// order, less than 2^31 tokens; the new tokens are the last m of it. Query row i of a sequence and KV head is token i / r, head
+/// kv_head * r + i % r.
 struct attention_arguments {
     batch_vectors<const void> q{};       ///< [sequences][m][kv_heads * r][head_dim_k + exact_channels], the exact ones unrotated
     batch_vectors<void> out{};           ///< [sequences][m][kv_heads * r][head_dim_v, or head_dim_k if V is read from K]

@@ -15,35 +15,6 @@
 
 namespace kvarn::cuda::detail {
 
-/// x and y, nearest even, as the low and the high half of a word.
-KVARN_DEVICE KVARN_INLINE std::uint32_t pack_halves(float x, float y) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    std::uint32_t r;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
-    return r;
-#else
-    return narrow_to_half(x).bits | static_cast<std::uint32_t>(narrow_to_half(y).bits) << 16;
-#endif
-}
-KVARN_DEVICE KVARN_INLINE float low_half(std::uint32_t x) noexcept
-{
-    return widen(half{static_cast<std::uint16_t>(x)});
-}
-KVARN_DEVICE KVARN_INLINE float high_half(std::uint32_t x) noexcept
-{
-    return widen(half{static_cast<std::uint16_t>(x >> 16)});
-}
-
-/// x, in a way that keeps addresses that follow from it from being computed, and kept in registers, before they are needed.
-KVARN_DEVICE KVARN_INLINE std::uint32_t fresh(std::uint32_t x) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(x));
-#endif
-    return x;
-}
-
 /// 2^x, |x| <= 126.
 KVARN_DEVICE KVARN_INLINE constexpr float power_of_two(int x) noexcept
 {
@@ -67,8 +38,8 @@ struct weight_scale {
 /// Two weights of a row to A: their halves, and what those leave.
 KVARN_DEVICE KVARN_INLINE void split_weights(float x, float y, std::uint32_t& halves, std::uint32_t& rest) noexcept
 {
-    halves = pack_halves(x, y);
-    rest = pack_halves(sub(x, low_half(halves)), sub(y, high_half(halves)));
+    halves = narrow_pair<half>(x, y);
+    rest = narrow_pair<half>(sub(x, low_half(halves)), sub(y, high_half(halves)));
 }
 
 /// Whether code n lies within one half of a word; otherwise it is put together.

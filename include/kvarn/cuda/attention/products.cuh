@@ -12,20 +12,6 @@
 
 namespace kvarn::cuda::detail {
 
-/// Stored halves as floats, from an 8-byte aligned address; n is a multiple of 4.
-template <int N>
-KVARN_DEVICE KVARN_INLINE void load_scalars(const std::byte* from, float (&x)[N]) noexcept
-{
-    KVARN_UNROLL
-    for (int i = 0; i < N; i += 4) {
-        const word_pair two = reinterpret_cast<const word_pair*>(from)[i / 4];
-        x[i] = low_half(two.w[0]);
-        x[i + 1] = high_half(two.w[0]);
-        x[i + 2] = low_half(two.w[1]);
-        x[i + 3] = high_half(two.w[1]);
-    }
-}
-
 /// Steps whose codes are under way: two, but for pieces that take many registers.
 template <int Bits, int Columns>
 inline constexpr int steps_ahead = code_piece<Bits, Columns>::words > 2 ? 1 : 2;
@@ -47,14 +33,14 @@ KVARN_DEVICE KVARN_INLINE void multiply_keys(Team& team, const key_span& k, cons
     constexpr int ahead = steps_ahead<Bits, P>;
     const int g = lane / 4, j = lane % 4;
     const weight_scale scale(largest);
-    std::uint32_t next = fresh(4 * static_cast<std::uint32_t>(j) * k.row_bytes);
+    std::uint32_t next = opaque(4 * static_cast<std::uint32_t>(j) * k.row_bytes);
     code_piece<Bits, P> codes[ahead][4];
     float sum[P][4] = {}, zeros = 0.0f;
     const auto load = [&](code_piece<Bits, P>(&to)[4]) {
         KVARN_UNROLL
         for (int i = 0; i < 4; ++i)
             to[i] = load_piece<Bits, P>(k.codes + (next + static_cast<std::uint32_t>(i) * k.row_bytes), k.first + P * g);
-        next = fresh(next + 16 * k.row_bytes);
+        next = opaque(next + 16 * k.row_bytes);
     };
     KVARN_UNROLL
     for (int u = 0; u < ahead; ++u) load(codes[u]);
@@ -101,14 +87,14 @@ KVARN_DEVICE KVARN_INLINE void multiply_values(Team& team, const value_span& v, 
 {
     constexpr int ahead = steps_ahead<Bits, V>;
     const int g = lane / 4, j = lane % 4;
-    std::uint32_t next = fresh(2 * P * static_cast<std::uint32_t>(j) * v.row_bytes);
+    std::uint32_t next = opaque(2 * P * static_cast<std::uint32_t>(j) * v.row_bytes);
     code_piece<Bits, V> codes[ahead][4];
     float sum[V][4] = {};
     const auto load = [&](code_piece<Bits, V>(&to)[4]) {
         KVARN_UNROLL
         for (int i = 0; i < 4; ++i)
             to[i] = load_piece<Bits, V>(v.codes + (next + static_cast<std::uint32_t>(i) * v.row_bytes), first + V * g);
-        next = fresh(next + 4 * v.row_bytes);
+        next = opaque(next + 4 * v.row_bytes);
     };
     KVARN_UNROLL
     for (int u = 0; u < ahead; ++u) load(codes[u]);
@@ -125,7 +111,7 @@ KVARN_DEVICE KVARN_INLINE void multiply_values(Team& team, const value_span& v, 
     }
 }
 
-/// K's codes read as V: y = sum over the span's tokens of weight * code of the channels first + {2 j, 2 j + 1, 8 + 2 j, 8 + 2 j + 1}.
+/// K's codes read as V: y = sum over the span's tokens of weight * code of the channels first + 2 j + {0, 1, 8, 9}.
 /// `f` is made in the order of code_pairs<Bits, 2 P>.
 template <int Bits, int P>
 struct key_columns {
@@ -133,7 +119,7 @@ struct key_columns {
 
     KVARN_DEVICE KVARN_INLINE void load(const key_span& k, int first, int lane) noexcept
     {
-        const std::uint32_t at = fresh(static_cast<std::uint32_t>(first + lane / 4) * k.row_bytes);
+        const std::uint32_t at = opaque(static_cast<std::uint32_t>(first + lane / 4) * k.row_bytes);
         KVARN_UNROLL
         for (int n = 0; n < 2; ++n)
             codes[n] = load_piece<Bits, 2 * P>(k.codes + (at + (n == 0 ? 0u : 8 * k.row_bytes)), k.first + 2 * P * (lane % 4));
@@ -157,8 +143,8 @@ struct key_columns {
     }
 };
 
-/// s[i] += sum over n channels, a multiple of 8, of query * exact key of token i; `token(m)` is the vector of token P g + m of the span.
-/// Queries behind the n channels are 0 up to a multiple of 32.
+/// s[i] += sum over n channels, a multiple of 8, of query * exact key of token i; `token(m)` is the vector of token P g + m of the
+/// span. Queries behind the n channels are 0 up to a multiple of 32.
 template <class T, int P, class Token, class Team>
 KVARN_DEVICE KVARN_INLINE void multiply_exact_keys(Team& team, const float* query, int n, Token&& token, int lane,
                                                    float (&s)[2 * P]) noexcept
@@ -196,8 +182,8 @@ KVARN_DEVICE KVARN_INLINE void multiply_exact_keys(Team& team, const float* quer
     }
 }
 
-/// y[i] = sum over the span's tokens of weight w * exact value of channel first + 16 j + i; `token(i)` is the vector of the thread's
-/// token i.
+/// y[i] = sum over the span's tokens of weight w * exact value of channel first + 16 j + i; `token(i)` is the vector of the
+/// thread's token i.
 template <class T, int P, class Token, class Team>
 KVARN_DEVICE KVARN_INLINE void multiply_exact_values(Team& team, const float (&w)[2 * P], Token&& token, int first, int lane,
                                                      float (&y)[16]) noexcept

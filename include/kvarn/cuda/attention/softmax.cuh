@@ -33,17 +33,6 @@ KVARN_DEVICE KVARN_INLINE float quick_inverse(float x) noexcept
     return 1.0f / x;
 #endif
 }
-/// The larger one; where one is not a number, the other.
-KVARN_DEVICE KVARN_INLINE float quick_max(float a, float b) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    float r;
-    asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-#else
-    return a > b ? a : b;
-#endif
-}
 /// The largest over the four threads of a row.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE float quick_row_max(Team& team, float x) noexcept
