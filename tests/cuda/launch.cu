@@ -69,7 +69,7 @@ void* allocate_managed(std::size_t bytes)
     check(cudaMallocManaged(&p, bytes), "cudaMallocManaged");
     return p;
 }
-void free_managed(void* p)
+void free_managed(void* p, std::size_t)
 {
     cudaFree(p);
 }

@@ -9,11 +9,14 @@
 #include <kvarn/cuda/seal.cuh>
 
 #include <cstddef>
-#include <new>
+#include <cstdlib>
 #include <vector>
 
 #include "../catch.hpp"
 #if !defined(KVARN_TEST_ON_DEVICE)
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "fiber_block.hpp"
 #endif
 
@@ -21,7 +24,7 @@ namespace support {
 
 #if defined(KVARN_TEST_ON_DEVICE)
 void* allocate_managed(std::size_t bytes);  // launch.cu
-void free_managed(void* p);
+void free_managed(void* p, std::size_t bytes);
 void wait_for_device();  // throws with CUDA's message if a kernel failed
 int block_shared_bytes();
 kvarn::status launch(const kvarn::format& f, const kvarn::cuda::seal_arguments& a, const kvarn::encode_options& o,
@@ -35,13 +38,23 @@ inline int block_shared_bytes()
 {
     return kvarn::cuda::shared_bytes_sm90;
 }
+/// 16-byte aligned memory behind which nothing may be touched: a page without rights follows.
+inline std::size_t pages_of(std::size_t bytes)
+{
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    return (bytes + page - 1) / page * page;
+}
 inline void* allocate_managed(std::size_t bytes)
 {
-    return ::operator new (bytes, std::align_val_t{64});
+    const std::size_t used = pages_of(bytes), room = (bytes + 15) / 16 * 16;
+    void* const pages = mmap(nullptr, used + pages_of(1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(static_cast<std::byte*>(pages) + used, pages_of(1), PROT_NONE) != 0) std::abort();
+    return static_cast<std::byte*>(pages) + used - room;
 }
-inline void free_managed(void* p)
+inline void free_managed(void* p, std::size_t bytes)
 {
-    ::operator delete (p, std::align_val_t{64});
+    const std::size_t used = pages_of(bytes), room = (bytes + 15) / 16 * 16;
+    munmap(static_cast<std::byte*>(p) + room - used, used + pages_of(1));
 }
 
 /// Runs `items` blocks of `threads` threads.
@@ -62,7 +75,7 @@ struct shared_allocator {
     shared_allocator(const shared_allocator<U>&) noexcept
     {}
     T* allocate(std::size_t n) { return static_cast<T*>(allocate_managed((n == 0 ? 1 : n) * sizeof(T))); }
-    void deallocate(T* p, std::size_t) { free_managed(p); }
+    void deallocate(T* p, std::size_t n) { free_managed(p, (n == 0 ? 1 : n) * sizeof(T)); }
     friend bool operator==(const shared_allocator&, const shared_allocator&) { return true; }
 };
 template <class T>
