@@ -9,13 +9,13 @@
 
 #include <kvarn/cuda/attention.cuh>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 
 namespace bench {
 
+using kvarn::cuda::detail::exp2;
 using kvarn::cuda::detail::quad;
 
 inline constexpr int fp16_warps = 4;
@@ -103,17 +103,6 @@ KVARN_DEVICE KVARN_INLINE void widen8(const quad& x, float (&to)[8]) noexcept
     }
 }
 
-KVARN_DEVICE KVARN_INLINE float power_of_two(float x) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
-#else
-    return std::exp2(x);
-#endif
-}
-
 /// Softmax states and outputs of the parts of a block, in shared memory: [part][row]{largest, total, -, -, out[fp16_dim]}.
 template <int Rows, int Parts>
 struct fp16_states {
@@ -136,7 +125,7 @@ struct fp16_states {
             for (int p = 1; p < Parts; ++p) most = at(p, r)[0] > most ? at(p, r)[0] : most;
             KVARN_UNROLL
             for (int p = 0; p < Parts; ++p) {
-                const float factor = power_of_two(at(p, r)[0] - most);
+                const float factor = exp2(at(p, r)[0] - most);
                 sum += at(p, r)[1] * factor;
                 out += at(p, r)[4 + channel] * factor;
             }
@@ -198,14 +187,14 @@ struct fp16_cores {
                 float most = largest[r];
                 KVARN_UNROLL
                 for (int u = 0; u < together; ++u) most = s[r][u] > most ? s[r][u] : most;
-                const float factor = power_of_two(largest[r] - most);
+                const float factor = exp2(largest[r] - most);
                 largest[r] = most;
                 total[r] *= factor;
                 KVARN_UNROLL
                 for (int i = 0; i < 8; ++i) acc[r][i] *= factor;
                 KVARN_UNROLL
                 for (int u = 0; u < together; ++u) {
-                    s[r][u] = power_of_two(s[r][u] - most);
+                    s[r][u] = exp2(s[r][u] - most);
                     total[r] += s[r][u];
                 }
             }

@@ -159,11 +159,11 @@ private:
             const float other = team.shuffle_xor(most, mask);
             most = other > most ? other : most;
         }
-        const float factor = power_of_two(largest - most);
+        const float factor = exp2(largest - most);
         total *= factor;
         KVARN_UNROLL
         for (int t = 0; t < 2; ++t) {
-            const float x = power_of_two(s[t][0] - most), y = power_of_two(s[t][1] - most);
+            const float x = exp2(s[t][0] - most), y = exp2(s[t][1] - most);
             total += x + y;
             p[t] = pack_halves(x, y);
         }

@@ -53,12 +53,7 @@ public:
         /// 1)}.
         void mma(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2])
         {
-            meeting& warp = block_.warps_[static_cast<std::size_t>(rank_ / 32)];
-            const std::size_t set = 6 * (warp.generation % 2 * static_cast<std::size_t>(block_.threads_));
-            std::uint32_t* const operands = block_.operands_.data() + set;
-            std::memcpy(operands + 6 * rank_, a, sizeof a);
-            std::memcpy(operands + 6 * rank_ + 4, b, sizeof b);
-            block_.meet(warp, 32, rank_);
+            const std::uint32_t* const operands = exchange(a, b);
             const int first = rank_ / 32 * 32, g = rank_ % 32 / 4, j = rank_ % 4;
             const auto half_of = [](std::uint32_t word, int high) {
                 return kvarn::to_float(kvarn::half{static_cast<std::uint16_t>(word >> (16 * high))});
@@ -79,12 +74,7 @@ public:
         /// c as above. What tf32 has no bits for is cut off.
         void mma_tf32(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2])
         {
-            meeting& warp = block_.warps_[static_cast<std::size_t>(rank_ / 32)];
-            const std::size_t set = 6 * (warp.generation % 2 * static_cast<std::size_t>(block_.threads_));
-            std::uint32_t* const operands = block_.operands_.data() + set;
-            std::memcpy(operands + 6 * rank_, a, sizeof a);
-            std::memcpy(operands + 6 * rank_ + 4, b, sizeof b);
-            block_.meet(warp, 32, rank_);
+            const std::uint32_t* const operands = exchange(a, b);
             const int first = rank_ / 32 * 32, g = rank_ % 32 / 4, j = rank_ % 4;
             const auto value = [](std::uint32_t bits) {
                 bits &= 0xffffe000u;
@@ -103,6 +93,18 @@ public:
         }
 
     private:
+        /// The operands of all threads, six words each: four of a, then two of b.
+        const std::uint32_t* exchange(const std::uint32_t (&a)[4], const std::uint32_t (&b)[2])
+        {
+            meeting& warp = block_.warps_[static_cast<std::size_t>(rank_ / 32)];
+            const std::size_t set = 6 * (warp.generation % 2 * static_cast<std::size_t>(block_.threads_));
+            std::uint32_t* const operands = block_.operands_.data() + set;
+            std::memcpy(operands + 6 * rank_, a, sizeof a);
+            std::memcpy(operands + 6 * rank_ + 4, b, sizeof b);
+            block_.meet(warp, 32, rank_);
+            return operands;
+        }
+
         fiber_block& block_;
         int rank_;
     };

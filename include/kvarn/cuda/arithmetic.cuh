@@ -258,23 +258,34 @@ struct alignas(16) quad {
     std::uint32_t w[4];
 };
 
+/// Eight bytes that move as one.
+struct alignas(8) word_pair {
+    std::uint32_t w[2];
+};
+
+/// N elements from an address aligned to a Piece, quad or word_pair, in such pieces.
+template <class Piece, class T, int N>
+KVARN_DEVICE KVARN_INLINE void load(const T* from, float (&x)[N]) noexcept
+{
+    constexpr int each = static_cast<int>(sizeof(Piece) / sizeof(T));  // elements of a piece
+    KVARN_UNROLL
+    for (int n = 0; n < N / each; ++n) {
+        const Piece p = reinterpret_cast<const Piece*>(from)[n];
+        KVARN_UNROLL
+        for (int i = 0; i < each; ++i) {
+            if constexpr (sizeof(T) == 4)
+                x[n * each + i] = bits_as<float>(p.w[i]);
+            else
+                x[n * each + i] = widen(T{static_cast<std::uint16_t>(p.w[i / 2] >> (i % 2 * 16))});
+        }
+    }
+}
+
 /// Sixteen elements from a 16-byte aligned address.
 template <class T>
 KVARN_DEVICE KVARN_INLINE void load16(const T* from, float (&x)[16]) noexcept
 {
-    constexpr int each = 16 / static_cast<int>(sizeof(T));  // elements of a quad
-    const quad* const p = reinterpret_cast<const quad*>(from);
-    KVARN_UNROLL
-    for (int n = 0; n < 16 / each; ++n) {
-        const quad q = p[n];
-        KVARN_UNROLL
-        for (int i = 0; i < each; ++i) {
-            if constexpr (sizeof(T) == 4)
-                x[n * each + i] = bits_as<float>(q.w[i]);
-            else
-                x[n * each + i] = widen(T{static_cast<std::uint16_t>(q.w[i / 2] >> (i % 2 * 16))});
-        }
-    }
+    load<quad>(from, x);
 }
 
 /// N elements, of 4, 8, 16, 32 bytes or a multiple, to an address aligned to as many, 16 at most.

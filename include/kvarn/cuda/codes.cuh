@@ -18,11 +18,6 @@ struct code_piece {
     std::uint32_t w[words];
 };
 
-/// Two words from an 8-byte aligned address.
-struct alignas(8) word_pair {
-    std::uint32_t w[2];
-};
-
 /// Stored halves as floats, from an 8-byte aligned address; n is a multiple of 4.
 template <int N>
 KVARN_DEVICE KVARN_INLINE void load_scalars(const std::byte* from, float (&x)[N]) noexcept

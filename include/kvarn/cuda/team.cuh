@@ -92,7 +92,7 @@ KVARN_DEVICE KVARN_INLINE void for_each(Team& team, int n, Body&& body) noexcept
     for (int i = team.rank(); i < n; i += team.size()) body(i);
 }
 
-/// The first half of a sum over x[0 .. n): lane sums to lanes[16], by sixteen threads. A barrier, then fold_lanes or add_lanes.
+/// Lane sums of x[0 .. n) to lanes[16], by sixteen threads. A barrier before they are read.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE void sum_lanes(Team& team, const float* x, int n, float* lanes) noexcept
 {
@@ -111,15 +111,6 @@ KVARN_DEVICE KVARN_INLINE float fold_lanes(const float* lanes) noexcept
     for (int i = 0; i < 4; ++i) x[i] = add(x[i], x[i + 4]);
     return add(add(x[0], x[2]), add(x[1], x[3]));
 }
-/// Sixteen lanes one after the other.
-KVARN_DEVICE KVARN_INLINE float add_lanes(const float* lanes) noexcept
-{
-    float sum = lanes[0];
-    KVARN_UNROLL
-    for (int i = 1; i < lane_count; ++i) sum = add(sum, lanes[i]);
-    return sum;
-}
-
 /// The largest x of all threads; `room` holds size() / 32 words. Two barriers.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE std::uint32_t largest_of_all(Team& team, std::uint32_t x, std::uint32_t* room) noexcept

@@ -123,9 +123,9 @@ KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block& b) 
             float v[8] = {};
             if (number < c.rows && d < channels) {
                 const int token = number / c.a.heads_per_kv, head = b.head * c.a.heads_per_kv + number % c.a.heads_per_kv;
-                load8(static_cast<const T*>(c.a.q.data) + b.sequence * c.a.q.sequence_stride + token * c.a.q.token_stride +
-                          head * c.a.q.head_stride + d,
-                      v);
+                load<quad>(static_cast<const T*>(c.a.q.data) + b.sequence * c.a.q.sequence_stride + token * c.a.q.token_stride +
+                               head * c.a.q.head_stride + d,
+                           v);
             }
             KVARN_UNROLL
             for (int k = 0; k < 8; ++k) v[k] = mul(v[k], c.query_scale);
@@ -297,7 +297,7 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
     }
     if (c.exact_channels != 0) {
         const half* const exact = reinterpret_cast<const half*>(record + c.exact) + (first + P * g) * c.exact_channels;
-        multiply_exact_keys<half, P>(
+        multiply_exact_keys<half, word_pair, P>(
             team, b.own_query() + c.dk, c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
     }
     const bool masked = b.is_masked(position, 8 * P);
@@ -356,7 +356,7 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
         std::ptrdiff_t keys[P], values[2 * P];
         KVARN_UNROLL
         for (int m = 0; m < P; ++m) keys[m] = place(P * g + m, x.k_page_stride, x.k_token_stride, x.k_head_stride);
-        multiply_exact_keys<T, P>(
+        multiply_exact_keys<T, quad, P>(
             team, b.own_query(), c.dk + c.exact_channels, [&](int m) { return static_cast<const T*>(x.k) + keys[m]; }, b.lane, s);
         visible_tokens seen = b.seen(g, position + first, tokens - first);
         seen = {seen.begin - own, seen.end - own};

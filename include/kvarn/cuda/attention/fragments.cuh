@@ -161,24 +161,6 @@ KVARN_DEVICE KVARN_INLINE float product_of(const float (&sum)[4], int column) no
     return add(sum[column], sum[column + 2]);
 }
 
-/// Eight floats of an exact vector: 16-byte aligned, or 8-byte aligned halves.
-template <class T>
-KVARN_DEVICE KVARN_INLINE void load8(const T* from, float (&x)[8]) noexcept
-{
-    constexpr int each = 8 / static_cast<int>(sizeof(T));  // elements of a pair of words
-    KVARN_UNROLL
-    for (int n = 0; n < 8 / each; ++n) {
-        const word_pair two = reinterpret_cast<const word_pair*>(from)[n];
-        KVARN_UNROLL
-        for (int i = 0; i < each; ++i) {
-            if constexpr (sizeof(T) == 4)
-                x[n * each + i] = bits_as<float>(two.w[i]);
-            else
-                x[n * each + i] = widen(T{static_cast<std::uint16_t>(two.w[i / 2] >> (i % 2 * 16))});
-        }
-    }
-}
-
 /// A float for tf32, and what tf32 has no bits for.
 KVARN_DEVICE KVARN_INLINE void split_tf32(float x, std::uint32_t& high, std::uint32_t& rest) noexcept
 {

@@ -144,8 +144,8 @@ struct key_columns {
 };
 
 /// s[i] += sum over n channels, a multiple of 8, of query * exact key of token i; `token(m)` is the vector of token P g + m of the
-/// span. Queries behind the n channels are 0 up to a multiple of 32.
-template <class T, int P, class Token, class Team>
+/// span, aligned to a Piece. Queries behind the n channels are 0 up to a multiple of 32.
+template <class T, class Piece, int P, class Token, class Team>
 KVARN_DEVICE KVARN_INLINE void multiply_exact_keys(Team& team, const float* query, int n, Token&& token, int lane,
                                                    float (&s)[2 * P]) noexcept
 {
@@ -169,7 +169,7 @@ KVARN_DEVICE KVARN_INLINE void multiply_exact_keys(Team& team, const float* quer
             KVARN_UNROLL
             for (int m = 0; m < together; ++m) {
                 float x[8];
-                load8(at[m] + from, x);
+                load<Piece>(at[m] + from, x);
                 KVARN_UNROLL
                 for (int k = 0; k < 4; ++k) multiply_exact<T>(team, a[k], x[2 * k], x[2 * k + 1], sum[m]);
             }
@@ -196,7 +196,7 @@ KVARN_DEVICE KVARN_INLINE void multiply_exact_values(Team& team, const float (&w
         split_tf32(w[2 * step + 1], a[2], a[3]);
         float x[2][8];
         KVARN_UNROLL
-        for (int i = 0; i < 2; ++i) load8(token(2 * step + i) + first + 8 * (lane / 4), x[i]);
+        for (int i = 0; i < 2; ++i) load<quad>(token(2 * step + i) + first + 8 * (lane / 4), x[i]);
         KVARN_UNROLL
         for (int n = 0; n < 8; ++n) multiply_exact<T>(team, a, x[0][n], x[1][n], sum[n]);
     }
