@@ -4,8 +4,8 @@
 // heads, split over tokens. K and V [page][token][head][channel], q [sequence][head][channel], all half; float accumulators. Here
 // what its two kernels share, and the one on CUDA cores: sixteen lanes read a token's vector in one 16-byte load each; every
 // half-warp has eight loads in flight and a softmax state of its own. fp16_tensor_attention.cuh has the other. Bodies over a team,
-// as the library's kernels (include/kvarn/cuda/team.cuh). What they leave in the workspace is merged by the library's combine kernel.
-// Frozen: its source changes only with a note beside the numbers.
+// as the library's kernels (include/kvarn/cuda/team.cuh). What they leave in the workspace is merged by the library's combine
+// kernel. Frozen: its source changes only with a note beside the numbers.
 
 #include <kvarn/cuda/attention.cuh>
 

@@ -28,17 +28,18 @@ namespace detail {
     return c.a.sequences * c.a.kv_heads * c.rows;
 }
 
-/// Calls body(tokens of a span by 8, whether V is read from K), both as integral constants.
+/// Calls body(group, whether V is read from K), both as integral constants.
 template <class Body>
 auto with_shape(const attention_call& c, Body&& body) noexcept
 {
-    const auto with_span = [&](auto span) {
-        return c.dv == 0 ? body(span, std::integral_constant<bool, true>{}) : body(span, std::integral_constant<bool, false>{});
+    const auto with_group = [&](auto group) {
+        return c.dv == 0 ? body(group, std::integral_constant<bool, true>{}) : body(group, std::integral_constant<bool, false>{});
     };
     switch (c.group) {
-    case 32: return with_span(std::integral_constant<int, 4>{});
-    case 64: return with_span(std::integral_constant<int, 8>{});
-    default: return with_span(std::integral_constant<int, 16>{});
+    case 32: return with_group(std::integral_constant<int, 32>{});
+    case 64: return with_group(std::integral_constant<int, 64>{});
+    case 128: return with_group(std::integral_constant<int, 128>{});
+    default: return with_group(std::integral_constant<int, 256>{});
     }
 }
 
@@ -47,7 +48,7 @@ auto with_shape(const attention_call& c, Body&& body) noexcept
 template <class Team>
 void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
-    with_shape(c, [&](auto span, auto latent) { attend_item<span(), latent()>(team, c, item, shared); });
+    with_shape(c, [&](auto group, auto latent) { attend_item<group(), latent()>(team, c, item, shared); });
 }
 #endif
 
@@ -99,12 +100,17 @@ template <class Void>
 }
 
 #if defined(__CUDACC__)
-template <int P, bool Latent, class Team>
-__global__ void __launch_bounds__(attention_threads, 3) attention_kernel(const __grid_constant__ attention_call c)
+/// Blocks of a multiprocessor that registers must do for. Of latent attention with 512 channels shared memory holds two.
+template <int Group, bool Latent>
+inline constexpr int resident_blocks = Latent || Group == 32 ? 2 : 3;
+
+template <int Group, bool Latent, class Team>
+__global__ void __launch_bounds__(attention_threads, resident_blocks<Group, Latent>)
+    attention_kernel(const __grid_constant__ attention_call c)
 {
     extern __shared__ float4 kvarn_shared[];
     Team team;
-    attend_item<P, Latent>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
+    attend_item<Group, Latent>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
 }
 
 template <class Team>
@@ -127,8 +133,8 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(const __grid_c
     if (const status s = detail::check_attention(f, a, detail::device_shared_bytes()); s != status::ok) return s;
     if (a.sequences == 0 || a.kv_heads == 0 || a.new_tokens == 0 || a.heads_per_kv == 0) return status::ok;
     const detail::attention_call c = detail::make_attention_call(f, a);
-    const status first = detail::with_shape(c, [&](auto span, auto latent) {
-        return detail::launch(detail::attention_kernel<span(), latent(), detail::block_team>, detail::attention_blocks(c),
+    const status first = detail::with_shape(c, [&](auto group, auto latent) {
+        return detail::launch(detail::attention_kernel<group(), latent(), detail::block_team>, detail::attention_blocks(c),
                               detail::attention_threads, detail::attention_shared_bytes(f), c, stream);
     });
     if (first != status::ok) return first;

@@ -16,6 +16,9 @@ namespace kvarn::cuda::detail {
 
 inline constexpr int combine_threads = 128;
 inline constexpr int exact_span = 32;  // exact tokens that a warp takes at a time
+/// Tokens of a record that a warp takes at a time.
+template <int Group>
+inline constexpr int span_tokens = Group < 128 ? Group : 128;
 
 /// One block's share of the work, as one of its threads sees it.
 struct attention_block {
@@ -28,7 +31,7 @@ struct attention_block {
 
     template <class Team>
     KVARN_DEVICE KVARN_INLINE attention_block(Team& team, const attention_call& call, int item, float* memory) noexcept
-        : c(call), at(call.dk + call.exact_channels, call.out_dim), shared(memory), warp(team.rank() / 32), lane(team.rank() % 32)
+        : c(call), at(call.dk, call.exact_channels, call.out_dim), shared(memory), warp(team.rank() / 32), lane(team.rank() % 32)
     {
         const int parts = c.a.splits + 1;
         split = item % parts;
@@ -43,10 +46,14 @@ struct attention_block {
 
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE float* query() const noexcept { return shared + at.query; }
-    /// This thread's row of queries.
+    /// This thread's row of queries, and of their exact channels.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE const float* own_query() const noexcept
     {
         return query() + lane / 4 * at.query_stride;
+    }
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE const float* own_exact_query() const noexcept
+    {
+        return shared + at.exact_query + lane / 4 * at.exact_stride;
     }
     /// Floats 4 n .. 4 n + 3 of a thread's outputs, of out_dim / 4.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE quad* out(int of_warp, int n) const noexcept
@@ -109,46 +116,90 @@ KVARN_DEVICE KVARN_INLINE void rotate_vectors(Team& team, float* x, int vectors,
     team.barrier();
 }
 
-/// Queries to shared memory, times the softmax scale, in the basis that the block's tokens need; empty outputs. Ends with a
-/// barrier.
+/// Queries of channels [first, first + count) to rows `stride` apart, times the softmax scale; zeros behind them and for rows that
+/// are none.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block& b) noexcept
+KVARN_DEVICE KVARN_INLINE void load_queries(Team& team, const attention_block& b, int first, int count, float* to,
+                                            int stride) noexcept
 {
     const attention_call& c = b.c;
-    const int channels = c.dk + c.exact_channels, pieces = b.at.query_stride / 8;
+    const int pieces = stride / 8;
     with_element(c.a.q.type, [&](auto element) {
         using T = decltype(element);
         for_each(team, block_rows * pieces, [&](int i) {
             const int row = i / pieces, d = i % pieces * 8, number = b.first_row + row;
             float v[8] = {};
-            if (number < c.rows && d < channels) {
+            if (number < c.rows && d < count) {
                 const int token = number / c.a.heads_per_kv, head = b.head * c.a.heads_per_kv + number % c.a.heads_per_kv;
                 load<quad>(static_cast<const T*>(c.a.q.data) + b.sequence * c.a.q.sequence_stride + token * c.a.q.token_stride +
-                               head * c.a.q.head_stride + d,
+                               head * c.a.q.head_stride + first + d,
                            v);
             }
             KVARN_UNROLL
             for (int k = 0; k < 8; ++k) v[k] = mul(v[k], c.query_scale);
-            store8(b.query() + row * b.at.query_stride + d, v);
+            store8(to + row * stride + d, v);
         });
     });
+}
+
+/// The rotated channels of the queries, in shared memory, to A of multiply_keys. A barrier before; ends with one.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void make_query_fragments(Team& team, const attention_block& b) noexcept
+{
+    constexpr int most = 512 / 16 * 32 / attention_threads;
+    const int n = b.c.dk / 16 * 32;
+    float* const down = b.shared + b.at.row_down;
+    for (int row = b.warp; row < block_rows; row += attention_warps) {
+        std::uint32_t largest = 0;
+        for (int d = b.lane; d < b.c.dk; d += 32) {
+            const std::uint32_t x = magnitude_bits(b.query()[row * b.at.query_stride + d]);
+            largest = x > largest ? x : largest;
+        }
+        for (int mask = 16; mask >= 1; mask /= 2) {
+            const std::uint32_t other = team.shuffle_xor(largest, mask);
+            largest = other > largest ? other : largest;
+        }
+        int exponent = static_cast<int>(largest >> 23) - 127;
+        exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
+        if (b.lane == 0) down[row] = power_of_two(exponent);
+    }
+    team.barrier();
+    quad held[most];
+    KVARN_UNROLL
+    for (int i = 0; i < most; ++i) {
+        const int at = team.rank() + i * attention_threads;
+        if (at >= n) break;
+        const int row = at % 32 / 4;
+        const float up = div(1.0f, down[row]);
+        const quad q = *reinterpret_cast<const quad*>(b.query() + row * b.at.query_stride + at / 32 * 16 + at % 4 * 4);
+        KVARN_UNROLL
+        for (int k = 0; k < 2; ++k) {
+            const split_pair x = split(mul(bits_as<float>(q.w[2 * k]), up), mul(bits_as<float>(q.w[2 * k + 1]), up));
+            held[i].w[2 * k] = x.halves;
+            held[i].w[2 * k + 1] = x.rest;
+        }
+    }
+    team.barrier();  // all have read what they write now
+    KVARN_UNROLL
+    for (int i = 0; i < most; ++i) {
+        const int at = team.rank() + i * attention_threads;
+        if (at < n) reinterpret_cast<quad*>(b.query())[at] = held[i];
+    }
+    team.barrier();
+}
+
+/// Queries to shared memory, in the basis and the form that the block's tokens need; empty outputs. Ends with a barrier.
+template <class Team>
+KVARN_DEVICE KVARN_INLINE void begin_rows(Team& team, const attention_block& b) noexcept
+{
+    const attention_call& c = b.c;
+    load_queries(team, b, 0, c.dk, b.query(), b.at.query_stride);
+    if (c.exact_channels != 0) load_queries(team, b, c.dk, c.exact_channels, b.shared + b.at.exact_query, b.at.exact_stride);
     for (int n = 0; n < c.out_dim / 16; ++n) *b.out(b.warp, n) = quad{};
     team.barrier();
     if (c.k_rotation != 0.0f && b.is_exact() == (c.a.query_basis == basis::rotated))
         rotate_vectors(team, b.query(), block_rows, b.at.query_stride, c.dk, c.k_rotation);
-    for (int row = b.warp; row < block_rows; row += attention_warps) {
-        std::uint32_t most = 0;
-        for (int d = b.lane; d < c.dk; d += 32) {
-            const std::uint32_t x = magnitude_bits(b.query()[row * b.at.query_stride + d]);
-            most = x > most ? x : most;
-        }
-        for (int mask = 16; mask >= 1; mask /= 2) {
-            const std::uint32_t other = team.shuffle_xor(most, mask);
-            most = other > most ? other : most;
-        }
-        if (b.lane == 0) b.shared[b.at.query_largest + row] = bits_as<float>(most);
-    }
-    team.barrier();
+    if (!b.is_exact()) make_query_fragments(team, b);
 }
 
 /// The largest magnitude of n stored halves, n a multiple of 64.
@@ -183,82 +234,58 @@ KVARN_DEVICE KVARN_INLINE void add_outputs(const attention_block& b, int first, 
     }
 }
 
-/// Weights of a span times V's codes: `w` are the softmax weights.
+/// Softmax weights `p` of a span, times 2^weight_shift, into the state's total and, with V, into the outputs.
 template <int V, int P, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_values(Team& team, const attention_block& b, const std::byte* record, int first,
-                                             float (&w)[2 * P], float factor) noexcept
+                                             const float (&p)[2 * P], float factor, row_state& state) noexcept
 {
     const attention_call& c = b.c;
     const int own = 2 * (first + 2 * P * (b.lane % 4));  // bytes of the thread's first token scalar
-    float zeros = 0.0f, largest = 0.0f;
-    {
-        float x[2 * P];
-        load_scalars(record + c.v_zero + own, x);
-        KVARN_UNROLL
-        for (int i = 0; i < 2 * P; ++i) zeros = fma(w[i], x[i], zeros);
-        load_scalars(record + c.v_scale + own, x);
-        KVARN_UNROLL
-        for (int i = 0; i < 2 * P; ++i) {
-            largest = quick_max(largest, x[i]);
-            w[i] = mul(w[i], x[i]);
-        }
-    }
-    zeros = row_sum(team, zeros);
-    const weight_scale scale(quick_row_max(team, largest));
-    KVARN_UNROLL
-    for (int i = 0; i < 2 * P; ++i) w[i] = mul(w[i], scale.up);
-    weight_fragments<P / 2> f;
-    make_fragments<code_pairs<0, 2 * P>>(w, f);
-    const auto row_bytes = static_cast<std::uint32_t>(c.dv * c.value_bits / 8);
-    const value_span v{record + c.v_codes + static_cast<std::uint32_t>(first) * row_bytes, row_bytes};
+    const span_weights<code_pairs<0, 2 * P>, P> w(team, p, record + c.v_scale + own, record + c.v_zero + own, b.lane);
+    state.total = fma(state.total, factor, w.total);
+    const std::byte* const codes = record + c.v_codes;
     for (int channel = 0; channel < c.dv; channel += 8 * V) {
         float y[2 * V], by[2 * V];
-        const auto multiply = [&](auto bits) {
-            multiply_values<decltype(bits)::value, V, P>(team, v, f, scale.down, channel, b.lane, y);
+        const auto multiply = [&](auto bits, std::uint32_t row_bytes) {
+            multiply_values<decltype(bits)::value, V, P>(team, codes + static_cast<std::uint32_t>(first) * row_bytes, row_bytes,
+                                                         w, channel, b.lane, y);
         };
-        if constexpr (V == 8)
-            with_bits(c.value_bits, multiply);
-        else if (c.value_bits == 2)
-            multiply(std::integral_constant<int, 2>{});
-        else
-            multiply(std::integral_constant<int, 4>{});
+        const auto row_bytes = static_cast<std::uint32_t>(c.dv * c.value_bits / 8);
+        if constexpr (V == 8) {
+            with_bits(c.value_bits, [&](auto bits) { multiply(bits, row_bytes); });
+        } else {
+            // A stride that the compiler knows, for the usual head_dim.
+            constexpr std::integral_constant<int, 2> two{};
+            constexpr std::integral_constant<int, 4> four{};
+            if (c.value_bits == 2)
+                c.dv == 8 * V ? multiply(two, 2 * V) : multiply(two, row_bytes);
+            else
+                c.dv == 8 * V ? multiply(four, 4 * V) : multiply(four, row_bytes);
+        }
         load_scalars(record + c.v_channel + 2 * (channel + 2 * V * (b.lane % 4)), by);
-        add_outputs<V / 2>(b, channel / 16, factor, [&](int i, float before) { return fma(add(y[i], zeros), by[i], before); });
+        add_outputs<V / 2>(b, channel / 16, factor, [&](int i, float before) { return fma(y[i], by[i], before); });
     }
 }
 
-/// Weights of a span times K's codes, read as V.
-template <int P, class Team>
+/// The same with K's codes, read as V.
+template <int P, int Group, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_keys_as_values(Team& team, const attention_block& b, const std::byte* record,
-                                                     const key_span& k, float (&w)[2 * P], float factor) noexcept
+                                                     const key_span& k, const float (&p)[2 * P], float factor,
+                                                     row_state& state) noexcept
 {
     const attention_call& c = b.c;
-    float zeros = 0.0f, largest = 0.0f;
-    {
-        float x[2 * P];
-        load_scalars(record + c.k_token + 2 * (k.first + 2 * P * (b.lane % 4)), x);
-        KVARN_UNROLL
-        for (int i = 0; i < 2 * P; ++i) {
-            largest = quick_max(largest, x[i]);
-            w[i] = mul(w[i], x[i]);
-            zeros = add(zeros, w[i]);
-        }
-    }
-    zeros = row_sum(team, zeros);
-    const weight_scale scale(quick_row_max(team, largest));
-    KVARN_UNROLL
-    for (int i = 0; i < 2 * P; ++i) w[i] = mul(w[i], scale.up);
+    const std::byte* const token_scale = record + c.k_token + 2 * (k.first + 2 * P * (b.lane % 4));
     with_bits(c.key_bits, [&](auto bits) {
         constexpr int Bits = decltype(bits)::value;
-        weight_fragments<P / 2> f;
-        make_fragments<code_pairs<Bits, 2 * P>>(w, f);
-        key_columns<Bits, P> next;
+        const span_weights<code_pairs<Bits, 2 * P>, P> w(team, p, token_scale, token_scale, b.lane);
+        state.total = fma(state.total, factor, w.total);
+        key_columns<Bits, P, Group * Bits / 8> next;
         next.load(k, 0, b.lane);
         for (int channel = 0; channel < c.dk; channel += 16) {
-            const key_columns<Bits, P> now = next;
+            const auto now = next;
             if (channel + 16 < c.dk) next.load(k, channel + 16, b.lane);
             float y[4];
-            now.multiply(team, f, scale.down, y);
+            now.multiply(team, w, y);
             const auto two = [&](const std::byte* from, int n) {
                 return reinterpret_cast<const std::uint32_t*>(from)[channel / 2 + 4 * n + b.lane % 4];
             };
@@ -266,29 +293,28 @@ KVARN_DEVICE KVARN_INLINE void attend_keys_as_values(Team& team, const attention
             add_outputs<1>(b, channel / 16, factor, [&](int i, float before) {
                 const float s = i % 2 == 0 ? low_half(by[i / 2]) : high_half(by[i / 2]);
                 const float z = i % 2 == 0 ? low_half(zero[i / 2]) : high_half(zero[i / 2]);
-                return fma(y[i], s, fma(zeros, z, before));
+                return fma(y[i], s, fma(w.zeros, z, before));
             });
         }
     });
 }
 
-/// A warp and a span of 8 P tokens of a record, which starts at token `first` of the record and at `position` of the history.
-template <int P, bool Latent, class Team>
+/// A warp and a span of a record: its tokens from `first` on, the first of them at `position` of the history.
+template <int Group, bool Latent, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b, const std::byte* record, int first, int position,
                                            row_state& state) noexcept
 {
+    constexpr int P = span_tokens<Group> / 8;
     const attention_call& c = b.c;
     const int g = b.lane / 4, own = 2 * P * (b.lane % 4);  // the thread's first token
-    const key_span k{record + c.k_codes,
-                     record + c.k_scale,
-                     record + c.k_zero,
-                     static_cast<std::uint32_t>(c.group * c.key_bits / 8),
-                     c.dk,
-                     first};
-    const float largest = mul(b.shared[b.at.query_largest + g], largest_scalar(team, k.scale, c.dk, b.lane));
+    const key_span k{record + c.k_codes, record + c.k_scale, record + c.k_zero, c.dk, first};
+    const scalar_scale scale(largest_scalar(team, k.scale, c.dk, b.lane), 14);
     float s[2 * P];
-    with_bits(c.key_bits,
-              [&](auto bits) { multiply_keys<decltype(bits)::value, P>(team, k, b.own_query(), largest, b.lane, s); });
+    with_bits(c.key_bits, [&](auto bits) {
+        constexpr int Bits = decltype(bits)::value;
+        multiply_keys<Bits, P, Group * Bits / 8>(team, k, reinterpret_cast<const quad*>(b.query()), b.shared[b.at.row_down + g],
+                                                 scale, b.lane, s);
+    });
     {
         float by[2 * P];
         load_scalars(record + c.k_token + 2 * (first + own), by);
@@ -298,7 +324,7 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
     if (c.exact_channels != 0) {
         const half* const exact = reinterpret_cast<const half*>(record + c.exact) + (first + P * g) * c.exact_channels;
         multiply_exact_keys<half, word_pair, P>(
-            team, b.own_query() + c.dk, c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
+            team, b.own_exact_query(), c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
     }
     const bool masked = b.is_masked(position, 8 * P);
     visible_tokens seen{0, 2 * P};
@@ -306,30 +332,30 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
         seen = b.seen(g, position, 8 * P);
         seen = {seen.begin - own, seen.end - own};
     }
-    const float factor = absorb_scores(team, c, s, masked, seen, state);
+    const float factor = absorb_scores(team, c, s, masked, seen, weight_shift, state);
     if constexpr (Latent)
-        attend_keys_as_values<P>(team, b, record, k, s, factor);
+        attend_keys_as_values<P, Group>(team, b, record, k, s, factor, state);
     else if (c.value_block == 64)
-        attend_values<8, P>(team, b, record, first, s, factor);
+        attend_values<8, P>(team, b, record, first, s, factor, state);
     else
-        attend_values<16, P>(team, b, record, first, s, factor);
+        attend_values<16, P>(team, b, record, first, s, factor, state);
 }
 
 /// The block's records, a tile at a time for each warp.
-template <int P, bool Latent, class Team>
+template <int Group, bool Latent, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_records(Team& team, const attention_block& b, row_state& state) noexcept
 {
     const attention_call& c = b.c;
     const int share = (b.tiles + c.a.splits - 1) / c.a.splits, begin = b.split * share;
     const int end = begin + share < b.tiles ? begin + share : b.tiles;
     for (int tile = begin + b.warp; tile < end; tile += attention_warps) {
-        const int position = b.sinks + tile * c.group;
-        const visible_tokens live = b.seen_by_any(position, c.group);
+        const int position = b.sinks + tile * Group;
+        const visible_tokens live = b.seen_by_any(position, Group);
         if (live.begin >= live.end) continue;
         const std::byte* const record = b.record(tile);
         if (tile + attention_warps < end) prefetch(b.record(tile + attention_warps), c.content_bytes, b.lane);
-        for (int first = 0; first < c.group; first += 8 * P)
-            attend_span<P, Latent>(team, b, record, first, position + first, state);
+        for (int first = 0; first < Group; first += span_tokens<Group>)
+            attend_span<Group, Latent>(team, b, record, first, position + first, state);
     }
 }
 
@@ -340,7 +366,7 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
 {
     constexpr int P = exact_span / 8;
     const attention_call& c = b.c;
-    const int g = b.lane / 4, own = 2 * P * (b.lane % 4);
+    const int lane = opaque(b.lane), g = lane / 4, own = 2 * P * (lane % 4);
     const visible_tokens live = b.seen_by_any(position, tokens);
     if (live.begin >= live.end) return;
     for (int first = live.begin / exact_span * exact_span + b.warp * exact_span; first < live.end;
@@ -356,11 +382,18 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
         std::ptrdiff_t keys[P], values[2 * P];
         KVARN_UNROLL
         for (int m = 0; m < P; ++m) keys[m] = place(P * g + m, x.k_page_stride, x.k_token_stride, x.k_head_stride);
-        multiply_exact_keys<T, quad, P>(
-            team, b.own_query(), c.dk + c.exact_channels, [&](int m) { return static_cast<const T*>(x.k) + keys[m]; }, b.lane, s);
+        const auto key = [&](int m) { return static_cast<const T*>(x.k) + keys[m]; };
+        multiply_exact_keys<T, quad, P>(team, b.own_query(), c.dk, key, b.lane, s);
+        if (c.exact_channels != 0)
+            multiply_exact_keys<T, quad, P>(
+                team, b.own_exact_query(), c.exact_channels, [&](int m) { return key(m) + c.dk; }, b.lane, s);
         visible_tokens seen = b.seen(g, position + first, tokens - first);
         seen = {seen.begin - own, seen.end - own};
-        const float factor = absorb_scores(team, c, s, true, seen, state);
+        const float factor = absorb_scores(team, c, s, true, seen, 0.0f, state);
+        float sum = 0.0f;
+        KVARN_UNROLL
+        for (int i = 0; i < 2 * P; ++i) sum = add(sum, s[i]);
+        state.total = fma(state.total, factor, row_sum(team, sum));
         const T* const data = static_cast<const T*>(c.dv != 0 ? x.v : x.k);
         KVARN_UNROLL
         for (int i = 0; i < 2 * P; ++i)
@@ -389,10 +422,9 @@ KVARN_DEVICE KVARN_INLINE void finish_rows(Team& team, const attention_block& b,
 {
     const attention_call& c = b.c;
     const int row = b.lane / 4, j = b.lane % 4, floats = c.out_dim + 2;
-    const float own_total = row_sum(team, state.total);
     if (j == 0) {
         b.states(b.warp)[row] = state.largest;
-        b.states(b.warp)[block_rows + row] = own_total;
+        b.states(b.warp)[block_rows + row] = state.total;
     }
     team.barrier();
     if (b.first_row + row >= c.rows) return;
@@ -421,9 +453,9 @@ KVARN_DEVICE KVARN_INLINE void finish_rows(Team& team, const attention_block& b,
     }
 }
 
-/// The body of the first kernel: block `item` of [sequence][kv_head][row block][split, then the exact tokens]. P: tokens of a span
-/// by 8; Latent: V is read from K. Both are the call's.
-template <int P, bool Latent, class Team>
+/// The body of the first kernel: block `item` of [sequence][kv_head][row block][split, then the exact tokens]. Group is the
+/// format's; Latent: V is read from K.
+template <int Group, bool Latent, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
     const attention_block b(team, c, item, shared);
@@ -433,7 +465,7 @@ KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, 
         attend_exact(team, b, c.a.sink, b.sinks, 0, state);
         attend_exact(team, b, c.a.tail, b.tails, b.sinks + b.tiles * c.group, state);
     } else {
-        attend_records<P, Latent>(team, b, state);
+        attend_records<Group, Latent>(team, b, state);
     }
     finish_rows(team, b, state, Latent && !b.is_exact());
 }

@@ -21,26 +21,73 @@ KVARN_DEVICE KVARN_INLINE constexpr float power_of_two(int x) noexcept
     return bits_as<float>(static_cast<std::uint32_t>(127 + x) << 23);
 }
 
-/// How weights of magnitude up to `bound` become halves: times 2^up they stay below 2^15, and products with codes times 2^down are
-/// products with the weights.
-struct weight_scale {
-    float up, down;
+/// Two halves at once, each rounded once: a * b, and a * b + c.
+KVARN_DEVICE KVARN_INLINE std::uint32_t multiply_pair(std::uint32_t a, std::uint32_t b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    std::uint32_t r;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+#else
+    return narrow_to_half(low_half(a) * low_half(b)).bits |
+           static_cast<std::uint32_t>(narrow_to_half(high_half(a) * high_half(b)).bits) << 16;
+#endif
+}
+KVARN_DEVICE KVARN_INLINE std::uint32_t fma_pair(std::uint32_t a, std::uint32_t b, std::uint32_t c) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    std::uint32_t r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+#else
+    return narrow_to_half(fma(low_half(a), low_half(b), low_half(c))).bits |
+           static_cast<std::uint32_t>(narrow_to_half(fma(high_half(a), high_half(b), high_half(c))).bits) << 16;
+#endif
+}
+KVARN_DEVICE KVARN_INLINE std::uint32_t max_pair(std::uint32_t a, std::uint32_t b) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    std::uint32_t r;
+    asm("max.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+#else
+    const float low = quick_max(low_half(a), low_half(b)), high = quick_max(high_half(a), high_half(b));
+    return narrow_to_half(low).bits | static_cast<std::uint32_t>(narrow_to_half(high).bits) << 16;
+#endif
+}
+inline constexpr std::uint32_t magnitudes_mask = 0x7fff7fffu, signs_mask = 0x80008000u, ones_pair = 0x3c003c00u;
 
-    KVARN_DEVICE KVARN_INLINE explicit weight_scale(float bound) noexcept
+/// Two numbers as halves, and what those leave.
+struct split_pair {
+    std::uint32_t halves, rest;
+};
+KVARN_DEVICE KVARN_INLINE split_pair split(float x, float y) noexcept
+{
+    const std::uint32_t halves = narrow_pair<half>(x, y);
+    return {halves, narrow_pair<half>(sub(x, low_half(halves)), sub(y, high_half(halves)))};
+}
+/// The same times two halves, split again.
+KVARN_DEVICE KVARN_INLINE split_pair scaled(split_pair x, std::uint32_t by) noexcept
+{
+    const std::uint32_t halves = multiply_pair(x.halves, by);
+    return {halves, fma_pair(x.rest, by, fma_pair(x.halves, by, halves ^ signs_mask))};
+}
+
+/// How a record's scalars enter weights: times 2^up, the largest of them lies below 2^`top`, as far as halves reach.
+struct scalar_scale {
+    std::uint32_t up;  // 2^up twice
+    float down;        // 2^-up
+
+    KVARN_DEVICE KVARN_INLINE scalar_scale(float largest, int top) noexcept
     {
-        int exponent = static_cast<int>(magnitude_bits(bound) >> 23) - 127;
-        exponent = exponent < -100 ? -100 : exponent > 100 ? 100 : exponent;
-        up = power_of_two(14 - exponent);
-        down = power_of_two(exponent + 10);  // 24 - 14
+        int x = top - 1 - (static_cast<int>(magnitude_bits(largest) >> 23) - 127);
+        x = x < -14 ? -14 : x > 15 ? 15 : x;
+        up = static_cast<std::uint32_t>(15 + x) * 0x04000400u;
+        down = power_of_two(-x);
     }
 };
-
-/// Two weights of a row to A: their halves, and what those leave.
-KVARN_DEVICE KVARN_INLINE void split_weights(float x, float y, std::uint32_t& halves, std::uint32_t& rest) noexcept
-{
-    halves = narrow_pair<half>(x, y);
-    rest = narrow_pair<half>(sub(x, low_half(halves)), sub(y, high_half(halves)));
-}
+/// What a product with codes is multiplied with, as position 0 of a code counts 2^-24.
+inline constexpr float code_unit = 16777216.0f;
 
 /// Whether code n lies within one half of a word; otherwise it is put together.
 template <int Bits>
@@ -86,7 +133,7 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t pair_codes(const code_piece<Bits, Column
     return both >> code_shift<Bits>(n) & (((1u << Bits) - 1u) << code_position<Bits>(n)) * 0x10001u;
 }
 
-/// Pairs of neighbouring codes of one row: which two codes pair q takes, and where they lie. `Bits` 0: pairs of rows, in order.
+/// Pairs of neighbouring codes of one row: which two codes pair q takes, and where they lie. `Bits` 0: of rows, in order.
 template <int Bits, int Columns>
 struct code_pairs {
     static constexpr int half_codes =
@@ -110,7 +157,17 @@ struct code_pairs {
         else
             return 0;
     }
-    /// The pair as a word of B.
+    /// Pair q of halves that lie in order in words.
+    KVARN_DEVICE KVARN_INLINE static std::uint32_t halves_of(const std::uint32_t (&w)[Columns / 2], int q) noexcept
+    {
+        if constexpr (half_codes == 0) {
+            return w[q];
+        } else {
+            const std::uint32_t a = w[first(q) / 2], b = w[second(q) / 2];
+            return first(q) % 2 != 0 ? pair_halves<true>(a, b) : pair_halves<false>(a, b);
+        }
+    }
+    /// The pair of codes as a word of B.
     KVARN_DEVICE KVARN_INLINE static std::uint32_t get(const code_piece<Bits, Columns>& p, int q) noexcept
     {
         if constexpr (half_codes != 0) {
@@ -122,26 +179,18 @@ struct code_pairs {
     }
 };
 
-/// A of a sum over 4 n indices, four a thread and step: n steps.
+/// A of a sum over 16 Steps indices, four a thread and step: halves and rest of two, then of the others.
 template <int Steps>
 struct weight_fragments {
     std::uint32_t a[Steps][4];
-};
 
-/// Weights w[4 Steps] of the thread's row, scaled, to A, in the order of `Pairs`.
-template <class Pairs, int Steps>
-KVARN_DEVICE KVARN_INLINE void make_fragments(const float (&w)[4 * Steps], weight_fragments<Steps>& f) noexcept
-{
-    KVARN_UNROLL
-    for (int q = 0; q < 2 * Steps; ++q) {
-        float x = w[Pairs::first(q)], y = w[Pairs::second(q)];
-        if (Pairs::position(q) != 0) {
-            x = mul(x, power_of_two(-Pairs::position(q)));
-            y = mul(y, power_of_two(-Pairs::position(q)));
-        }
-        split_weights(x, y, f.a[q / 2][q % 2 * 2], f.a[q / 2][q % 2 * 2 + 1]);
+    KVARN_DEVICE KVARN_INLINE split_pair pair(int q) const noexcept { return {a[q / 2][q % 2 * 2], a[q / 2][q % 2 * 2 + 1]}; }
+    KVARN_DEVICE KVARN_INLINE void set(int q, split_pair x) noexcept
+    {
+        a[q / 2][q % 2 * 2] = x.halves;
+        a[q / 2][q % 2 * 2 + 1] = x.rest;
     }
-}
+};
 
 /// sum[n] += A times code n of four rows: B's rows 2 j, 2 j + 1, 2 j + 8, 2 j + 9. Column g of B is the piece of thread 4 g + j.
 template <int Bits, int Columns, class Team>

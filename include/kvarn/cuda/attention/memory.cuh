@@ -23,20 +23,23 @@ inline constexpr int max_splits = 1024;
 
 /// Shared memory of an attention block, in floats from its start.
 struct attention_memory {
-    int query_stride;
-    int query;          // [block_rows][query_stride]
-    int query_largest;  // [block_rows]: the largest magnitude of the rotated channels
-    int out;            // [attention_warps][block_rows * out_dim]: as the threads of a warp keep them
-    int states;         // [attention_warps][2][block_rows]
+    int query_stride, exact_stride;
+    int query;        // [block_rows][query_stride]: rotated channels; for records then A of them, [dk / 16][32] quads
+    int exact_query;  // [block_rows][exact_stride]: exact channels, then zeros
+    int row_down;     // [block_rows]: for records, what the queries were divided by, a power of two
+    int out;          // [attention_warps][block_rows * out_dim]: as the threads of a warp keep them
+    int states;       // [attention_warps][2][block_rows]
     int total;
 
-    KVARN_HOST_DEVICE KVARN_INLINE constexpr attention_memory(int key_channels, int out_dim) noexcept
+    KVARN_HOST_DEVICE KVARN_INLINE constexpr attention_memory(int dk, int exact_channels, int out_dim) noexcept
     {
         // The threads of two rows that read 16 bytes each meet different banks.
-        query_stride = (key_channels + 31) / 32 * 32 + 16;
+        query_stride = dk + 16;
+        exact_stride = exact_channels == 0 ? 0 : (exact_channels + 31) / 32 * 32 + 16;
         query = 0;
-        query_largest = block_rows * query_stride;
-        out = query_largest + block_rows;
+        exact_query = block_rows * query_stride;
+        row_down = exact_query + block_rows * exact_stride;
+        out = row_down + block_rows;
         states = out + attention_warps * block_rows * out_dim;
         total = states + attention_warps * 2 * block_rows;
     }
@@ -44,7 +47,7 @@ struct attention_memory {
 
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int attention_shared_bytes(const format& f) noexcept
 {
-    return 4 * attention_memory(f.key_channels(), output_dim(f)).total;
+    return 4 * attention_memory(f.head_dim_k(), f.exact_channels(), output_dim(f)).total;
 }
 
 }  // namespace detail

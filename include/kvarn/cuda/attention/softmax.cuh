@@ -63,16 +63,16 @@ KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, i
     return {begin, end};
 }
 
-/// A row's largest score so far, and this thread's share of the sum of weights 2^(s - largest).
+/// A row's largest score so far, and the sum of its weights 2^(s - largest).
 struct row_state {
     float largest = lowest_score, total = 0.0f;
 };
 
-/// Takes the thread's scores s into the state and makes them weights, hidden ones 0. Returns by how much what came before shrinks.
-/// `seen` counts from the thread's first token; it is looked at only with `masked`.
+/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much what
+/// came before shrinks; the total is the caller's. `seen` counts from the thread's first token; it is looked at only with `masked`.
 template <int N, class Team>
 KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], bool masked,
-                                              visible_tokens seen, row_state& state) noexcept
+                                              visible_tokens seen, float shift, row_state& state) noexcept
 {
     if (c.cap != 0.0f) {
         KVARN_UNROLL
@@ -87,15 +87,10 @@ KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& 
     KVARN_UNROLL
     for (int i = 1; i < N; ++i) most = quick_max(most, s[i]);
     most = quick_max(quick_row_max(team, most), state.largest);
-    const float factor = exp2(sub(state.largest, most));
-    float sum = 0.0f;
+    const float factor = exp2(sub(state.largest, most)), origin = sub(most, shift);
     KVARN_UNROLL
-    for (int i = 0; i < N; ++i) {
-        s[i] = exp2(sub(s[i], most));
-        sum = add(sum, s[i]);
-    }
+    for (int i = 0; i < N; ++i) s[i] = exp2(sub(s[i], origin));
     state.largest = most;
-    state.total = fma(state.total, factor, sum);
     return factor;
 }
 
