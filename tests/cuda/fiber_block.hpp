@@ -70,8 +70,8 @@ public:
             }
         }
 
-        /// mma.m16n8k8 of tf32: thread 4 g + j holds a = {(g, j), (g + 8, j), (g, j + 4), (g + 8, j + 4)}, b = {(j, g), (j + 4, g)},
-        /// c as above. What tf32 has no bits for is cut off.
+        /// mma.m16n8k8 of tf32: thread 4 g + j holds a = {(g, j), (g + 8, j), (g, j + 4), (g + 8, j + 4)}, b = {(j, g), (j + 4,
+        /// g)}, c as above. What tf32 has no bits for is cut off.
         void mma_tf32(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2])
         {
             const std::uint32_t* const operands = exchange(a, b);

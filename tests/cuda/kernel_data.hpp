@@ -50,8 +50,8 @@ inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool r
     return make(s);
 }
 
-/// Every width for K and for V, every head_dim and group, with and without rotation, values and exact channels. `group`: of the largest
-/// tile, 256 x 256 channels, which sealing does not take at every size.
+/// Every width for K and for V, every head_dim and group, with and without rotation, values and exact channels. `group`: of the
+/// largest tile, of 256 channels, which shared memory does not hold at every size.
 inline std::vector<kvarn::format> kernel_formats(int group)
 {
     return {

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # run_on_gpu.sh [<build folder> [quick]]: the first run on a card in one command. Configures, builds, runs the kernels' tests on
 # the GPU, under compute-sanitizer's memcheck and racecheck where it is installed, the example, and the benchmark, beside it
-# PyTorch's attention where that is installed. Needs nvcc, CMake and what the tests need. Results also go to <build folder>/gpu_*.txt
-# and gpu_*.json. Exit status: 0 if everything passed; 77 without a GPU.
+# PyTorch's attention where that is installed. Needs nvcc, CMake and what the tests need. Results also go to
+# <build folder>/gpu_*.txt and gpu_*.json. Exit status: 0 if everything passed; 77 without a GPU.
 # KVARN_GPU_ARCHITECTURES: CMAKE_CUDA_ARCHITECTURES, by default those of the cards at hand.
 set -u
 source=$(cd "$(dirname "$0")/../.." && pwd)

@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(const __grid_c
 
 #if defined(__CUDACC__)
 /// Attends with all query rows of the batch, in two launches on `stream`; returns before they are done. Errors, nothing launched:
-/// those of `supports`, null_pointer, bad_argument (sizes, options, alignment, or a launch that CUDA refused). If CUDA itself refuses
-/// the second launch, the first has run, in the workspace only.
+/// those of `supports`, null_pointer, bad_argument (sizes, options, alignment, or a launch that CUDA refused). If CUDA itself
+/// refuses the second launch, the first has run, in the workspace only.
 [[nodiscard]] inline status attend(const format& f, const attention_arguments& a, cudaStream_t stream) noexcept
 {
     if (const status s = detail::check_attention(f, a, detail::device_shared_bytes()); s != status::ok) return s;

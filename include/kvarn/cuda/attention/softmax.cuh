@@ -68,8 +68,9 @@ struct row_state {
     float largest = lowest_score, total = 0.0f;
 };
 
-/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much what
-/// came before shrinks; the total is the caller's. `seen` counts from the thread's first token; it is looked at only with `masked`.
+/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much
+/// what came before shrinks; the total is the caller's. `seen` counts from the thread's first token; it is looked at only with
+/// `masked`.
 template <int N, class Team>
 KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], bool masked,
                                               visible_tokens seen, float shift, row_state& state) noexcept
