@@ -364,7 +364,7 @@ void compare(const caches& x, int r, int sinks, int tails)
     a.sequences = sequences;
     a.kv_heads = heads;
     a.heads_per_kv = r;
-    a.splits = kvarn::cuda::suggested_splits(sequences, heads, r, x.tiles, x.multiprocessors);
+    a.splits = kvarn::cuda::suggested_splits(x.f, sequences, heads, r, x.tiles, x.multiprocessors);
     const device_array<float> workspace(kvarn::cuda::attention_workspace_bytes(x.f, sequences, heads, r, a.splits) / 4);
     a.workspace = workspace.data;
     std::vector<std::function<void()>> works = {[&] { check(kvarn::cuda::attend(x.f, a, stream), "attend"); }};
@@ -496,7 +496,7 @@ void bench_latent(int sequences, int tokens, int r, int multiprocessors)
     a.sequences = sequences;
     a.kv_heads = 1;
     a.heads_per_kv = r;
-    a.splits = kvarn::cuda::suggested_splits(sequences, 1, r, tiles, multiprocessors);
+    a.splits = kvarn::cuda::suggested_splits(f, sequences, 1, r, tiles, multiprocessors);
     device_array<float> workspace(kvarn::cuda::attention_workspace_bytes(f, sequences, 1, r, a.splits) / 4);
     a.workspace = workspace.data;
     print(label, microseconds({[&] { check(kvarn::cuda::attend(f, a, stream), "attend"); }})[0],

@@ -94,7 +94,7 @@ int main()
     auto* const new_kv = allocate<kvarn::half>(2 * kv_heads * dim);
     auto* const q = allocate<kvarn::half>(vector_heads * dim);
     auto* const out = allocate<float>(vector_heads * dim);
-    const int splits = kvarn::cuda::suggested_splits(1, kv_heads, heads_per_kv, max_tiles, 132);
+    const int splits = kvarn::cuda::suggested_splits(f, 1, kv_heads, heads_per_kv, max_tiles, 132);
     auto* const workspace =
         allocate<float>(kvarn::cuda::attention_workspace_bytes(f, 1, kv_heads, heads_per_kv, splits) / sizeof(float));
     // What changes from step to step, written by one small copy: slot; tokens of sink and tail, tiles; then the tables.

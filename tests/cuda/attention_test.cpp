@@ -412,13 +412,15 @@ TEST_CASE("cuda/attention: what is wrong with the arguments is said before a lau
 TEST_CASE("cuda/attention: suggested splits fill the card and no more", "[cuda][attention]")
 {
     using kvarn::cuda::suggested_splits;
-    CHECK(suggested_splits(1, 8, 1, 0, 132) == 1);
-    CHECK(suggested_splits(0, 8, 1, 64, 132) == 1);
-    CHECK(suggested_splits(1, 8, 1, 8, 132) == 2);     // a tile for every warp
-    CHECK(suggested_splits(8, 8, 4, 256, 132) == 6);   // 384 of 396 places
-    CHECK(suggested_splits(1, 8, 1, 256, 132) == 32);  // two tiles for every warp, at one time
-    CHECK(suggested_splits(1, 1, 1, 1 << 20, 132) <= 396);
-    CHECK(suggested_splits(64, 8, 8, 1024, 132) <= 10);
+    const kvarn::format f = support::format_of(128, 128, 4, 2, 128), latent = support::format_of(128, 128, 4, 0, 128);
+    CHECK(suggested_splits(f, 1, 8, 1, 0, 132) == 1);
+    CHECK(suggested_splits(f, 0, 8, 1, 64, 132) == 1);
+    CHECK(suggested_splits(f, 1, 8, 1, 8, 132) == 2);         // a tile for every warp
+    CHECK(suggested_splits(f, 8, 8, 4, 256, 132) == 6);       // 384 of 396 places
+    CHECK(suggested_splits(latent, 8, 8, 4, 256, 132) == 4);  // 256 of 264
+    CHECK(suggested_splits(f, 1, 8, 1, 256, 132) == 32);      // two tiles for every warp, at one time
+    CHECK(suggested_splits(f, 1, 1, 1, 1 << 20, 132) <= 396);
+    CHECK(suggested_splits(f, 64, 8, 8, 1024, 132) <= 10);
 }
 
 namespace kvarn {

@@ -100,12 +100,8 @@ template <class Void>
 }
 
 #if defined(__CUDACC__)
-/// Blocks of a multiprocessor that registers must do for. Of latent attention with 512 channels shared memory holds two.
-template <int Group, bool Latent>
-inline constexpr int resident_blocks = Latent || Group == 32 ? 2 : 3;
-
 template <int Group, bool Latent, class Team>
-__global__ void __launch_bounds__(attention_threads, resident_blocks<Group, Latent>)
+__global__ void __launch_bounds__(attention_threads, resident_blocks(Group, Latent))
     attention_kernel(const __grid_constant__ attention_call c)
 {
     extern __shared__ float4 kvarn_shared[];

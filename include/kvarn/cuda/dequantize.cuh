@@ -201,7 +201,7 @@ KVARN_DEVICE KVARN_INLINE void rotate_to_tokens(Team& team, const dequantize_par
         float x[width];
     };
     const auto* const from = reinterpret_cast<const std::byte*>(shared);
-    for_each(team, threads << p.tokens_log2, [&](int item) {
+    const auto body = [&](int item) {
         const int token = item / threads, d = item % threads * width;
         const std::uint32_t offset = offset_of(static_cast<std::uint32_t>(token / 2), 0, dim_log2) ^ place_of(token, d / 4);
         float x[width][groups];
@@ -222,7 +222,13 @@ KVARN_DEVICE KVARN_INLINE void rotate_to_tokens(Team& team, const dequantize_par
             for (int n = 0; n < width; ++n) y[n] = mul(x[n][i], p.rotation_scale);
             store(to + 16 * i, y);
         }
-    });
+    };
+    // A token of 512 channels is enough for one thread of each: no loop, whose variables would take registers from it.
+    if constexpr (Dim == 512) {
+        if (team.rank() < threads << p.tokens_log2) body(team.rank());
+    } else {
+        for_each(team, threads << p.tokens_log2, body);
+    }
 }
 
 /// The exact channels of the block's tokens, in pieces of eight or what is left.

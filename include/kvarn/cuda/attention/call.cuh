@@ -83,10 +83,12 @@ inline constexpr int max_query_rows = 1024;
 }
 
 /// A number of splits for `tiles` tiles a sequence: the one with the least work for the multiprocessor that has most, if each takes
-/// three blocks at a time and a block's start and end cost a quarter of a tile.
-[[nodiscard]] constexpr int suggested_splits(int sequences, int kv_heads, int rows, int tiles, int multiprocessors) noexcept
+/// as many blocks at a time as registers allow and a block's start and end cost a quarter of a tile.
+[[nodiscard]] constexpr int suggested_splits(const format& f, int sequences, int kv_heads, int rows, int tiles,
+                                             int multiprocessors) noexcept
 {
-    const int blocks = sequences * kv_heads * detail::row_blocks_of(rows), places = 3 * multiprocessors;
+    const int blocks = sequences * kv_heads * detail::row_blocks_of(rows),
+              places = detail::resident_blocks(f.group(), !f.has_values()) * multiprocessors;
     if (blocks <= 0 || places <= 0) return 1;
     const int most = (tiles + detail::attention_warps - 1) / detail::attention_warps;
     int best = 1;
