@@ -106,12 +106,6 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t code_of(const code_piece<Bits, Columns>&
     return code & ((1u << Bits) - 1u);
 }
 
-/// The float of a code below 2^23, without the slow conversion: it becomes the low mantissa bits of 2^23.
-KVARN_DEVICE KVARN_INLINE float code_to_float(std::uint32_t code) noexcept
-{
-    return sub(bits_as<float>(0x4b000000u | code), 8388608.0f);
-}
-
 /// Code n of a piece as a float. It is not shifted to where it counts one: as bits of the mantissa of 2^23 it counts 2^at, which
 /// one exact fma takes off with the 2^23.
 template <int Bits, int Columns>
