@@ -389,6 +389,13 @@ TEST_CASE("cuda/attention: what is wrong with the arguments is said before a lau
         return support::run(b.format, a);
     };
     CHECK(refused([](auto&) {}) == kvarn::status::ok);
+    x.out.assign(x.out.size(), 7.0f);
+    CHECK(refused([](auto& a) { a.sequences = 0; }) == kvarn::status::ok);
+    CHECK(refused([](auto& a) { a.kv_heads = 0; }) == kvarn::status::ok);
+    CHECK(refused([](auto& a) { a.new_tokens = 0; }) == kvarn::status::ok);
+    CHECK(refused([](auto& a) { a.heads_per_kv = 0; }) == kvarn::status::ok);
+    CHECK(refused([](auto& a) { a.sequences = -1; }) == kvarn::status::bad_argument);
+    for (const float o : x.out) REQUIRE(o == 7.0f);
     CHECK(refused([](auto& a) { a.workspace = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.q.data = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.tail.v = nullptr; }) == kvarn::status::null_pointer);

@@ -148,6 +148,32 @@ TEST_CASE("cuda/dequantize: pages of any size, tiles left out, one part alone", 
     }
 }
 
+TEST_CASE("cuda/dequantize: nothing to do, and what is wrong with the arguments", "[cuda][dequantize]")
+{
+    const kvarn::format f = support::format_of(64, 64, 4, 4, 32);
+    const std::size_t one = kvarn::record_bytes(f);
+    support::shared_vector<std::uint64_t> records(one / 8);
+    support::shared_vector<kvarn::half> k(32 * 64, kvarn::half{0xabab});
+    const auto run = [&](auto&& change) {
+        kvarn::cuda::dequantize_arguments a;
+        a.records = {reinterpret_cast<const std::byte*>(records.data()), one, one, one, nullptr};
+        a.k = support::dense<void>(k.data(), kvarn::cuda::element_type::f16, 1, 64);
+        a.tiles = a.heads = 1;
+        change(a);
+        return support::run(f, a);
+    };
+    CHECK(run([](auto& a) { a.tiles = 0; }) == kvarn::status::ok);
+    CHECK(run([](auto& a) { a.heads = 0; }) == kvarn::status::ok);
+    CHECK(run([](auto& a) { a.tiles = -1; }) == kvarn::status::bad_argument);
+    CHECK(run([](auto& a) { a.k.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(run([](auto& a) { a.records.data = nullptr; }) == kvarn::status::null_pointer);
+    CHECK(run([](auto& a) { a.records.data += 4; }) == kvarn::status::bad_argument);
+    CHECK(run([](auto& a) { a.k.token_stride = 63; }) == kvarn::status::bad_argument);
+    for (const kvarn::half h : k) REQUIRE(h.bits == 0xababu);
+    CHECK(run([](auto&) {}) == kvarn::status::ok);
+    for (const kvarn::half h : k) REQUIRE(h.bits == 0);  // a record of zeros
+}
+
 TEST_CASE("cuda/dequantize: scalars that are no numbers come out as they are", "[cuda][dequantize]")
 {
     const kvarn::format f = support::format_of(64, 64, 4, 4, 32);

@@ -115,6 +115,7 @@ inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::dequantize_a
 #else
     namespace body = kvarn::cuda::detail;
     if (const kvarn::status s = body::check_dequantize(f, a); s != kvarn::status::ok) return s;
+    if (a.tiles == 0 || a.heads == 0) return kvarn::status::ok;
     const body::dequantize_call call = body::make_dequantize_call(f, a);
     run_blocks(body::dequantize_blocks(call, a), call.threads, call.shared_bytes, step,
                [&](auto& team, int item, float* shared) { body::dequantize_item(team, call, item, shared); });
@@ -148,6 +149,7 @@ inline kvarn::status run(const kvarn::format& f, const kvarn::cuda::attention_ar
 #else
     namespace body = kvarn::cuda::detail;
     if (const kvarn::status s = body::check_attention(f, a, kvarn::cuda::shared_bytes_sm90); s != kvarn::status::ok) return s;
+    if (a.sequences == 0 || a.kv_heads == 0 || a.new_tokens == 0 || a.heads_per_kv == 0) return kvarn::status::ok;
     const body::attention_call call = body::make_attention_call(f, a);
     run_blocks(body::attention_blocks(call), body::attention_threads, body::attention_shared_bytes(f), step,
                [&](auto& team, int item, float* shared) { body::attend_item(team, call, item, shared); });

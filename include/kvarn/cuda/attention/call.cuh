@@ -74,7 +74,7 @@ struct attention_arguments {
 /// Query rows (new tokens times heads of a group) of one call at most.
 inline constexpr int max_query_rows = 1024;
 
-/// Bytes of workspace, 4-byte aligned, for these sizes.
+/// Bytes of workspace in device memory, 4-byte aligned, for these sizes; rows: new_tokens * heads_per_kv.
 [[nodiscard]] constexpr std::size_t attention_workspace_bytes(const format& f, int sequences, int kv_heads, int rows,
                                                               int splits) noexcept
 {
@@ -83,7 +83,8 @@ inline constexpr int max_query_rows = 1024;
 }
 
 /// A number of splits for `tiles` tiles a sequence: the one with the least work for the multiprocessor that has most, if each takes
-/// as many blocks at a time as registers allow and a block's start and end cost a quarter of a tile.
+/// as many blocks at a time as registers allow and a block's start and end cost a quarter of a tile. rows: new_tokens *
+/// heads_per_kv; multiprocessors: of the card. At least 1.
 [[nodiscard]] constexpr int suggested_splits(const format& f, int sequences, int kv_heads, int rows, int tiles,
                                              int multiprocessors) noexcept
 {
