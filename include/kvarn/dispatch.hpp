@@ -99,7 +99,7 @@ KVARN_INLINE unsigned active_arch_bit() noexcept
     unsigned active = active_arch<Built>.load(std::memory_order_relaxed);
     if (active != 0) [[likely]] return active;
     unsigned best = 0;
-    for_each_of<Built>(usable_archs<Built>(), [&](auto arch) __attribute__((always_inline)) { best = arch_bit<decltype(arch)>; });
+    for_each_of<Built>(usable_archs<Built>(), [&](auto arch) KVARN_LAMBDA { best = arch_bit<decltype(arch)>; });
     // Another thread finds the same set; one that was selected meanwhile stays.
     return active_arch<Built>.compare_exchange_strong(active, best, std::memory_order_relaxed) ? best : active;
 }
@@ -139,7 +139,7 @@ KVARN_INLINE decltype(auto) dispatch(F&& f)
 template <unsigned Built = detail::built_archs>
 [[nodiscard]] KVARN_INLINE const char* active_arch_name() noexcept
 {
-    return dispatch<Built>([](auto arch) __attribute__((always_inline)) { return simd::arch_traits<decltype(arch)>::name; });
+    return dispatch<Built>([](auto arch) KVARN_LAMBDA { return simd::arch_traits<decltype(arch)>::name; });
 }
 
 /// Calls f(Arch{}) for each set that dispatch could use here, the slowest first. For self-checks and tests.
@@ -155,7 +155,7 @@ template <unsigned Built = detail::built_archs>
 [[nodiscard]] KVARN_INLINE status select_arch(std::string_view name) noexcept
 {
     unsigned found = 0;
-    for_each_arch<Built>([&](auto arch) __attribute__((always_inline)) {
+    for_each_arch<Built>([&](auto arch) KVARN_LAMBDA {
         if (detail::same_name(name, simd::arch_traits<decltype(arch)>::name)) found = detail::arch_bit<decltype(arch)>;
     });
     if (found == 0) return status::bad_argument;

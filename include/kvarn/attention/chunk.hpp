@@ -100,7 +100,7 @@ KVARN_INLINE void with_vector(const any_view<Const>& x, std::size_t token, std::
 {
     using kind = typename any_view<Const>::element_type;
     const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(token) * x.token_stride + static_cast<std::ptrdiff_t>(head) * x.head_stride;
-    const auto call = [&](auto tag) __attribute__((always_inline)) {
+    const auto call = [&](auto tag) KVARN_LAMBDA {
         using T = std::conditional_t<Const, const typename decltype(tag)::type, typename decltype(tag)::type>;
         f(static_cast<T*>(x.data) + at);
     };
@@ -113,7 +113,7 @@ KVARN_INLINE void with_vector(const any_view<Const>& x, std::size_t token, std::
 template <class Arch>
 KVARN_INLINE void load_channels(const input_view& x, std::size_t token, std::size_t head, int first, int n, int padded, float* to) noexcept
 {
-    with_vector(x, token, head, [&](auto* p) __attribute__((always_inline)) {
+    with_vector(x, token, head, [&](auto* p) KVARN_LAMBDA {
         load_row<Arch>(p + first * x.channel_stride, x.channel_stride, n, to);
     });
     for (int i = n; i < padded; ++i) to[i] = 0.0f;
@@ -128,7 +128,7 @@ KVARN_NOINLINE void transform_rows(float* x, std::ptrdiff_t stride, int rows, in
         if constexpr (is_constant_extent<decltype(d)>) {
             for (int i = 0; i < rows; ++i) {
                 float* const row = x + i * stride;
-                transform_vector<Arch, Direction>([&](int c) __attribute__((always_inline)) { return k::load(row + c); }, row, row, d);
+                transform_vector<Arch, Direction>([&](int c) KVARN_LAMBDA { return k::load(row + c); }, row, row, d);
             }
         } else {
             transform_any_rows<Arch, Direction>(x, stride, rows, d);
@@ -261,7 +261,7 @@ KVARN_NOINLINE void write_output(const format& f, const attention_task& task, co
     if (f.rotated() && o.output_basis == basis::original) transform_rows<Arch, direction::inverse>(r.total_out, e.values, r.rows, channels);
     for (int i = 0; i < r.rows; ++i) {
         const auto token = static_cast<std::size_t>(i) / task.q.heads, head = static_cast<std::size_t>(i) % task.q.heads;
-        with_vector(task.out, token, head, [&](auto* p) __attribute__((always_inline)) {
+        with_vector(task.out, token, head, [&](auto* p) KVARN_LAMBDA {
             store_row<Arch>(r.total_out + i * e.values, channels, p, task.out.channel_stride);
         });
     }

@@ -55,7 +55,7 @@ KVARN_INLINE void add_exact_values(const float* values, int tokens, const float*
 {
     using lane = simd::lanes<Arch>;
     constexpr int blocks = 4 / Heads;  // of 16 channels at a time
-    const auto block = [&](auto width, int c) __attribute__((always_inline)) {
+    const auto block = [&](auto width, int c) KVARN_LAMBDA {
             constexpr int wide = decltype(width)::value;
         lane sum[Heads][wide];
         KVARN_UNROLL
@@ -93,7 +93,7 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
     const attention_extents e(f);
     const float* const queries = rotated ? r.rotated_query : r.original_query;
     const product_rows& x = r.product;
-    for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
+    for_row_groups(r.rows, [&](int row, auto heads) KVARN_LAMBDA {
         if (!any_visible(r.seen + row, heads)) return;
         score_exact<Arch, heads()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
         for (int h = 0; h < heads; ++h) {

@@ -60,7 +60,7 @@ KVARN_INLINE product_scale round_weights(const float* w, int n, const weight_tot
     const float most = words ? 1.0f / 32767.0f : 1.0f / 255.0f;
     const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(Bits)) - static_cast<float>(n)
                               : 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
-    const float step = one::max(one::max(one::mul(of.most, most), of.sum / limit), 1e-30f);
+    const float step = one::maximum(one::maximum(one::mul(of.most, most), of.sum / limit), 1e-30f);
     const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
     lane sum = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
@@ -89,7 +89,7 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
         const auto count = static_cast<std::size_t>(now) * static_cast<std::size_t>(columns);
         unpack_stream<Arch, Bits>(codes, count, x.codes);
         codes += count * Bits / 8;
-        const auto block = [&](auto width, int c) __attribute__((always_inline)) {
+        const auto block = [&](auto width, int c) KVARN_LAMBDA {
             constexpr int wide = decltype(width)::value;
             lane sum[Heads][wide];
             KVARN_UNROLL
@@ -102,7 +102,7 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
                 KVARN_UNROLL
                 for (int j = 0; j < wide; ++j) {
                     const std::uint8_t* const at = x.codes + i * columns + c + 16 * j;
-                    code[j] = lane::make([&](int r) __attribute__((always_inline)) { return k::load_codes(at + r * k::width); });
+                    code[j] = lane::make([&](int r) KVARN_LAMBDA { return k::load_codes(at + r * k::width); });
                 }
                 KVARN_UNROLL
                 for (int h = 0; h < Heads; ++h) {
@@ -191,7 +191,7 @@ KVARN_NOINLINE void multiply_transposed(int bits, const std::byte* packed, int r
                 if (i < now)
                     for (int c = 0; c < columns; c += 16) {
                         const std::uint8_t* const at = x.codes + i * columns + c;
-                        const lane code = lane::make([&](int r) __attribute__((always_inline)) { return k::load_codes(at + r * k::width); });
+                        const lane code = lane::make([&](int r) KVARN_LAMBDA { return k::load_codes(at + r * k::width); });
                         sum = fma(code, lane::load(w + c), sum);
                     }
                 k::store(folded + i * k::width, fold(sum));

@@ -65,8 +65,8 @@ KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero
         const lane v = lane::load(x + i), y = mul(v, lane::load(scale + i));
         y.store(w + i);
         zeros = fma(v, lane::load(zero + i), zeros);
-        const lane magnitude = max(y, sub(nothing, y));
-        most = max(most, magnitude);
+        const lane magnitude = maximum(y, sub(nothing, y));
+        most = maximum(most, magnitude);
         sum = add(sum, magnitude);
     }
     totals = {reduce_max(most), reduce_add(sum)};
@@ -82,7 +82,7 @@ KVARN_INLINE float finish_scores(float* s, int n, float step, float offset, cons
     lane most = lane::broadcast(lowest_score);
     for (int t = 0; t < n; t += simd::lane_count) {
         const lane x = mul(fma(lane::load(s + t), by, plus), lane::load(token_scale + t));
-        most = max(most, x);
+        most = maximum(most, x);
         x.store(s + t);
     }
     return reduce_max(most);
@@ -187,7 +187,7 @@ KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, cons
         return;
     }
     const record_scalars<float> s = load_record_scalars<Arch>(f, at, record, r.scalars);
-    for_row_groups(r.rows, [&](int row, auto heads) __attribute__((always_inline)) {
+    for_row_groups(r.rows, [&](int row, auto heads) KVARN_LAMBDA {
         if (!any_visible(r.seen + row, heads)) return;
         attend_rows<Arch, heads()>(call, s, row, r, ahead);
         ahead.at = ahead.last;  // only the first rows fetch

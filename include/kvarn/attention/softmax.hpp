@@ -21,7 +21,7 @@ template <class K>
 KVARN_INLINE typename K::reg exp2(typename K::reg x) noexcept
 {
     const auto magic = K::broadcast(12582912.0f + 127.0f);
-    const auto bounded = K::max(x, K::broadcast(-127.0f));
+    const auto bounded = K::maximum(x, K::broadcast(-127.0f));
     const auto shifted = K::add(bounded, magic);
     const auto f = K::sub(bounded, K::sub(shifted, magic));  // in [-1/2, 1/2]
     // Taylor, ln(2)^n / n!
@@ -82,7 +82,7 @@ KVARN_INLINE simd::lanes<Arch> largest_of(const float* s, int n) noexcept
 {
     using lane = simd::lanes<Arch>;
     lane most = lane::load(s);
-    for (int i = simd::lane_count; i < n; i += simd::lane_count) most = max(most, lane::load(s + i));
+    for (int i = simd::lane_count; i < n; i += simd::lane_count) most = maximum(most, lane::load(s + i));
     return most;
 }
 
@@ -93,7 +93,7 @@ KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& s
 {
     using lane = simd::lanes<Arch>;
     using one = simd::kernels<simd::portable>;
-    largest = one::min(largest, 3.0e38f);
+    largest = one::minimum(largest, 3.0e38f);
     if (largest > state.largest) {
         const float factor = exp2_of(one::sub(state.largest, largest));
         state.largest = largest;
@@ -103,8 +103,8 @@ KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& s
     const lane m = lane::broadcast(state.largest), highest = lane::broadcast(0.0f);
     lane total = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane d = min(sub(lane::load(s + i), m), highest);
-        const lane p = lane::make([&](int j) __attribute__((always_inline)) { return exp2<simd::kernels<Arch>>(d.r[j]); });
+        const lane d = minimum(sub(lane::load(s + i), m), highest);
+        const lane p = lane::make([&](int j) KVARN_LAMBDA { return exp2<simd::kernels<Arch>>(d.r[j]); });
         total = add(total, p);
         p.store(s + i);
     }
@@ -117,7 +117,7 @@ KVARN_INLINE void merge_states(softmax_state& to, float* to_out, const softmax_s
 {
     using one = simd::kernels<simd::portable>;
     using lane = simd::lanes<Arch>;
-    const float largest = one::max(to.largest, from.largest);
+    const float largest = one::maximum(to.largest, from.largest);
     const float a = exp2_of(one::sub(to.largest, largest)), b = exp2_of(one::sub(from.largest, largest));
     to.largest = largest;
     to.total = one::fma(from.total, b, one::mul(to.total, a));
@@ -136,9 +136,9 @@ KVARN_INLINE void soft_cap(float* s, int n, float cap) noexcept
     const lane inverse = lane::broadcast(1.0f / cap), bound = lane::broadcast(12.0f), low = lane::broadcast(-12.0f);
     const lane twice = lane::broadcast(2.0f * log2_e), one = lane::broadcast(1.0f), two = lane::broadcast(2.0f), by = lane::broadcast(cap);
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane x = max(min(mul(lane::load(s + i), inverse), bound), low);
+        const lane x = maximum(minimum(mul(lane::load(s + i), inverse), bound), low);
         const lane y = mul(x, twice);
-        const lane e = lane::make([&](int j) __attribute__((always_inline)) { return exp2<k>(y.r[j]); });
+        const lane e = lane::make([&](int j) KVARN_LAMBDA { return exp2<k>(y.r[j]); });
         mul(sub(one, div(two, add(one, e))), by).store(s + i);
     }
 }

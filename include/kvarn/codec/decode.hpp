@@ -46,7 +46,7 @@ struct key_row {
 
     KVARN_INLINE typename k::reg operator()(int d) const noexcept
     {
-        return k::mul(k::fma(k::load_codes(codes + d / k::width * block_bytes), k::load(scale + d), k::load(zero + d)), token_scale);
+        return k::mul(k::code_value(k::load_codes(codes + d / k::width * block_bytes), k::load(scale + d), k::load(zero + d)), token_scale);
     }
 };
 
@@ -61,7 +61,7 @@ struct value_row {
 
     KVARN_INLINE typename k::reg operator()(int d) const noexcept
     {
-        return k::mul(k::fma(k::load_codes(codes + d), scale, zero), k::load(channel_scale + d));
+        return k::mul(k::code_value(k::load_codes(codes + d), scale, zero), k::load(channel_scale + d));
     }
 };
 

@@ -24,7 +24,7 @@ KVARN_INLINE void pack_rows(const std::uint8_t* codes, int i0, int rows, int siz
     std::uint8_t* const to =
         packed + static_cast<std::size_t>(i0) * static_cast<std::size_t>(size1) * static_cast<std::size_t>(bits) / 8;
     with_bits(
-        bits, [&](auto b) __attribute__((always_inline)) { pack_stream<Arch, b()>(codes, count, to); });
+        bits, [&](auto b) KVARN_LAMBDA { pack_stream<Arch, b()>(codes, count, to); });
 }
 
 /// Rounds tile / s0 / s1 to codes of `bits` bits. scale and zero hold size0 floats rounded up to sixteen, reciprocal1 size1
@@ -40,7 +40,7 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
     const int padded1 = simd::whole_lanes(size1);
     const float levels = static_cast<float>((1 << bits) - 1);
     float plus_zero = 0.0f;
-    simd::pin(plus_zero);  // in plain sight, -fno-signed-zeros would leave its addition out
+    KVARN_PIN(plus_zero);  // in plain sight, -fno-signed-zeros would leave its addition out
 
     for (int j = 0; j < size1; j += simd::lane_count) div(v::broadcast(1.0f), v::load(s1 + j)).store(reciprocal1 + j);
     for (int j = size1; j < padded1; ++j) {  // padding repeats column 0, so that it changes no minimum and no maximum
@@ -58,8 +58,8 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
             v least = mul(v::load(row), v::load(reciprocal1)), most = least;
             for (int j = simd::lane_count; j < size1; j += simd::lane_count) {
                 const v x = mul(v::load(row + j), v::load(reciprocal1 + j));
-                least = min(least, x);
-                most = max(most, x);
+                least = minimum(least, x);
+                most = maximum(most, x);
             }
             low[i] = reduce_min(least);
             high[i] = reduce_max(most);
@@ -68,11 +68,11 @@ bool encode_minmax(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, c
         const v least = add(v::load(low), v::broadcast(plus_zero));
         const v floor = mul(v::load(s0 + i0), v::broadcast(1e-10f));
         const v range = add(v::load(high), mul(least, v::broadcast(-1.0f)));
-        const v step = max(div(range, v::broadcast(levels)), floor);
+        const v step = maximum(div(range, v::broadcast(levels)), floor);
         least.store(zero + i0);
         step.store(scale + i0);
         div(v::broadcast(1.0f), step).store(inverse);
-        largest = max(largest, max(step, max(least, mul(least, v::broadcast(-1.0f)))));
+        largest = maximum(largest, maximum(step, maximum(least, mul(least, v::broadcast(-1.0f)))));
         if (packed == nullptr) continue;
 
         for (int i = 0; i < rows; ++i) {

@@ -64,7 +64,7 @@ struct refine_pass {
     /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
     KVARN_INLINE v code_of(const v& x, const v& inverse, const v& offset) const noexcept
     {
-        const v y = min(max(fma(x, inverse, offset), v::broadcast(0.0f)), v::broadcast(levels));
+        const v y = minimum(maximum(fma(x, inverse, offset), v::broadcast(0.0f)), v::broadcast(levels));
         return sub(add(y, v::broadcast(magic)), v::broadcast(magic));
     }
 
@@ -109,7 +109,7 @@ struct refine_pass {
             KVARN_UNROLL
             for (int c = 0; c < Count; ++c) {
                 const v y = fma(value, inverse[c], offset);
-                const v code = sub(add(min(max(y, v::broadcast(0.0f)), v::broadcast(levels)), v::broadcast(magic)), v::broadcast(magic));
+                const v code = sub(add(minimum(maximum(y, v::broadcast(0.0f)), v::broadcast(levels)), v::broadcast(magic)), v::broadcast(magic));
                 const v e = sub(y, code);
                 sum[c] = fma(mul(e, weight), e, sum[c]);
             }
@@ -129,13 +129,13 @@ struct refine_pass {
         v least = mul(v::load(values), v::load(m.reciprocal)), most = least;
         for (int j = block; j < padded1; j += block) {
             const v value = mul(v::load(values + j), v::load(m.reciprocal + j));
-            least = min(least, value);
-            most = max(most, value);
+            least = minimum(least, value);
+            most = maximum(most, value);
         }
         const float low = reduce_min(least), high = reduce_max(most);
         const float origin = one::fma(one::sub(high, low), 0.5f, low);
         centre(row, i, origin);
-        const float half_range = one::max(one::mul(one::sub(high, low), 0.5f), one::mul(floor, 0.5f * levels));
+        const float half_range = one::maximum(one::mul(one::sub(high, low), 0.5f), one::mul(floor, 0.5f * levels));
         int best = 0;
         float least_error = 0;
         for (int c = 0; c <= clip_steps; c += 3) {
@@ -189,7 +189,7 @@ struct refine_pass {
                 scale = fitted;
                 if constexpr (Unbiased) {
                     const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
-                    scale = one::min(one::max(widened, fitted), one::mul(2.0f, fitted));
+                    scale = one::minimum(one::maximum(widened, fitted), one::mul(2.0f, fitted));
                 }
             }
         }
@@ -231,7 +231,7 @@ struct refine_pass {
         for (int j = 0; j < size1; ++j) {
             if (!(m.square[j] > 0.0f)) continue;
             const float way = one::sub(one::div(m.product[j], m.square[j]), m.s1[j]);
-            m.s1[j] = one::max(one::fma(step, way, m.s1[j]), least_factor);
+            m.s1[j] = one::maximum(one::fma(step, way, m.s1[j]), least_factor);
         }
         take_factors();
     }
@@ -313,7 +313,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
     }
 
     float plus_zero = 0.0f;
-    simd::pin(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
+    KVARN_PIN(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
     alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
     for_blocks([&](int i0, int rows) {
         for (int i = 0; i < rows; ++i) {

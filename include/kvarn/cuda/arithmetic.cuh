@@ -116,11 +116,11 @@ KVARN_DEVICE KVARN_INLINE bool greater(float a, float b) noexcept
     return a > b;
 #endif
 }
-KVARN_DEVICE KVARN_INLINE float min(float a, float b) noexcept
+KVARN_DEVICE KVARN_INLINE float minimum(float a, float b) noexcept
 {
     return greater(b, a) ? a : b;
 }
-KVARN_DEVICE KVARN_INLINE float max(float a, float b) noexcept
+KVARN_DEVICE KVARN_INLINE float maximum(float a, float b) noexcept
 {
     return greater(a, b) ? a : b;
 }
@@ -133,7 +133,7 @@ KVARN_DEVICE KVARN_INLINE float quick_min(float a, float b) noexcept
     asm("min.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
     return r;
 #else
-    return min(a, b);
+    return minimum(a, b);
 #endif
 }
 KVARN_DEVICE KVARN_INLINE float quick_max(float a, float b) noexcept
@@ -143,7 +143,7 @@ KVARN_DEVICE KVARN_INLINE float quick_max(float a, float b) noexcept
     asm("max.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
     return r;
 #else
-    return max(a, b);
+    return maximum(a, b);
 #endif
 }
 /// x, of which the compiler knows nothing more: what is computed from it is neither moved out of a loop nor kept, where it would

@@ -110,8 +110,8 @@ KVARN_DEVICE KVARN_INLINE bool find_ranges(Team& team, const tile_view& t, const
         }
         low = add(row_min(team, low), 0.0f);  // -0 becomes +0
         high = row_max(team, high);
-        const float step = max(div(add(high, mul(low, -1.0f)), levels), mul(f.s0[i], 1e-10f));
-        largest = max(largest, max(step, max(low, mul(low, -1.0f))));
+        const float step = maximum(div(add(high, mul(low, -1.0f)), levels), mul(f.s0[i], 1e-10f));
+        largest = maximum(largest, maximum(step, maximum(low, mul(low, -1.0f))));
         if (k != 0) return;
         f.pivot0[i] = low;
         f.deviation0[i] = step;

@@ -107,7 +107,7 @@ KVARN_DEVICE KVARN_INLINE void load_lanes(const float* from, float (&x)[lane_cou
     }
 }
 
-/// min(max(x, low), high), `low` if x is NaN, in two instructions. low is not -0, high is positive: a zero then has low's sign
+/// x clamped to [low, high], `low` if x is NaN, in two instructions. low is not -0, high is positive: a zero then has low's sign
 /// either way.
 KVARN_DEVICE KVARN_INLINE float bounded(float x, float low, float high) noexcept
 {
@@ -140,7 +140,7 @@ struct variance_pass {
     KVARN_DEVICE KVARN_INLINE static float deviation(float sum, float square, float inverse_n, float inverse_n1) noexcept
     {
         const float centred = fnma(sum, mul(sum, inverse_n), square);
-        return sqrt(mul(max(centred, 0.0f), inverse_n1));
+        return sqrt(mul(maximum(centred, 0.0f), inverse_n1));
     }
     KVARN_DEVICE KVARN_INLINE static float updated(float s, float present) noexcept
     {

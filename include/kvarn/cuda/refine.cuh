@@ -117,7 +117,7 @@ struct refine_pass {
         low = row_min(team, low);
         high = row_max(team, high);
         r.origin = fma(sub(high, low), 0.5f, low);
-        const float half_range = max(mul(sub(high, low), 0.5f), mul(floor, 0.5f * levels)), middle = 0.5f * levels;
+        const float half_range = maximum(mul(sub(high, low), 0.5f), mul(floor, 0.5f * levels)), middle = 0.5f * levels;
         int best = 0;
         float least_error = 0.0f;
         for (int first = 0; first <= clip_steps; first += 3) {
@@ -175,7 +175,7 @@ struct refine_pass {
             const float fitted = div(covariance, variance);
             if (greater(fitted, least_scale)) {
                 r.scale = fitted;
-                if constexpr (Unbiased) r.scale = min(max(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
+                if constexpr (Unbiased) r.scale = minimum(maximum(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
             }
         }
         if constexpr (Unbiased) r.scale = as_half(r.scale);
@@ -237,7 +237,7 @@ struct refine_pass {
         for_each(team, t.size1, [&](int j) {
             float products, squares;
             sum_column<false>(j, products, squares);
-            if (greater(squares, 0.0f)) s1[j] = max(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
+            if (greater(squares, 0.0f)) s1[j] = maximum(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
         });
         take_factors();
     }

@@ -59,14 +59,14 @@ KVARN_DEVICE KVARN_INLINE float fold(Team& team, const float (&x)[4]) noexcept
 template <class Team>
 KVARN_DEVICE KVARN_INLINE float row_min(Team& team, float x) noexcept
 {
-    x = min(x, team.shuffle_xor(x, 2));
-    return min(x, team.shuffle_xor(x, 1));
+    x = minimum(x, team.shuffle_xor(x, 2));
+    return minimum(x, team.shuffle_xor(x, 1));
 }
 template <class Team>
 KVARN_DEVICE KVARN_INLINE float row_max(Team& team, float x) noexcept
 {
-    x = max(x, team.shuffle_xor(x, 2));
-    return max(x, team.shuffle_xor(x, 1));
+    x = maximum(x, team.shuffle_xor(x, 2));
+    return maximum(x, team.shuffle_xor(x, 1));
 }
 
 /// In no order that records depend on.

@@ -66,7 +66,7 @@ KVARN_INLINE x86_report read_x86() noexcept
         r.extended1_ecx = c;
     }
     if (r.leaf1_ecx & 1u << 27) {  // OSXSAVE: xgetbv exists
-        asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+        __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
         r.saved_state = a;
     }
     return r;

@@ -84,12 +84,12 @@ struct variance_pass {
     KVARN_INLINE static v deviation(const v& sum, const v& square, float inverse_n, float inverse_n1) noexcept
     {
         const v centred = fnma(sum, mul(sum, v::broadcast(inverse_n)), square);
-        return sqrt(mul(max(centred, v::broadcast(0.0f)), v::broadcast(inverse_n1)));
+        return sqrt(mul(maximum(centred, v::broadcast(0.0f)), v::broadcast(inverse_n1)));
     }
 
     KVARN_INLINE static v clamp(const v& x, float low, float high) noexcept
     {
-        return min(max(x, v::broadcast(low)), v::broadcast(high));
+        return minimum(maximum(x, v::broadcast(low)), v::broadcast(high));
     }
 
     /// s <- clamp(s * clamp(deviation of the present iterate)); returns the new s.
@@ -114,7 +114,7 @@ struct variance_pass {
             KVARN_UNROLL
             for (int i = 0; i < Rows; ++i) {
                 const v m = v::load(row + i * stride + j);
-                const v u = v::make([&](int e) __attribute__((always_inline)) { return k::fma(factor.r[e], m.r[e], offset[i]); });
+                const v u = v::make([&](int e) KVARN_LAMBDA { return k::fma(factor.r[e], m.r[e], offset[i]); });
                 s[i] = add(s[i], u);
                 q[i] = fma(u, u, q[i]);
             }
@@ -241,8 +241,8 @@ struct variance_pass {
         if (n >= simd::lane_count) {
             v least = v::load(deviations), most = least;
             for (; i + simd::lane_count <= n; i += simd::lane_count) {
-                least = min(least, v::load(deviations + i));
-                most = max(most, v::load(deviations + i));
+                least = minimum(least, v::load(deviations + i));
+                most = maximum(most, v::load(deviations + i));
             }
             low = reduce_min(least);
             high = reduce_max(most);

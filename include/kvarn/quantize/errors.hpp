@@ -47,8 +47,8 @@ KVARN_INLINE void add_token(const token_sums& t, part_errors& worst, token_sums&
 {
     using one = simd::kernels<simd::portable>;
     const float scale = t.exact > 0.0f ? std::fabs(one::sub(error_ratio(t.decoded, t.exact), 1.0f)) : error_ratio(t.decoded, t.exact);
-    worst.worst_scale_error = one::max(worst.worst_scale_error, scale);
-    worst.worst_relative_error = one::max(worst.worst_relative_error, error_ratio(t.difference, t.exact));
+    worst.worst_scale_error = one::maximum(worst.worst_scale_error, scale);
+    worst.worst_relative_error = one::maximum(worst.worst_relative_error, error_ratio(t.difference, t.exact));
     all.exact = one::add(all.exact, t.exact);
     all.decoded = one::add(all.decoded, t.decoded);
     all.difference = one::add(all.difference, t.difference);
@@ -95,7 +95,7 @@ KVARN_NOINLINE part_errors measure_part(const tile_memory& m, std::ptrdiff_t str
             for (int j = 0; j < padded1; j += block) {
                 const v x = mul(v::load(m.tile + (i0 + i) * stride + j), v::load(mask + j));
                 const std::uint8_t* const code = bytes + i * size1 + j;  // may run over into the next row's, or into what is left of stage
-                const v c = v::make([&](int e) __attribute__((always_inline)) { return k::load_codes(code + e * k::width); });
+                const v c = v::make([&](int e) KVARN_LAMBDA { return k::load_codes(code + e * k::width); });
                 const v y = mul(fma(c, scale, zero), v::load(s1 + j)), d = sub(x, y);
                 if (tokens_first) {
                     sum_x = fma(x, x, sum_x);

@@ -77,7 +77,7 @@ KVARN_NOINLINE void decode_keys(const format& f, const std::byte* record, const 
     for (int t = 0; t < group; t += staged_tokens) {
         for (int d = 0; d < dim; d += kern::width)
             kern::transpose_codes(m.codes + d * group + t, group, turned + d / kern::width * block_bytes);
-        store_tokens<Arch>(k, t, staged_tokens, dim, unrotated, m.stage, [&](int i) __attribute__((always_inline)) {
+        store_tokens<Arch>(k, t, staged_tokens, dim, unrotated, m.stage, [&](int i) KVARN_LAMBDA {
             return key_row<Arch>{turned + i * kern::width, block_bytes, scale, zero, kern::broadcast(token_scale[t + i])};
         });
     }
@@ -101,7 +101,7 @@ KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, cons
     for (int t = 0; t < group; t += staged_tokens) {
         with_bits(f.value_bits(), [&](auto b) { unpack_stream<Arch, b()>(packed, count, m.codes); });
         packed += count * static_cast<std::size_t>(f.value_bits()) / 8;
-        store_tokens<Arch>(v, t, staged_tokens, dim, unrotated, m.stage, [&](int i) __attribute__((always_inline)) {
+        store_tokens<Arch>(v, t, staged_tokens, dim, unrotated, m.stage, [&](int i) KVARN_LAMBDA {
             return value_row<Arch>{m.codes + i * dim, kern::broadcast(scale[t + i]), kern::broadcast(zero[t + i]), channel_scale};
         });
     }

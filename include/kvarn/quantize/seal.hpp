@@ -57,7 +57,7 @@ KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotat
         float* const row = m.tile + t * stride;
         if constexpr (is_constant_extent<Dim>) {
             if (direct) {
-                transform_vector<Arch, forward>([&](int d) __attribute__((always_inline)) { return k::load(token + d); }, row, row, dim);
+                transform_vector<Arch, forward>([&](int d) KVARN_LAMBDA { return k::load(token + d); }, row, row, dim);
                 continue;
             }
         }

@@ -85,7 +85,7 @@ template <class Arch, bool Finish, class T>
 KVARN_INLINE void inner_levels(unit_row<float> x, unit_row<T> to, int units, int inner, int span, float factor) noexcept
 {
     const auto scale = simd::kernels<Arch>::broadcast(factor);
-    const auto pass = [&](auto radix) __attribute__((always_inline)) {
+    const auto pass = [&](auto radix) KVARN_LAMBDA {
         if (Finish && span * radix() == inner) radix_pass<Arch, radix(), true>(x, to, units, span, scale);
         else radix_pass<Arch, radix(), false>(x, x, units, span, scale);
         span *= radix();
@@ -107,7 +107,7 @@ KVARN_NOINLINE void outer_transform(unit_row<float> x, unit_row<T> to, int inner
     const auto scale = k::broadcast(factor);
     float combinations[M / 4][8][k::width];
     for (int j = 0; j < inner; ++j) {
-        const auto at = [&](int l) __attribute__((always_inline)) { return x.at(l * inner + j); };
+        const auto at = [&](int l) KVARN_LAMBDA { return x.at(l * inner + j); };
         for (int g = 0; g < M / 4; ++g) {
             const auto a = k::load(at(4 * g)), b = k::load(at(4 * g + 1)), c = k::load(at(4 * g + 2)), d = k::load(at(4 * g + 3));
             const auto first_sum = k::add(a, b), first_difference = k::sub(a, b);
@@ -292,7 +292,7 @@ KVARN_NOINLINE void transform_any_rows(float* x, std::ptrdiff_t stride, int rows
     if (is_vector_transform<Arch>(dim)) {
         for (int t = 0; t < rows; ++t) {
             float* const row = x + t * stride;
-            transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(row + d); }, row, row, dim);
+            transform_vector<Arch, Direction>([&](int d) KVARN_LAMBDA { return k::load(row + d); }, row, row, dim);
         }
         return;
     }
@@ -345,7 +345,7 @@ KVARN_NOINLINE void transform_tokens(T* data, std::ptrdiff_t token_stride, std::
             if (channel_stride == 1) {
                 for (int i = 0; i < some; ++i) {
                     T* const token = at + i * token_stride;
-                    transform_vector<Arch, Direction>([&](int d) __attribute__((always_inline)) { return k::load(token + d); }, rows,
+                    transform_vector<Arch, Direction>([&](int d) KVARN_LAMBDA { return k::load(token + d); }, rows,
                                                       token, dim);
                 }
                 continue;

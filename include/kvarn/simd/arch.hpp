@@ -7,7 +7,8 @@
 
 namespace kvarn::simd {
 
-struct portable {};  ///< scalar C++ with std::fma; the bit oracle of all others
+struct portable {};  ///< scalar C++; the bit oracle of all others
+struct sse2 {};      ///< every x86-64, and 32-bit x86 with SSE2
 struct avx2 {};      ///< x86-64 with AVX2, FMA and F16C (x86-64-v3)
 struct avx512 {};    ///< x86-64 with AVX-512 F, BW, DQ, VL on top (x86-64-v4)
 struct neon64 {};    ///< AArch64
@@ -15,10 +16,14 @@ struct neon64 {};    ///< AArch64
 template <class Arch>
 struct arch_traits;
 template <> struct arch_traits<portable> { static constexpr const char* name = "portable"; };
+template <> struct arch_traits<sse2> { static constexpr const char* name = "sse2"; };
 template <> struct arch_traits<avx2> { static constexpr const char* name = "avx2"; };
 template <> struct arch_traits<avx512> { static constexpr const char* name = "avx512"; };
 template <> struct arch_traits<neon64> { static constexpr const char* name = "neon64"; };
 
+#if defined(__SSE2__)
+#define KVARN_HAS_SSE2 1
+#endif
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define KVARN_HAS_AVX2 1
 #endif
@@ -26,7 +31,7 @@ template <> struct arch_traits<neon64> { static constexpr const char* name = "ne
     defined(__AVX512VL__)
 #define KVARN_HAS_AVX512 1
 #endif
-#if defined(__aarch64__) && defined(__ARM_FEATURE_FMA)
+#if defined(__aarch64__) && defined(__ARM_FEATURE_FMA) && !defined(__AARCH64EB__)
 #define KVARN_HAS_NEON64 1
 #endif
 
@@ -34,6 +39,8 @@ template <> struct arch_traits<neon64> { static constexpr const char* name = "ne
 using native_arch = avx512;
 #elif defined(KVARN_HAS_AVX2)
 using native_arch = avx2;
+#elif defined(KVARN_HAS_SSE2)
+using native_arch = sse2;
 #elif defined(KVARN_HAS_NEON64)
 using native_arch = neon64;
 #else

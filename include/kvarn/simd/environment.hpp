@@ -9,6 +9,8 @@
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
+#elif !defined(__aarch64__)
+#include <cfenv>
 #endif
 
 namespace kvarn::simd {
@@ -22,12 +24,17 @@ public:
 #elif defined(__aarch64__)
     KVARN_INLINE float_environment() noexcept
     {
-        asm volatile("mrs %0, fpcr" : "=r"(saved_));
-        asm volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}) : "memory");
+        __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
+        __asm__ volatile("msr fpcr, %0" : : "r"(std::uint64_t{0}) : "memory");
     }
-    KVARN_INLINE ~float_environment() { asm volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
+    KVARN_INLINE ~float_environment() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_) : "memory"); }
 #else
-    KVARN_INLINE float_environment() noexcept = default;
+    KVARN_INLINE float_environment() noexcept
+    {
+        std::fegetenv(&saved_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    KVARN_INLINE ~float_environment() { std::fesetenv(&saved_); }
 #endif
     float_environment(const float_environment&) = delete;
     float_environment& operator=(const float_environment&) = delete;
@@ -37,6 +44,8 @@ private:
     unsigned saved_;
 #elif defined(__aarch64__)
     std::uint64_t saved_;
+#else
+    std::fenv_t saved_;
 #endif
 };
 

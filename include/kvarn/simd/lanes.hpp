@@ -30,12 +30,12 @@ struct lanes {
 
     KVARN_INLINE static lanes broadcast(float v) noexcept
     {
-        return make([&](int) __attribute__((always_inline)) { return k::broadcast(v); });
+        return make([&](int) KVARN_LAMBDA { return k::broadcast(v); });
     }
     template <class T>
     KVARN_INLINE static lanes load(const T* p) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::load(p + i * k::width); });
+        return make([&](int i) KVARN_LAMBDA { return k::load(p + i * k::width); });
     }
     template <class T>
     KVARN_INLINE void store(T* p) const noexcept
@@ -52,53 +52,59 @@ struct lanes {
 
     KVARN_INLINE friend lanes add(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::add(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::add(a.r[i], b.r[i]); });
     }
     KVARN_INLINE friend lanes sub(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::sub(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::sub(a.r[i], b.r[i]); });
     }
     KVARN_INLINE friend lanes mul(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::mul(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::mul(a.r[i], b.r[i]); });
     }
     KVARN_INLINE friend lanes div(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::div(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::div(a.r[i], b.r[i]); });
     }
     KVARN_INLINE friend lanes sqrt(const lanes& a) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::sqrt(a.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::sqrt(a.r[i]); });
     }
     KVARN_INLINE friend lanes fma(const lanes& a, const lanes& b, const lanes& c) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::fma(a.r[i], b.r[i], c.r[i]); });
+        if constexpr (requires(lanes r) { k::fma_all(a.r, b.r, c.r, r.r); }) {
+            lanes r;
+            k::fma_all(a.r, b.r, c.r, r.r);
+            return r;
+        } else {
+            return make([&](int i) KVARN_LAMBDA { return k::fma(a.r[i], b.r[i], c.r[i]); });
+        }
     }
     KVARN_INLINE friend lanes fnma(const lanes& a, const lanes& b, const lanes& c) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::fnma(a.r[i], b.r[i], c.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::fnma(a.r[i], b.r[i], c.r[i]); });
     }
-    KVARN_INLINE friend lanes min(const lanes& a, const lanes& b) noexcept
+    KVARN_INLINE friend lanes minimum(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::min(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::minimum(a.r[i], b.r[i]); });
     }
-    KVARN_INLINE friend lanes max(const lanes& a, const lanes& b) noexcept
+    KVARN_INLINE friend lanes maximum(const lanes& a, const lanes& b) noexcept
     {
-        return make([&](int i) __attribute__((always_inline)) { return k::max(a.r[i], b.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::maximum(a.r[i], b.r[i]); });
     }
 
     KVARN_INLINE friend float reduce_min(const lanes& a) noexcept
     {
         auto x = a.r[0];
         KVARN_UNROLL
-        for (int i = 1; i < registers; ++i) x = k::min(x, a.r[i]);
+        for (int i = 1; i < registers; ++i) x = k::minimum(x, a.r[i]);
         return k::reduce_min(x);
     }
     KVARN_INLINE friend float reduce_max(const lanes& a) noexcept
     {
         auto x = a.r[0];
         KVARN_UNROLL
-        for (int i = 1; i < registers; ++i) x = k::max(x, a.r[i]);
+        for (int i = 1; i < registers; ++i) x = k::maximum(x, a.r[i]);
         return k::reduce_max(x);
     }
 
@@ -120,7 +126,7 @@ template <class Arch>
 KVARN_INLINE lanes<Arch> sum_folded_rows(const float* folded) noexcept
 {
     using k = kernels<Arch>;
-    return lanes<Arch>::make([&](int i) __attribute__((always_inline)) {
+    return lanes<Arch>::make([&](int i) KVARN_LAMBDA {
         typename k::reg rows[k::width];
         KVARN_UNROLL
         for (int j = 0; j < k::width; ++j) rows[j] = k::load(folded + (i * k::width + j) * k::width);

@@ -4,12 +4,13 @@
 
 #include <arm_neon.h>
 
+#include <kvarn/simd/wide_packing.hpp>
 #include <kvarn/simd/xsimd.hpp>
 
 namespace kvarn::simd {
 
 template <>
-struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
+struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
     using base = xsimd_kernels<xsimd::neon64>;
     using base::load;
     using base::store;
@@ -19,6 +20,7 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
     KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(reg(vsqrtq_f32(a))); }
     KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(reg(vfmaq_f32(c, a, b))); }
     KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(reg(vfmsq_f32(c, a, b))); }
+    KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
 
     KVARN_INLINE static reg load(const half* p) noexcept
     {
@@ -178,39 +180,6 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64> {
             KVARN_UNROLL
             for (int i = 0; i < 4; ++i) rows.val[i] = vld1q_u8(codes + i * stride + t);
             vst4q_u8(out + 4 * t, rows);
-        }
-    }
-
-    template <int Bits>
-    KVARN_INLINE static void pack32(const std::uint8_t* codes, std::uint8_t* packed) noexcept
-    {
-        KVARN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            std::uint64_t x;
-            std::memcpy(&x, codes + 8 * i, 8);
-            if constexpr (Bits < 8) {
-                x = (x & 0x00ff00ff00ff00ffu) | (x & 0xff00ff00ff00ff00u) >> (8 - Bits);
-                x = (x & 0x0000ffff0000ffffu) | (x & 0xffff0000ffff0000u) >> (16 - 2 * Bits);
-                x = (x & 0x00000000ffffffffu) | (x & 0xffffffff00000000u) >> (32 - 4 * Bits);
-            }
-            std::memcpy(packed + i * Bits, &x, 8);
-        }
-    }
-    template <int Bits>
-    KVARN_INLINE static void unpack32(const std::uint8_t* packed, std::uint8_t* codes) noexcept
-    {
-        constexpr std::uint64_t m4 = (std::uint64_t{1} << (4 * Bits)) - 1, m2 = (std::uint64_t{1} << (2 * Bits)) - 1;
-        constexpr std::uint64_t m1 = (std::uint64_t{1} << Bits) - 1;
-        KVARN_UNROLL
-        for (int i = 0; i < 4; ++i) {
-            std::uint64_t x;
-            std::memcpy(&x, packed + i * Bits, 8);
-            if constexpr (Bits < 8) {
-                x = (x & m4) | (x >> (4 * Bits) & m4) << 32;
-                x = (x & m2 * 0x0000000100000001u) | (x & (m2 << (2 * Bits)) * 0x0000000100000001u) << (16 - 2 * Bits);
-                x = (x & m1 * 0x0001000100010001u) | (x & (m1 << Bits) * 0x0001000100010001u) << (8 - Bits);
-            }
-            std::memcpy(codes + 8 * i, &x, 8);
         }
     }
 

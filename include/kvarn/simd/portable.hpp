@@ -10,6 +10,7 @@
 
 #include <kvarn/base/element.hpp>
 #include <kvarn/simd/arch.hpp>
+#include <kvarn/simd/fused.hpp>
 
 namespace kvarn::simd {
 
@@ -20,24 +21,9 @@ namespace kvarn::simd {
 inline constexpr int max_product_rows = 576;
 
 /// The seam. `kernels<Arch>` has `width` float lanes in a `reg`; all members are static and force-inlined. Results are rounded
-/// one by one: no compiler may fuse, split or reorder operations (`pin` hides each result from the optimizer).
+/// one by one: no compiler may fuse, split or reorder operations (KVARN_PIN hides each result from the optimizer).
 template <class Arch>
 struct kernels;
-
-/// Makes a value opaque, so that it is neither fused into a following operation nor reassociated.
-KVARN_INLINE void pin(float& x) noexcept
-{
-#if defined(__SSE__)
-    asm("" : "+x"(x));
-#elif defined(__aarch64__)
-    asm("" : "+w"(x));
-#elif defined(__GNUC__)
-    asm("" : "+m"(x));
-#else
-    volatile float y = x;
-    x = y;
-#endif
-}
 
 /// What a product fetches into the second-level cache while it computes: two lines a step, from `at` up to `last`.
 struct read_ahead {
@@ -47,10 +33,8 @@ struct read_ahead {
     KVARN_INLINE void touch() noexcept
     {
         if (at >= last) return;
-#if defined(__GNUC__)
-        __builtin_prefetch(at, 0, 2);  // into the first level it would wait for a free fill buffer
-        __builtin_prefetch(at + 64, 0, 2);
-#endif
+        KVARN_PREFETCH(at);
+        KVARN_PREFETCH(at + 64);
         at += 128;
     }
 };
@@ -92,11 +76,11 @@ struct kernels<portable> {
     KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(std::sqrt(a)); }
     KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(fused(a, b, c)); }   // a * b + c, rounded once
     KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(fused(-a, b, c)); }  // c - a * b, rounded once
-    KVARN_INLINE static reg min(reg a, reg b) noexcept { return a < b ? a : b; }
-    KVARN_INLINE static reg max(reg a, reg b) noexcept { return a > b ? a : b; }
+    KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
+    KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
+    KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
 
-    /// Holds an accumulator in one register from turn to turn of a loop: GCC otherwise gives its old and its new value one each,
-    /// and spills some when eight are in use.
+    /// Keeps an accumulator in one register from turn to turn of a loop: see KVARN_HOLD.
     KVARN_INLINE static void hold(reg&) noexcept {}
 
     KVARN_INLINE static float reduce_min(reg x) noexcept { return x; }
@@ -228,30 +212,15 @@ private:
         }
     }
 
-    KVARN_INLINE static float fused(float a, float b, float c) noexcept
-    {
-#if defined(__clang__) && !defined(__FMA__) && !defined(__aarch64__)
-        // Without the instruction, clang's -fassociative-math turns the function it knows into a product and a sum.
-        float (*function)(float, float, float) = ::fmaf;
-        asm("" : "+r"(function));
-        return function(a, b, c);
-#else
-        return std::fma(a, b, c);
-#endif
-    }
     /// b, opaque for each a anew: -freciprocal-math multiplies by the reciprocal of a divisor that it sees twice.
-    KVARN_INLINE static float divisor(float b, [[maybe_unused]] float a) noexcept
+    KVARN_INLINE static float divisor(float b, float a) noexcept
     {
-#if defined(__SSE__)
-        asm("" : "+x"(b) : "x"(a));
-#elif defined(__aarch64__)
-        asm("" : "+w"(b) : "w"(a));
-#endif
+        KVARN_PIN_WITH(b, a);
         return b;
     }
     KVARN_INLINE static float pinned(float x) noexcept
     {
-        pin(x);
+        KVARN_PIN(x);
         return x;
     }
 };

@@ -284,6 +284,7 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
     // xsimd 8.1 has no fnma here and would round twice.
     KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(reg(_mm512_fmadd_ps(a, b, c))); }
     KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(reg(_mm512_fnmadd_ps(a, b, c))); }
+    KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
 
     KVARN_INLINE static reg load(const half* p) noexcept
     {
@@ -313,11 +314,11 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
 
     KVARN_INLINE static float reduce_min(reg x) noexcept
     {
-        return kernels<avx2>::reduce_min(kernels<avx2>::min(lower(x), upper(x)));
+        return kernels<avx2>::reduce_min(kernels<avx2>::minimum(lower(x), upper(x)));
     }
     KVARN_INLINE static float reduce_max(reg x) noexcept
     {
-        return kernels<avx2>::reduce_max(kernels<avx2>::max(lower(x), upper(x)));
+        return kernels<avx2>::reduce_max(kernels<avx2>::maximum(lower(x), upper(x)));
     }
 
     KVARN_INLINE static float reduce_add(reg x) noexcept

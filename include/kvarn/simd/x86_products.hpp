@@ -36,7 +36,7 @@ private:
         read_ahead ahead = shared;  // in registers
         const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
         int c = 0;
-        const auto run = [&](auto width, auto&& block) __attribute__((always_inline)) {
+        const auto run = [&](auto width, auto&& block) KVARN_LAMBDA {
             for (; c + width <= columns; c += width) {
                 float* to[Heads];
                 KVARN_UNROLL
@@ -46,12 +46,12 @@ private:
         };
         if constexpr (16 % Bits == 0) {
             run(std::integral_constant<int, 256 / Bits>{},
-                [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::template run<true>(at, row_bytes, rows, weights, to, ahead); });
+                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { Block::template run<true>(at, row_bytes, rows, weights, to, ahead); });
             run(std::integral_constant<int, 128 / Bits>{},
-                [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) { Block::template run<false>(at, row_bytes, rows, weights, to, ahead); });
+                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { Block::template run<false>(at, row_bytes, rows, weights, to, ahead); });
         }
-        const auto gather = [&](auto groups) __attribute__((always_inline)) {
-            run(std::integral_constant<int, 16 * groups()>{}, [&](const std::uint8_t* at, float** to) __attribute__((always_inline)) {
+        const auto gather = [&](auto groups) KVARN_LAMBDA {
+            run(std::integral_constant<int, 16 * groups()>{}, [&](const std::uint8_t* at, float** to) KVARN_LAMBDA {
                 Block::template gathered<groups()>(at, row_bytes, rows, weights, to, ahead);
             });
         };
@@ -86,23 +86,16 @@ private:
         return _mm256_blend_epi32(broadcast_pair(w), broadcast_pair(w + 2), 0xf0);
     }
 
-    KVARN_INLINE static void hold_sums([[maybe_unused]] __m256i& x) noexcept  // see kernels<portable>::hold
-    {
-#if !defined(__clang__)
-        asm volatile("" : "+x"(x));
-#endif
-    }
-
     /// acc <- acc + product
     KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
     {
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(codes, w));
-        hold_sums(acc);
+        KVARN_HOLD(acc);
     }
     KVARN_INLINE static void add_bytes(__m256i& acc, __m256i codes, __m256i w) noexcept
     {
         acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, codes));
-        hold_sums(acc);
+        KVARN_HOLD(acc);
     }
 
     /// Floats of `Per` interleaved sequences: in[k][word] to out[word * Per + k].
@@ -139,7 +132,7 @@ private:
         static constexpr int per_word = Bits == 2 || Bits == 4 || Bits == 8 ? 16 / Bits : 1;
         // Eight accumulators: `halves` halves of the row pair times `together` codes of a word times the heads.
         static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
-        static constexpr int together = std::min(per_word, 8 / Heads);
+        static constexpr int together = (std::min)(per_word, 8 / Heads);
 
         // Codes from bit 8 on are brought down first, where leaving them in place would cost the weights too many bits.
         static constexpr int in_place = Bits == 2 ? 8 : 16;
@@ -161,9 +154,7 @@ private:
         KVARN_INLINE static __m256i mask() noexcept
         {
             const std::int16_t* at = masks.at[K];
-#if !defined(__clang__)
-            asm("" : "+r"(at));  // GCC keeps the masks in registers otherwise, and spills an accumulator
-#endif
+            KVARN_HOLD_POINTER(at);
             return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
         }
         template <int K>
@@ -196,7 +187,7 @@ private:
         KVARN_INLINE static void store(const __m256i (&sum)[together][Heads], bool wide, int words, int at, float (*stage)[128],
                                        std::integer_sequence<int, K...>) noexcept
         {
-            const auto one = [&](auto k, const __m256i(&from)[Heads]) __attribute__((always_inline)) {
+            const auto one = [&](auto k, const __m256i(&from)[Heads]) KVARN_LAMBDA {
                 constexpr int code = First + k();
                 constexpr float scale = code == per_word - 1 ? 1.0f : 1.0f / static_cast<float>(1 << position<code>);
                 KVARN_UNROLL
@@ -232,7 +223,7 @@ private:
                     const std::uint8_t* const p = codes + (i + j) * row_bytes;
                     const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
                     const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                    const auto w = [&](int h) __attribute__((always_inline)) {
+                    const auto w = [&](int h) KVARN_LAMBDA {
                         return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
                     };
                     if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), w, sum[0], each);
@@ -249,11 +240,11 @@ private:
                                      float* const* to, read_ahead& ahead) noexcept
         {
             alignas(32) float stage[Heads][128];
-            const auto group = [&](auto first) __attribute__((always_inline)) {
+            const auto group = [&](auto first) KVARN_LAMBDA {
                 pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
                 if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
             };
-            [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+            [&]<int... I>(std::integer_sequence<int, I...>) KVARN_LAMBDA {
                 (group(std::integral_constant<int, I * together>{}), ...);
             }(std::make_integer_sequence<int, per_word / together>{});
             KVARN_UNROLL
@@ -328,7 +319,7 @@ private:
     struct byte_block {
         static constexpr int per_byte = 8 / Bits;
         static constexpr int halves = per_byte * Heads <= 4 ? 2 : 1;
-        static constexpr int together = std::min(per_byte, 8 / Heads);
+        static constexpr int together = (std::min)(per_byte, 8 / Heads);
 
         template <int K>
         KVARN_INLINE static __m256i extract(__m256i x) noexcept
@@ -373,7 +364,7 @@ private:
                     const std::uint8_t* const p = codes + (i + j) * row_bytes;
                     const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
                     const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                    const auto w = [&](int h) __attribute__((always_inline)) {
+                    const auto w = [&](int h) KVARN_LAMBDA {
                         return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
                     };
                     if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi8(a, b), w, sum[0], each);
@@ -404,11 +395,11 @@ private:
                                      float* const* to, read_ahead& ahead) noexcept
         {
             alignas(32) float stage[Heads][128];
-            const auto group = [&](auto first) __attribute__((always_inline)) {
+            const auto group = [&](auto first) KVARN_LAMBDA {
                 pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
                 if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
             };
-            [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+            [&]<int... I>(std::integer_sequence<int, I...>) KVARN_LAMBDA {
                 (group(std::integral_constant<int, I * together>{}), ...);
             }(std::make_integer_sequence<int, per_byte / together>{});
             KVARN_UNROLL

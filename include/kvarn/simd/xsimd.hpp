@@ -1,18 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// kernels<avx2>, kernels<avx512>, kernels<neon64>: arithmetic through xsimd, and through the instruction set's own intrinsics
+// kernels<sse2>, kernels<avx2>, kernels<avx512>, kernels<neon64>: arithmetic through xsimd, and through the instruction set's own intrinsics
 // where xsimd has no word for it (half conversion, transposes, code packing). Same bits as kernels<portable>.
 
 #include <type_traits>
 
 #include <kvarn/simd/portable.hpp>
 
-#if defined(KVARN_HAS_AVX2) || defined(KVARN_HAS_NEON64)
+#if defined(KVARN_HAS_SSE2) || defined(KVARN_HAS_NEON64)
+// Names that windows.h makes macros of are plain functions in there.
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
 #include <xsimd/xsimd.hpp>
+#pragma pop_macro("min")
+#pragma pop_macro("max")
 
 namespace kvarn::simd {
 
-/// What every xsimd architecture with a fused multiply-add shares.
+/// What all instruction sets that xsimd knows share.
 template <class XsimdArch>
 struct xsimd_kernels {
     using reg = xsimd::batch<float, XsimdArch>;
@@ -29,8 +36,9 @@ struct xsimd_kernels {
     KVARN_INLINE static reg sqrt(reg a) noexcept { return pinned(xsimd::sqrt(a)); }
     KVARN_INLINE static reg fma(reg a, reg b, reg c) noexcept { return pinned(xsimd::fma(a, b, c)); }
     KVARN_INLINE static reg fnma(reg a, reg b, reg c) noexcept { return pinned(xsimd::fnma(a, b, c)); }
-    KVARN_INLINE static reg min(reg a, reg b) noexcept { return xsimd::min(a, b); }
-    KVARN_INLINE static reg max(reg a, reg b) noexcept { return xsimd::max(a, b); }
+    KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
+    KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return (xsimd::min)(a, b); }
+    KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return (xsimd::max)(a, b); }
 
     template <class T>
     KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
@@ -41,7 +49,7 @@ struct xsimd_kernels {
         many most(bits{0});
         std::size_t i = 0;
         for (; i + many::size <= count; i += many::size)
-            most = xsimd::max(most, many::load_unaligned(reinterpret_cast<const bits*>(p + i)) & mask);
+            most = (xsimd::max)(most, many::load_unaligned(reinterpret_cast<const bits*>(p + i)) & mask);
         bits each[many::size];
         most.store_unaligned(each);
         std::uint32_t largest = kernels<portable>::largest_magnitude(p + i, count - i);
@@ -49,45 +57,26 @@ struct xsimd_kernels {
         return largest;
     }
 
-    KVARN_INLINE static void hold([[maybe_unused]] reg& x) noexcept
-    {
-#if defined(__clang__)
-#elif defined(__aarch64__)
-        asm volatile("" : "+w"(x.data));
-#elif defined(__AVX512F__)
-        asm volatile("" : "+v"(x.data));
-#else
-        asm volatile("" : "+x"(x.data));
-#endif
-    }
+    KVARN_INLINE static void hold(reg& x) noexcept { KVARN_HOLD(x.data); }
 
 protected:
     KVARN_INLINE static reg divisor(reg b, reg a) noexcept
     {
-#if defined(__aarch64__)
-        asm("" : "+w"(b.data) : "w"(a.data));
-#elif defined(__AVX512F__)
-        asm("" : "+v"(b.data) : "v"(a.data));
-#else
-        asm("" : "+x"(b.data) : "x"(a.data));
-#endif
+        KVARN_PIN_WITH(b.data, a.data);
         return b;
     }
     KVARN_INLINE static reg pinned(reg x) noexcept
     {
-#if defined(__aarch64__)
-        asm("" : "+w"(x.data));
-#elif defined(__AVX512F__)
-        asm("" : "+v"(x.data));
-#else
-        asm("" : "+x"(x.data));
-#endif
+        KVARN_PIN(x.data);
         return x;
     }
 };
 
 }  // namespace kvarn::simd
 
+#if defined(KVARN_HAS_SSE2)
+#include <kvarn/simd/sse2.hpp>
+#endif
 #if defined(KVARN_HAS_AVX2)
 #include <kvarn/simd/x86.hpp>
 #endif

@@ -93,7 +93,7 @@ inline constexpr int max_query_rows = 1024;
     if (blocks <= 0 || places <= 0) return 1;
     const int most = (tiles + detail::attention_warps - 1) / detail::attention_warps;
     int best = 1;
-    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    std::int64_t least = (std::numeric_limits<std::int64_t>::max)();
     for (int splits = 1; splits <= most && splits <= detail::max_splits; ++splits) {
         const std::int64_t turns = (static_cast<std::int64_t>(blocks) * splits + places - 1) / places;
         const int share = (tiles + splits - 1) / splits,
@@ -137,7 +137,7 @@ inline constexpr float hidden_score = -std::numeric_limits<float>::infinity();
     c.key_bits = f.key_bits();
     c.value_bits = f.value_bits();
     c.exact_channels = f.exact_channels();
-    constexpr int all = std::numeric_limits<int>::max();
+    constexpr int all = (std::numeric_limits<int>::max)();
     c.window = a.window == 0 || a.window > all ? all : static_cast<int>(a.window);
     c.value_block = c.dv % 128 == 0 && (c.value_bits == 2 || c.value_bits == 4) ? 128 : 64;
     c.rows = a.new_tokens * a.heads_per_kv;
