@@ -45,7 +45,7 @@ template <class Arch = simd::native_arch, class Byte, element T>
 
 /// Which code a format runs on, for logs and for tests of a build.
 struct kernel_path {
-    const char* arch;           ///< instruction set: portable, avx2, avx512, neon64
+    const char* arch;           ///< instruction set: portable, sse2, avx2, avx512, neon64
     bool keys_specialised;      ///< loops over tokens of K have compile-time bounds
     bool values_specialised;    ///< loops over channels of V have compile-time bounds
     const char* reason;         ///< one sentence
