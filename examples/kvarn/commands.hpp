@@ -24,7 +24,7 @@ namespace kvarn_cli {
 struct codec_options {
     std::string format = "k4v2_g128";
     kvarn::record_stride stride = kvarn::record_stride::packed;
-    kvarn::rotation rotation = kvarn::rotation::hadamard;
+    kvarn::rotation rotation = kvarn::rotation::hadamard;  ///< none: neither K nor V, whatever the name of the format says
     int exact_channels = 0;
     bool raw = false;
     unsigned threads = 0;  ///< 0: one per core
@@ -57,10 +57,11 @@ struct dequantize_options : codec_options {
     return o;
 }
 
-/// The name without head dimensions, for example k4v2_g128.
+/// The name without head dimensions, for example k4v2_g128 or k4v2_g128_ko.
 [[nodiscard]] inline std::string name_of(const kvarn::format& f)
 {
-    return text("k%dv%d_g%d", f.key_bits(), f.value_bits(), f.group());
+    const std::string kept = std::string(f.keys_rotated() ? "" : "ko") + (f.values_rotated() ? "" : "vo");
+    return text("k%dv%d_g%d%s%s", f.key_bits(), f.value_bits(), f.group(), kept.empty() ? "" : "_", kept.c_str());
 }
 
 /// Parses a format name, then applies what the name does not say.
@@ -74,7 +75,7 @@ struct dequantize_options : codec_options {
     kvarn::format_spec spec = named->spec();
     spec.head_dim_k = small(head_dim_k);
     spec.head_dim_v = spec.value_bits != 0 ? small(head_dim_v) : spec.head_dim_k;
-    spec.rotation = rotation;
+    if (rotation == kvarn::rotation::none) spec.key_rotation = spec.value_rotation = rotation;
     spec.exact_channels = exact_channels;
     const auto made = kvarn::make_format(spec);
     check(made.error, text("format %s, head_dim %zu%s", name.c_str(), head_dim_k,
@@ -192,7 +193,7 @@ inline void quantize(quantize_options options)
 
 /// Copies tail tokens behind the decoded tiles and brings them into the basis asked for.
 inline void place_tail(const std::vector<std::byte>& tail, const container& c, kvarn::kv_view<float> all, int head_dim,
-                       kvarn::basis basis)
+                       kvarn::basis basis, bool rotated)
 {
     std::size_t index = 0;
     for (std::size_t head = 0; head < c.heads; ++head)
@@ -207,7 +208,7 @@ inline void place_tail(const std::vector<std::byte>& tail, const container& c, k
                     std::memcpy(all.at(token, head) + channel, from, sizeof(float));
                 }
             }
-    if (basis != kvarn::basis::rotated || !c.format.rotated()) return;
+    if (basis != kvarn::basis::rotated || !rotated) return;
     kvarn::kv_view<float> rotatable = all;  // the exact channels behind head_dim are never rotated
     rotatable.data = all.at(c.tokens - c.tail_tokens(), 0);
     rotatable.tokens = c.tail_tokens();
@@ -244,8 +245,8 @@ inline void dequantize(const dequantize_options& options)
     if (with_values) v_tiles.tokens = k_tiles.tokens;
     check(decode(c.format, c.records, k_tiles, v_tiles, c.stride, options.basis, options.threads), options.in);
     if (c.tail_tokens() != 0) {
-        place_tail(c.k_tail, c, k_view, c.format.head_dim_k(), options.basis);
-        if (with_values) place_tail(c.v_tail, c, v_view, c.format.head_dim_v(), options.basis);
+        place_tail(c.k_tail, c, k_view, c.format.head_dim_k(), options.basis, c.format.keys_rotated());
+        if (with_values) place_tail(c.v_tail, c, v_view, c.format.head_dim_v(), options.basis, c.format.values_rotated());
     }
     for (const std::vector<float>* values : {&k, &v})
         for (const float x : *values)
@@ -284,7 +285,9 @@ inline void inspect(const std::string& path)
                            : text("head_dim %d", f.head_dim_k());
     if (!f.has_values()) dims += ", no V part";
     if (f.exact_channels() != 0) dims += text(", %d exact channels", f.exact_channels());
-    row("format", name_of(f) + ", " + dims + ", rotation " + (f.rotated() ? "hadamard" : "none"));
+    const char* const rotated = f.keys_rotated() ? f.values_rotated() ? "hadamard" : "hadamard for K, none for V"
+                                                 : f.values_rotated() ? "hadamard for V, none for K" : "none";
+    row("format", name_of(f) + ", " + dims + ", rotation " + rotated);
     row("encoder", (c.encoder <= static_cast<std::uint8_t>(kvarn::encoder::refined) ? std::string(name_of(static_cast<kvarn::encoder>(c.encoder)))
                                                                                     : text("number %d", int{c.encoder})) +
                        text(", %u iterations", static_cast<unsigned>(c.iterations)));

@@ -80,6 +80,13 @@ void put(std::array<std::byte, container_header_bytes>& header, std::size_t offs
     std::memcpy(header.data() + offset, &value, sizeof value);
 }
 
+/// 0: neither K nor V is rotated, 1: both, 2: K, 3: V.
+[[nodiscard]] inline std::uint8_t rotation_code(const kvarn::format_spec& spec) noexcept
+{
+    const bool k = spec.key_rotation == kvarn::rotation::hadamard, v = spec.value_rotation == kvarn::rotation::hadamard;
+    return static_cast<std::uint8_t>(k ? (v ? 1 : 2) : v ? 3 : 0);
+}
+
 template <class Integer>
 [[nodiscard]] Integer get(bytes file, std::size_t offset) noexcept
 {
@@ -103,7 +110,7 @@ template <class Integer>
     put(header, 24, static_cast<std::uint8_t>(spec.key_bits));
     put(header, 25, static_cast<std::uint8_t>(spec.value_bits));
     put(header, 26, static_cast<std::uint16_t>(spec.group));
-    put(header, 28, static_cast<std::uint8_t>(spec.rotation == kvarn::rotation::hadamard ? 1 : 0));
+    put(header, 28, container_detail::rotation_code(spec));
     put(header, 29, static_cast<std::uint8_t>(c.stride == kvarn::record_stride::reference ? 1 : 0));
     put(header, 30, static_cast<std::uint8_t>(c.type));
     put(header, 31, c.encoder);
@@ -156,7 +163,7 @@ inline void write_container(output_file& out, const container& c)
     const auto rotation = get<std::uint8_t>(file, 28), stride = get<std::uint8_t>(file, 29), type = get<std::uint8_t>(file, 30);
     const auto exact_channels = get<std::uint32_t>(file, 32);
     constexpr std::uint32_t most = 1u << 20;  // keeps the casts below exact; make_format has the real limits
-    if (head_dim_k > most || head_dim_v > most || exact_channels > most || rotation > 1)
+    if (head_dim_k > most || head_dim_v > most || exact_channels > most || rotation > 3)
         throw damaged("its format is impossible");
     kvarn::format_spec spec;
     spec.head_dim_k = static_cast<int>(head_dim_k);
@@ -164,7 +171,8 @@ inline void write_container(output_file& out, const container& c)
     spec.key_bits = get<std::uint8_t>(file, 24);
     spec.value_bits = get<std::uint8_t>(file, 25);
     spec.group = get<std::uint16_t>(file, 26);
-    spec.rotation = rotation == 1 ? kvarn::rotation::hadamard : kvarn::rotation::none;
+    if (rotation == 0 || rotation == 3) spec.key_rotation = kvarn::rotation::none;
+    if (rotation == 0 || rotation == 2) spec.value_rotation = kvarn::rotation::none;
     spec.exact_channels = static_cast<int>(exact_channels);
     const auto format = kvarn::make_format(spec);
     if (!format) throw damaged("its format is impossible");

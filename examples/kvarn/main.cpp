@@ -49,7 +49,7 @@ void add_codec_options(CLI::App* command, codec_options& options)
 {
     command->add_flag("--raw", options.raw, "bare records [tile][head] instead of a container");
     add_choice(command, "--stride", options.stride, strides, "distance between records (default packed)");
-    add_choice(command, "--rotation", options.rotation, rotations, "basis of the records (default hadamard)");
+    add_choice(command, "--rotation", options.rotation, rotations, "none: K and V stay in the original basis (default: as --format says, k4v2_g128_ko for K alone)");
     command
         ->add_option("--exact-channels", options.exact_channels,
                      "the last channels of K to keep in float16, unrotated (default 0)")

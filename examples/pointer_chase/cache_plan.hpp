@@ -195,7 +195,7 @@ inline void take_rules(std::string& name, cache_plan& plan)
 {
     kvarn::format_spec spec;
     spec.head_dim_k = spec.head_dim_v = static_cast<int>(head_dim);
-    spec.rotation = kvarn::rotation::none;
+    spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
     const auto made = kvarn::make_format(spec);
     kvarn_cli::check(made.error, name);
     return *made;

@@ -36,7 +36,7 @@ template <class Arch = simd::native_arch, element T>
                                  std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},
                                  std::span<record_errors> errors = {}) noexcept;
 
-/// Decodes records into `k` and `v`, in the original basis or as they are stored (rotated). Exact channels come back
+/// Decodes records into `k` and `v`, in the original basis or as they are stored (`rotated`). Exact channels come back
 /// unchanged. Half results saturate at +-65504. Shapes as for quantize_kv; either view may be empty (data null) to skip it.
 /// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small, bad_argument, not_finite (a scalar
 /// of a record).
@@ -140,15 +140,16 @@ status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, k
     const auto keys = detail::as_storage(k);
     const auto values = detail::as_storage(v);
     const detail::tile_memory memory = detail::carve(f, scratch.data());
-    const bool unrotated = f.rotated() && wanted == basis::original;
+    const bool unrotated_k = f.keys_rotated() && wanted == basis::original;
+    const bool unrotated_v = f.values_rotated() && wanted == basis::original;
     for (std::size_t i = range.begin; i < range.end; ++i) {
         const std::byte* const record = records.at(i / records.heads, i % records.heads);
         if (keys.data != nullptr) {
             const auto to = detail::source_of(keys, i / records.heads, i % records.heads, f.group());
             detail::with_bound<Arch>(
                 to, record + at.k_channel_scale, record + at.k_channel_zero, f.head_dim_k(), record + at.k_token_scale, f.group(),
-                f.key_bits(), unrotated ? f.head_dim_k() : 1, [&](const auto& out) {
-                    detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, out, unrotated, memory, dim); });
+                f.key_bits(), unrotated_k ? f.head_dim_k() : 1, [&](const auto& out) {
+                    detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, out, unrotated_k, memory, dim); });
                 });
             if (f.exact_channels() != 0) detail::decode_exact<Arch>(f, record + at.exact, to);
         }
@@ -156,8 +157,8 @@ status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, k
             const auto to = detail::source_of(values, i / records.heads, i % records.heads, f.group());
             detail::with_bound<Arch>(
                 to, record + at.v_token_scale, record + at.v_token_zero, f.group(), record + at.v_channel_scale, f.head_dim_v(),
-                f.value_bits(), unrotated ? f.head_dim_v() : 1, [&](const auto& out) {
-                    detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, out, unrotated, memory, dim); });
+                f.value_bits(), unrotated_v ? f.head_dim_v() : 1, [&](const auto& out) {
+                    detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, out, unrotated_v, memory, dim); });
                 });
         }
     }

@@ -25,7 +25,7 @@ using support::attention_query;
 using support::kv_history;
 using support::record_storage;
 
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool rotate = true, int exact = 0)
+kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
 {
     return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
 }

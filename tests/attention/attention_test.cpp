@@ -19,7 +19,7 @@ using support::record_storage;
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool rotate = true, int exact = 0)
+kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
 {
     return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
 }
@@ -52,6 +52,10 @@ std::vector<kvarn::format> all_formats()
         format_of(128, 128, 4, 2, 128, false),
         format_of(100, 64, 6, 8, 256, false, 12),
         format_of(128, 96, 3, 2, 64, false, 4),
+        format_of(64, 64, 4, 2, 64, {false, true}),
+        format_of(100, 80, 3, 4, 32, {false, true}, 4),
+        format_of(128, 128, 2, 4, 128, {true, false}),
+        format_of(80, 44, 5, 3, 32, {true, false}, 8),
         format_of(512, 512, 4, 0, 64, true, 64),
         format_of(512, 512, 8, 0, 32, true, 64),
         format_of(64, 64, 2, 0, 256),
@@ -244,11 +248,12 @@ TEST_CASE("attention: element types and strides of the queries and of exact toke
     // With values that all three types hold, nothing but the numbers may matter; each combination agrees with the definition as well.
     std::uint64_t seed = 870;
     for (const kvarn::format& f :
-         {format_of(64, 64, 4, 2, 32, true, 4), format_of(36, 40, 3, 4, 32, false), format_of(44, 44, 5, 0, 32, false, 8)})
+         {format_of(64, 64, 4, 2, 32, true, 4), format_of(36, 40, 3, 4, 32, false), format_of(44, 44, 5, 0, 32, false, 8),
+          format_of(64, 80, 2, 2, 32, {false, true}), format_of(64, 44, 2, 2, 32, {true, false})})
         for (const support::element_kind kind : support::all_element_kinds)
             for (const support::storage where : support::all_storages) {
                 kv_history history(f, seed);
-                history.add_exact(6, f.rotated() ? basis::rotated : basis::original, kind, where);
+                history.add_exact(6, f.keys_rotated() ? basis::rotated : basis::original, kind, where);
                 history.add_tiles(1);
                 history.add_exact(35, basis::original, kind, where);
                 attention_query x = support::random_query(f, 3, 2, seed + 1);

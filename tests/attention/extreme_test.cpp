@@ -19,7 +19,7 @@ using support::kv_history;
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool rotate = true, int exact = 0)
+kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
 {
     return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
 }

@@ -37,7 +37,7 @@ kvarn::cuda::token_tiles<Void> dense(Void* data, kvarn::cuda::element_type type,
     return x;
 }
 
-inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool rotate = true, int exact = 0)
+inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool rotate_k = true, int exact = 0, bool rotate_v = true)
 {
     kvarn::format_spec s;
     s.head_dim_k = dk;
@@ -45,7 +45,8 @@ inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, bool r
     s.key_bits = kb;
     s.value_bits = vb;
     s.group = group;
-    s.rotation = rotate ? kvarn::rotation::hadamard : kvarn::rotation::none;
+    if (!rotate_k) s.key_rotation = kvarn::rotation::none;
+    if (!rotate_v) s.value_rotation = kvarn::rotation::none;
     s.exact_channels = exact;
     return make(s);
 }
@@ -62,10 +63,12 @@ inline std::vector<kvarn::format> kernel_formats(int group)
         format_of(128, 256, 8, 3, 32),
         format_of(64, 64, 6, 6, 256),
         format_of(128, 64, 5, 2, 128),
-        format_of(64, 64, 4, 2, 64, false),
+        format_of(64, 64, 4, 2, 64, false, 0, false),
+        format_of(128, 64, 4, 2, 64, false),
+        format_of(64, 128, 2, 4, 32, true, 0, false),
         format_of(128, 128, 4, 0, 64, true, 64),
         format_of(256, 256, 2, 2, group),
-        format_of(64, 128, 4, 4, 32, false, 8),
+        format_of(64, 128, 4, 4, 32, false, 8, false),
     };
 }
 

@@ -30,7 +30,7 @@ TEST_CASE("layout/format: names parse to their formats", "[unit]")
                     CHECK(parsed->head_dim_k() == 96);
                     CHECK(parsed->head_dim_v() == (v ? 96 : 0));
                     CHECK(parsed->has_values() == (v != 0));
-                    CHECK(parsed->rotated());
+                    CHECK((parsed->keys_rotated() && parsed->values_rotated()));
                     CHECK(parsed->exact_channels() == 0);
                 }
     const auto two = kvarn::parse_format("k4v2_g128", 192, 128);
@@ -91,11 +91,35 @@ TEST_CASE("layout/format: without rotation every multiple of four will do", "[un
 {
     for (int d = 0; d <= 640; ++d) {
         kvarn::format_spec spec;
-        spec.rotation = kvarn::rotation::none;
+        spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
         spec.head_dim_k = d;
         INFO("head_dim " << d);
         CHECK(error_of(spec) == (d >= 32 && d <= 576 && d % 4 == 0 ? status::ok : status::unsupported_head_dim));
     }
+}
+
+TEST_CASE("layout/format: K and V are rotated apart", "[unit]")
+{
+    struct name {
+        const char* text;
+        bool k, v;
+    };
+    for (const name& n : {name{"k4v2_g64", true, true}, name{"k4v2_g64_ko", false, true}, name{"k4v2_g64_vo", true, false},
+                          name{"kvarn_k4v2_g64_kovo", false, false}, name{"k4v0_g64_ko", false, false}, name{"k4v0_g64_vo", true, true}}) {
+        INFO(n.text);
+        const auto f = kvarn::parse_format(n.text, 64);
+        REQUIRE(f.ok());
+        CHECK(f->keys_rotated() == n.k);
+        CHECK(f->values_rotated() == n.v);
+    }
+    for (const char* text : {"k4v2_g64_", "k4v2_g64_o", "k4v2_g64ko", "k4v2_g64_koko", "k4v2_g64_voko", "k4v2_g64_ko ", "k4v2_g64_KO"}) {
+        INFO(text);
+        CHECK(kvarn::parse_format(text, 64).error == status::bad_format_name);
+    }
+    // A size that has no Hadamard matrix will do for the part that is not rotated, and for that alone.
+    CHECK(kvarn::parse_format("k4v2_g64_ko", 100, 64).ok());
+    CHECK(kvarn::parse_format("k4v2_g64_vo", 100, 64).error == status::unsupported_head_dim);
+    CHECK(kvarn::parse_format("k4v2_g64_ko", 64, 100).error == status::unsupported_head_dim);
 }
 
 TEST_CASE("layout/format: every other field is checked", "[unit]")
@@ -120,9 +144,11 @@ TEST_CASE("layout/format: every other field is checked", "[unit]")
         spec.exact_channels = exact;
         CHECK(error_of(spec) == (exact >= 0 && exact <= 256 && exact % 4 == 0 ? status::ok : status::unsupported_channels));
     }
-    kvarn::format_spec spec;
-    spec.rotation = static_cast<kvarn::rotation>(2);
-    CHECK(error_of(spec) == status::bad_argument);
+    for (kvarn::rotation kvarn::format_spec::*field : {&kvarn::format_spec::key_rotation, &kvarn::format_spec::value_rotation}) {
+        kvarn::format_spec spec;
+        spec.*field = static_cast<kvarn::rotation>(2);
+        CHECK(error_of(spec) == status::bad_argument);
+    }
 }
 
 TEST_CASE("layout/format: equal descriptions make equal formats", "[unit]")

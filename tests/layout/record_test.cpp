@@ -69,7 +69,7 @@ TEST_CASE("layout/record: fields follow each other as written in the table", "[u
                             spec.value_bits = v;
                             spec.group = g;
                             spec.exact_channels = exact;
-                            spec.rotation = kvarn::rotation::none;
+                            spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
                             const auto made = kvarn::make_format(spec);
                             REQUIRE(made.ok());
                             const reference::shape s{dk, dv, k, v, g, false, exact};

@@ -29,7 +29,7 @@ kvarn::format_spec unrotated(int head_dim, int bits, int group)
     spec.head_dim_k = spec.head_dim_v = head_dim;
     spec.key_bits = spec.value_bits = bits;
     spec.group = group;
-    spec.rotation = kvarn::rotation::none;
+    spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
     return spec;
 }
 
@@ -56,7 +56,7 @@ TEST_CASE("normalize/variance: products of scales are the reference's to half pr
             for (const int group : {32, 64, 256})
                 for (const bool rotate : {false, true}) {
                     kvarn::format_spec spec = unrotated(head_dim, 4, group);
-                    if (rotate) spec.rotation = kvarn::rotation::hadamard;
+                    if (rotate) spec.key_rotation = spec.value_rotation = kvarn::rotation::hadamard;
                     const kvarn::format f = support::make(spec);
                     INFO(support::describe(f) << ", " << support::name_of(kind));
                     const auto x = support::random_tiles(random, f, 1, 1, kind);
@@ -99,7 +99,7 @@ TEST_CASE("normalize/variance: every number of iterations agrees with the refere
 {
     support::random_source random(34);
     kvarn::format_spec spec = unrotated(96, 4, 64);
-    spec.rotation = kvarn::rotation::hadamard;
+    spec.key_rotation = spec.value_rotation = kvarn::rotation::hadamard;
     const kvarn::format f = support::make(spec);
     support::agreement all;
     for (const auto kind : support::all_tile_kinds) {

@@ -15,7 +15,7 @@ namespace {
 std::vector<kvarn::format> test_formats()
 {
     std::vector<kvarn::format> formats;
-    const auto add = [&](int dk, int dv, int kb, int vb, int group, bool rotate, int exact) {
+    const auto add = [&](int dk, int dv, int kb, int vb, int group, reference::rotations rotate, int exact) {
         formats.push_back(support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact}));
     };
     add(128, 128, 4, 2, 128, true, 0);
@@ -28,6 +28,8 @@ std::vector<kvarn::format> test_formats()
     add(512, 512, 4, 0, 64, true, 64);
     add(576, 320, 2, 3, 32, true, 0);
     add(48, 56, 4, 4, 64, false, 12);
+    add(100, 64, 2, 4, 32, {false, true}, 0);
+    add(64, 52, 4, 2, 64, {true, false}, 4);
     return formats;
 }
 

@@ -19,7 +19,7 @@ constexpr int value_widths[] = {0, 2, 3, 4, 5, 6, 8};
 constexpr int groups[] = {32, 64, 128, 256};
 
 enum factor { by_head_dim, by_value_head_dim, by_key_bits, by_value_bits, by_group, by_rotation, by_kind, by_exact, by_type, factors };
-constexpr int levels[factors] = {22, 8, 6, 7, 4, 2, 5, 3, 3};
+constexpr int levels[factors] = {22, 8, 6, 7, 4, 4, 5, 3, 3};
 using choice = std::array<int, factors>;
 
 /// Greedy pairwise covering: every two levels of two factors meet in at least one choice.
@@ -84,7 +84,8 @@ kvarn::format format_of(const choice& c)
     spec.key_bits = key_widths[c[by_key_bits]];
     spec.value_bits = value_widths[c[by_value_bits]];
     spec.group = groups[c[by_group]];
-    spec.rotation = c[by_rotation] ? kvarn::rotation::hadamard : kvarn::rotation::none;
+    if (c[by_rotation] % 2 != 0) spec.key_rotation = kvarn::rotation::none;
+    if (c[by_rotation] / 2 != 0) spec.value_rotation = kvarn::rotation::none;
     const int exact[] = {0, 4, 64};
     spec.exact_channels = exact[c[by_exact]];
     return support::make(spec);
@@ -112,12 +113,12 @@ support::agreement check_tile(const kvarn::format& f, const support::kv_tiles& x
     const auto y = support::decode<Arch>(f, record, 1, 1, kvarn::basis::original);
     const reference::matrix keys = reference::decoded_keys(s, record.data());
     const double keys_differ =
-        support::relative_maximum_difference(support::key_matrix(f, y, 0, 0), s.rotate ? reference::unrotated(keys) : keys);
+        support::relative_maximum_difference(support::key_matrix(f, y, 0, 0), s.rotate.k ? reference::unrotated(keys) : keys);
     CHECK(keys_differ <= 2e-6);
     if (f.has_values()) {
         const reference::matrix values = reference::decoded_values(s, record.data());
         const double values_differ =
-            support::relative_maximum_difference(support::value_matrix(f, y, 0, 0), s.rotate ? reference::unrotated(values) : values);
+            support::relative_maximum_difference(support::value_matrix(f, y, 0, 0), s.rotate.v ? reference::unrotated(values) : values);
         CHECK(values_differ <= 2e-6);
     }
     CHECK(support::exact_matrix(f, y, 0, 0) == support::exact_matrix(f, x, 0, 0));
@@ -199,7 +200,7 @@ TEST_CASE("quantize/reference: head_dims without rotation that are no power of a
             spec.key_bits = bits;
             spec.value_bits = bits == 2 ? 6 : bits == 3 ? 3 : 5;
             spec.group = 32;
-            spec.rotation = kvarn::rotation::none;
+            spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
             const kvarn::format f = support::make(spec);
             INFO(support::describe(f));
             const auto x = support::random_tiles(random, f, 1, 1, support::tile_kind::channel_offsets);
@@ -257,7 +258,7 @@ TEST_CASE("quantize/reference: every head_dim, width, group and rotation agrees 
                     kvarn::format_spec spec;
                     spec.head_dim_k = spec.head_dim_v = head_dim;
                     spec.group = group;
-                    spec.rotation = rotate ? kvarn::rotation::hadamard : kvarn::rotation::none;
+                    if (!rotate) spec.key_rotation = spec.value_rotation = kvarn::rotation::none;
                     const auto x = support::random_tiles(random, support::make(spec), 1, 1, kind);
                     const auto wanted = support::reference_of(support::make(spec), x, 0, 0);
                     for (std::size_t i = 0; i < std::size(key_widths); ++i) {

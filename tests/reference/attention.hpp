@@ -72,17 +72,17 @@ inline void append_rows(matrix& to, const matrix& rows)
     to.bottomRows(rows.rows()) = rows;
 }
 
-/// The first `count` channels of every token from the rotated to the original basis, if the format rotates; the others stay.
-inline matrix in_original_basis(const shape& s, matrix tokens, int count)
+/// The first `count` channels of every token from the rotated to the original basis, if they are rotated; the others stay.
+inline matrix in_original_basis(bool rotate, matrix tokens, int count)
 {
-    if (s.rotate && tokens.rows() > 0) tokens.leftCols(count) = unrotated(tokens.leftCols(count)).eval();
+    if (rotate && tokens.rows() > 0) tokens.leftCols(count) = unrotated(tokens.leftCols(count)).eval();
     return tokens;
 }
 
 /// And back.
-inline matrix in_rotated_basis(const shape& s, matrix tokens, int count)
+inline matrix in_rotated_basis(bool rotate, matrix tokens, int count)
 {
-    if (s.rotate && tokens.rows() > 0) tokens.leftCols(count) = rotated(tokens.leftCols(count)).eval();
+    if (rotate && tokens.rows() > 0) tokens.leftCols(count) = rotated(tokens.leftCols(count)).eval();
     return tokens;
 }
 
@@ -92,9 +92,9 @@ inline void append_record(const shape& s, const std::uint8_t* record, matrix& k,
     matrix keys(s.group, s.head_dim_k + s.exact_channels);
     keys.leftCols(s.head_dim_k) = decoded_keys(s, record);
     keys.rightCols(s.exact_channels) = decoded_exact(s, record);
-    keys = in_original_basis(s, keys, s.head_dim_k);
+    keys = in_original_basis(s.rotate.k, keys, s.head_dim_k);
     append_rows(k, keys);
-    append_rows(v, s.value_bits ? in_original_basis(s, decoded_values(s, record), s.head_dim_v)
+    append_rows(v, s.value_bits ? in_original_basis(s.rotate.v, decoded_values(s, record), s.head_dim_v)
                                 : matrix(keys.leftCols(s.head_dim_k)));
 }
 

@@ -259,12 +259,20 @@ inline std::vector<std::uint8_t> packed_codes(const code_matrix& codes, int bits
 
 // -------------------------------------------------------------------------------------------------------------------- record
 
+/// Whether K and V are rotated: both or neither from one bool, or each by its own.
+struct rotations {
+    bool k = true, v = true;
+
+    rotations(bool both = true) : k(both), v(both) {}
+    rotations(bool keys, bool values) : k(keys), v(values) {}
+};
+
 /// The format as plain numbers.
 struct shape {
     int head_dim_k = 128, head_dim_v = 128;
     int key_bits = 4, value_bits = 2;
     int group = 128;
-    bool rotate = true;
+    rotations rotate;
     int exact_channels = 0;
 };
 
@@ -351,21 +359,21 @@ inline matrix decoded_exact(const shape& s, const std::uint8_t* record)
     return m;
 }
 
-inline matrix in_record_basis(const shape& s, const matrix& token_by_channel)
+inline matrix in_record_basis(bool rotate, const matrix& token_by_channel)
 {
-    return s.rotate ? rotated(token_by_channel) : token_by_channel;
+    return rotate ? rotated(token_by_channel) : token_by_channel;
 }
 
 /// Normalised K tile: axis 0 is the channel. `keys` are the quantized channels [token][channel], original basis.
 inline normalized_tile normalized_keys(const shape& s, const matrix& keys, int iterations)
 {
-    return normalize(in_record_basis(s, keys).transpose(), iterations);
+    return normalize(in_record_basis(s.rotate.k, keys).transpose(), iterations);
 }
 
 /// Normalised V tile: axis 0 is the token.
 inline normalized_tile normalized_values(const shape& s, const matrix& values, int iterations)
 {
-    return normalize(in_record_basis(s, values), iterations);
+    return normalize(in_record_basis(s.rotate.v, values), iterations);
 }
 
 /// |a - b| / |b| in the Frobenius norm.

@@ -289,7 +289,7 @@ private:
                    const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
     {
         segments_.push_back(kvarn::exact_tokens(k, v, head, stored));
-        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized) {
+        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized, bool rotate) {
             const auto c = static_cast<std::ptrdiff_t>(channels);
             std::vector<float> own;
             for (std::size_t t = 0; t < k.tokens; ++t) {
@@ -297,12 +297,12 @@ private:
                 own.insert(own.end(), first, first + c);
             }
             const reference::matrix x = to_matrix(own, static_cast<std::size_t>(channels));
-            return stored == kvarn::basis::rotated ? reference::in_original_basis(shape_, x, quantized) : x;
+            return stored == kvarn::basis::rotated ? reference::in_original_basis(rotate, x, quantized) : x;
         };
-        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k());
+        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k(), format_.keys_rotated());
         reference::append_rows(k_, keys);
         if (format_.has_values())
-            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v()));
+            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v(), format_.values_rotated()));
         else
             reference::append_rows(v_, keys.leftCols(format_.head_dim_k()));
     }
@@ -408,12 +408,11 @@ attention_outcome attend(const kvarn::format& f, std::span<const kvarn::kv_segme
 inline reference::attention_result wanted(const kv_history& history, const attention_query& x)
 {
     const kvarn::format& f = history.format();
-    const reference::shape s = shape_of(f);
     reference::attention_problem p;
     p.q = to_matrix(
         strided_array(x.q_kind, storage::dense, x.tokens, x.heads, static_cast<std::size_t>(f.key_channels()), x.q).dense(),
         static_cast<std::size_t>(f.key_channels()));
-    if (x.options.query_basis == kvarn::basis::rotated) p.q = reference::in_original_basis(s, p.q, f.head_dim_k());
+    if (x.options.query_basis == kvarn::basis::rotated) p.q = reference::in_original_basis(f.keys_rotated(), p.q, f.head_dim_k());
     p.k = history.k();
     p.v = history.v();
     p.query_heads = static_cast<int>(x.heads);
@@ -429,7 +428,7 @@ inline reference::attention_result wanted(const kv_history& history, const atten
         p.sink_logits(static_cast<Eigen::Index>(i)) = static_cast<double>(x.sink_logits[i]);
     reference::attention_result r = reference::attention(p);
     if (x.options.output_basis == kvarn::basis::rotated)
-        r.out = reference::in_rotated_basis(s, r.out, static_cast<int>(output_channels(f)));
+        r.out = reference::in_rotated_basis(f.values_rotated(), r.out, static_cast<int>(output_channels(f)));
     return r;
 }
 

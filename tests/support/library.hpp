@@ -85,7 +85,8 @@ inline kvarn::format make(const reference::shape& s)
     spec.key_bits = s.key_bits;
     spec.value_bits = s.value_bits;
     spec.group = s.group;
-    spec.rotation = s.rotate ? kvarn::rotation::hadamard : kvarn::rotation::none;
+    if (!s.rotate.k) spec.key_rotation = kvarn::rotation::none;
+    if (!s.rotate.v) spec.value_rotation = kvarn::rotation::none;
     spec.exact_channels = s.exact_channels;
     return make(spec);
 }
@@ -98,7 +99,7 @@ inline reference::shape shape_of(const kvarn::format& f)
     s.key_bits = f.key_bits();
     s.value_bits = f.value_bits();
     s.group = f.group();
-    s.rotate = f.rotated();
+    s.rotate = {f.keys_rotated(), f.values_rotated()};
     s.exact_channels = f.exact_channels();
     return s;
 }
@@ -107,7 +108,7 @@ inline std::string describe(const kvarn::format& f)
 {
     return "k" + std::to_string(f.key_bits()) + "v" + std::to_string(f.value_bits()) + "_g" + std::to_string(f.group()) +
            " head_dim " + std::to_string(f.head_dim_k()) + "/" + std::to_string(f.head_dim_v()) + " exact " +
-           std::to_string(f.exact_channels()) + (f.rotated() ? " hadamard" : " unrotated");
+           std::to_string(f.exact_channels()) + (f.keys_rotated() ? " K" : " no K") + (f.values_rotated() ? " and V rotated" : " and no V rotated");
 }
 
 template <class T>

@@ -150,8 +150,8 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
         if (s.sealed() || s.basis == basis::rotated) rotated = true;
         else original = true;
     }
-    if (!f.rotated()) original = false, rotated = true;
-    const bool given_rotated = !f.rotated() || o.query_basis == basis::rotated;
+    if (!f.keys_rotated()) original = false, rotated = true;
+    const bool given_rotated = !f.keys_rotated() || o.query_basis == basis::rotated;
     float* const given = given_rotated ? r.rotated_query : r.original_query;
     float* const other = given_rotated ? r.original_query : r.rotated_query;
     for (int i = 0; i < r.rows; ++i) {
@@ -190,7 +190,7 @@ KVARN_INLINE bool find_visible(const attention_task& task, const attention_optio
     return any;
 }
 
-/// One chunk from nothing: r.state and r.out, in the rotated basis.
+/// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
 KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, std::int64_t history, const chunk& c,
                                  const attention_rows& r) noexcept
@@ -214,7 +214,8 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         }
         return;
     }
-    const bool rotated = !f.rotated() || s.basis == basis::rotated;
+    const bool keys_as_stored = !f.keys_rotated() || s.basis == basis::rotated;
+    const bool values_as_stored = !f.values_rotated() || s.basis == basis::rotated;
     for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
         const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
         if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(t), tokens, r)) continue;
@@ -227,9 +228,9 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
             if (f.has_values()) load_channels<Arch>(s.v, token, s.head, 0, f.head_dim_v(), e.values, value);
             else std::memcpy(value, key, static_cast<std::size_t>(e.values) * sizeof(float));
         }
-        attend_exact<Arch>(f, tokens, rotated, cap, r);
+        attend_exact<Arch>(f, tokens, keys_as_stored, cap, r);
     }
-    if (!rotated) transform_rows<Arch, direction::forward>(r.out, e.values, r.rows, output_channels(f));
+    if (!values_as_stored) transform_rows<Arch, direction::forward>(r.out, e.values, r.rows, output_channels(f));
 }
 
 /// r.total before the first chunk: the sink logits, if any.
@@ -246,7 +247,7 @@ KVARN_INLINE void begin_total(const format& f, const attention_task& task, const
     for (int i = 0; i < r.rows * e.values; ++i) r.total_out[i] = 0.0f;
 }
 
-/// Divides by the sums, leaves the rotated basis if asked, and writes output and log-sum-exp.
+/// Divides by the sums, leaves the basis of the records if asked, and writes output and log-sum-exp.
 template <class Arch>
 KVARN_NOINLINE void write_output(const format& f, const attention_task& task, const attention_options& o, const attention_rows& r) noexcept
 {
@@ -258,7 +259,7 @@ KVARN_NOINLINE void write_output(const format& f, const attention_task& task, co
             task.log_sum_exp[i] = s.total > 0.0f ? (s.largest + log2_of(s.total)) * ln_2 : -std::numeric_limits<float>::infinity();
         scale_floats<Arch>(r.total_out + i * e.values, e.values, s.total > 0.0f ? 1.0f / s.total : 0.0f);
     }
-    if (f.rotated() && o.output_basis == basis::original) transform_rows<Arch, direction::inverse>(r.total_out, e.values, r.rows, channels);
+    if (f.values_rotated() && o.output_basis == basis::original) transform_rows<Arch, direction::inverse>(r.total_out, e.values, r.rows, channels);
     for (int i = 0; i < r.rows; ++i) {
         const auto token = static_cast<std::size_t>(i) / task.q.heads, head = static_cast<std::size_t>(i) % task.q.heads;
         with_vector(task.out, token, head, [&](auto* p) KVARN_LAMBDA {

@@ -34,7 +34,7 @@ inline constexpr int exact_block = 32;  // exact tokens converted to floats at a
 /// Scratch of one call, carved into aligned arrays of floats.
 struct attention_rows {
     int rows;                 // query rows
-    float* rotated_query;     // [rows][query], scaled, channels in the rotated basis
+    float* rotated_query;     // [rows][query], scaled, channels in the basis of the records' K
     float* original_query;    // [rows][query], scaled, original basis
     softmax_state* state;     // [rows], of the chunk at hand
     float* out;               // [rows][values], of the chunk at hand

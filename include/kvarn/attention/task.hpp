@@ -27,8 +27,8 @@ struct attention_options {
     float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap) after scaling, at most 1000; 0: none
     std::int64_t window = 0;      ///< a query sees this many newest positions up to its own; 0: all
     bool causal = true;           ///< a query does not see positions after its own
-    basis query_basis = basis::original;   ///< of the quantized channels of q
-    basis output_basis = basis::original;  ///< of the output
+    basis query_basis = basis::original;   ///< of the quantized channels of q; rotated: as K of the records
+    basis output_basis = basis::original;  ///< of the output; rotated: as V of the records
     kvarn::precision precision = precision::fine;
 };
 

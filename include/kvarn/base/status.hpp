@@ -12,7 +12,7 @@ namespace kvarn {
 /// What a fallible function returns. Anything but `ok` means that nothing was written (format.md section 7).
 enum class status : std::uint8_t {
     ok,
-    bad_format_name,         ///< not `k<bits>v<bits>_g<group>`
+    bad_format_name,         ///< not `k<bits>v<bits>_g<group>`, with `_ko`, `_vo` or `_kovo` for the original basis
     unsupported_head_dim,    ///< outside 32..576, or no Hadamard matrix of that size is known to the library
     unsupported_bits,        ///< bits other than 2, 3, 4, 5, 6, 8 (values also 0)
     unsupported_group,       ///< tokens per tile other than 32, 64, 128, 256
@@ -34,7 +34,7 @@ enum class status : std::uint8_t {
 {
     switch (s) {
     case status::ok: return "ok";
-    case status::bad_format_name: return "format name is not k<bits>v<bits>_g<group>, for example k4v2_g128";
+    case status::bad_format_name: return "format name is not k<bits>v<bits>_g<group>[_ko|_vo|_kovo], for example k4v2_g128";
     case status::unsupported_head_dim:
         return "head_dim must be m * 2^k with m in {1, 12, 20, 28, 36}, from 32 to 576 (without rotation: a multiple of 4)";
     case status::unsupported_bits: return "bits must be 2, 3, 4, 5, 6 or 8 (value bits also 0)";

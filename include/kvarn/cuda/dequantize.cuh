@@ -309,9 +309,8 @@ KVARN_DEVICE KVARN_INLINE void dequantize_item(Team& team, const dequantize_call
 {
     const record_layout at = layout_of(f);
     const auto offset = [](std::size_t x) { return static_cast<std::uint32_t>(x); };
-    const bool turn = f.rotated() && a.wanted == basis::original;
     dequantize_call c{};
-    int blocks = 0, most = 0;
+    int blocks = 0, most = 0, turned = 0;
     const auto add_part = [&](dequantize_part& p, const output_tiles& to, int dim, int bits, std::size_t codes, int columns,
                               bool keys) {
         const int tokens = f.group() * dim > dequantize_elements ? dequantize_elements / dim : f.group();
@@ -321,6 +320,7 @@ KVARN_DEVICE KVARN_INLINE void dequantize_item(Team& team, const dequantize_call
         p.row_scale = offset(keys ? at.k_channel_scale : at.v_token_scale);
         p.row_zero = offset(keys ? at.k_channel_zero : at.v_token_zero);
         p.column_scale = offset(keys ? at.k_token_scale : at.v_channel_scale);
+        const bool turn = (keys ? f.keys_rotated() : f.values_rotated()) && a.wanted == basis::original;
         p.rotation_scale = turn ? hadamard_scale(dim) : 0.0f;
         p.bits = bits;
         p.dim_log2 = log2_of(dim);
@@ -329,6 +329,7 @@ KVARN_DEVICE KVARN_INLINE void dequantize_item(Team& team, const dequantize_call
         p.page_log2 = log2_of(to.table != nullptr ? to.page_tokens : 1);
         blocks += p.blocks;
         most = tokens * dim > most ? tokens * dim : most;
+        if (turn) turned = tokens * dim > turned ? tokens * dim : turned;
     };
     if (a.k.data != nullptr) add_part(c.k, a.k, f.head_dim_k(), f.key_bits(), at.k_codes, f.group(), true);
     if (a.v.data != nullptr) add_part(c.v, a.v, f.head_dim_v(), f.value_bits(), at.v_codes, f.head_dim_v(), false);
@@ -340,7 +341,7 @@ KVARN_DEVICE KVARN_INLINE void dequantize_item(Team& team, const dequantize_call
     c.exact_pieces = divisor(f.exact_channels() > 0 ? (f.exact_channels() + 7) / 8 : 1);
     c.exact_at = offset(at.exact);
     c.threads = most > dequantize_elements / 2 ? dequantize_threads : dequantize_threads / 2;
-    c.shared_bytes = turn ? 4 * most : 0;
+    c.shared_bytes = 4 * turned;
     return c;
 }
 

@@ -212,17 +212,17 @@ KVARN_DEVICE KVARN_INLINE void seal_block(Team& team, const seal_call& c, int bl
 {
     const record_layout at = layout_of(f);
     const auto offset = [](std::size_t x) { return static_cast<std::uint32_t>(x); };
-    const auto part = [&](const input_tiles& tokens, int dim, int bits, const part_fields& fields) {
+    const auto part = [&](const input_tiles& tokens, int dim, int bits, bool rotated, const part_fields& fields) {
         const float root = std::sqrt(static_cast<float>(dim > 0 ? dim : 1));
         return seal_part{
-            tokens, dim, bits, fields, f.rotated() ? hadamard_scale(dim) : 0.0f, f.rotated() ? 48000.0f / root : 48000.0f};
+            tokens, dim, bits, fields, rotated ? hadamard_scale(dim) : 0.0f, rotated ? 48000.0f / root : 48000.0f};
     };
     seal_call c;
-    c.part[0] = part(a.k, f.head_dim_k(), f.key_bits(),
+    c.part[0] = part(a.k, f.head_dim_k(), f.key_bits(), f.keys_rotated(),
                      {offset(at.k_codes), offset(at.k_channel_scale), offset(at.k_channel_zero), offset(at.k_token_scale)});
     c.part[1] = c.part[0];
     if (f.has_values())
-        c.part[1] = part(a.v, f.head_dim_v(), f.value_bits(),
+        c.part[1] = part(a.v, f.head_dim_v(), f.value_bits(), f.values_rotated(),
                          {offset(at.v_codes), offset(at.v_token_scale), offset(at.v_token_zero), offset(at.v_channel_scale)});
     c.records = a.records;
     c.statuses = a.statuses;

@@ -19,7 +19,8 @@ inline constexpr int max_exact_channels = 256;
 /// Basis change along channels before normalisation (format.md section 2).
 enum class rotation : std::uint8_t { none, hadamard };
 
-/// Which basis dequantized values, queries or outputs are in.
+/// Which basis values, queries or outputs are in. `rotated` is the basis of the records: where a format does not rotate K (or V), it is
+/// the original one for K (or V).
 enum class basis : std::uint8_t { original, rotated };
 
 /// The unchecked description of a format; `make_format` turns it into a `format`.
@@ -29,7 +30,8 @@ struct format_spec {
     int key_bits = 4;                          ///< 2, 3, 4, 5, 6, 8
     int value_bits = 2;                        ///< the same, or 0: no V part (latent attention reads V from K)
     int group = 128;                           ///< tokens per tile: 32, 64, 128, 256
-    kvarn::rotation rotation = kvarn::rotation::hadamard;
+    rotation key_rotation = rotation::hadamard;    ///< some models lose far less without it: choose_format (layout/choose.hpp)
+    rotation value_rotation = rotation::hadamard;  ///< (K's when value_bits is 0)
     int exact_channels = 0;                    ///< further channels of K kept in fp16, un-rotated (decoupled rotary part)
 
     friend constexpr bool operator==(const format_spec&, const format_spec&) noexcept = default;
@@ -65,7 +67,9 @@ public:
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int value_bits() const noexcept { return spec_.value_bits; }
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int group() const noexcept { return spec_.group; }
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int exact_channels() const noexcept { return spec_.exact_channels; }
-    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool rotated() const noexcept { return spec_.rotation == rotation::hadamard; }
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool keys_rotated() const noexcept { return spec_.key_rotation == rotation::hadamard; }
+    /// Of what attention reads as V: K's where the format has no V part.
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool values_rotated() const noexcept { return spec_.value_rotation == rotation::hadamard; }
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool has_values() const noexcept { return spec_.value_bits != 0; }
     /// Channels of a K vector as the engine sees it: the quantized ones, then the exact ones.
     [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int key_channels() const noexcept
@@ -82,6 +86,8 @@ private:
 
 namespace detail {
 KVARN_INLINE constexpr bool is_code_width(int bits) noexcept { return bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8; }
+
+KVARN_INLINE constexpr bool is_rotation(rotation r) noexcept { return r == rotation::none || r == rotation::hadamard; }
 
 KVARN_INLINE constexpr bool is_head_dim(int head_dim, rotation r) noexcept
 {
@@ -112,21 +118,25 @@ KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noe
 /// bad_argument (rotation is no enumerator).
 [[nodiscard]] KVARN_INLINE constexpr result<format> make_format(const format_spec& spec) noexcept
 {
-    if (spec.rotation != rotation::none && spec.rotation != rotation::hadamard) return status::bad_argument;
+    if (!detail::is_rotation(spec.key_rotation) || !detail::is_rotation(spec.value_rotation)) return status::bad_argument;
     if (!detail::is_code_width(spec.key_bits)) return status::unsupported_bits;
     if (spec.value_bits != 0 && !detail::is_code_width(spec.value_bits)) return status::unsupported_bits;
     if (spec.group != 32 && spec.group != 64 && spec.group != 128 && spec.group != 256) return status::unsupported_group;
-    if (!detail::is_head_dim(spec.head_dim_k, spec.rotation)) return status::unsupported_head_dim;
-    if (spec.value_bits != 0 && !detail::is_head_dim(spec.head_dim_v, spec.rotation)) return status::unsupported_head_dim;
+    if (!detail::is_head_dim(spec.head_dim_k, spec.key_rotation)) return status::unsupported_head_dim;
+    if (spec.value_bits != 0 && !detail::is_head_dim(spec.head_dim_v, spec.value_rotation)) return status::unsupported_head_dim;
     if (spec.exact_channels < 0 || spec.exact_channels > max_exact_channels || spec.exact_channels % 4 != 0)
         return status::unsupported_channels;
     format made;
     made.spec_ = spec;
-    if (spec.value_bits == 0) made.spec_.head_dim_v = spec.head_dim_k;
+    if (spec.value_bits == 0) {
+        made.spec_.head_dim_v = spec.head_dim_k;
+        made.spec_.value_rotation = spec.key_rotation;
+    }
     return made;
 }
 
-/// Parses a preset name: `k<bits>v<bits>_g<group>`, for example k4v2_g128; a leading `kvarn_` is accepted.
+/// Parses a preset name: `k<bits>v<bits>_g<group>`, for example k4v2_g128, and after it `_ko`, `_vo` or `_kovo` where K, V or both stay in
+/// the original basis; a leading `kvarn_` is accepted.
 /// Errors: bad_format_name, or those of make_format.
 [[nodiscard]] KVARN_INLINE constexpr result<format> parse_format(std::string_view name, int head_dim_k, int head_dim_v) noexcept
 {
@@ -138,7 +148,10 @@ KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noe
     if (!detail::take_letter(name, 'k') || (spec.key_bits = detail::take_number(name)) < 0) return status::bad_format_name;
     if (!detail::take_letter(name, 'v') || (spec.value_bits = detail::take_number(name)) < 0) return status::bad_format_name;
     if (!detail::take_letter(name, '_') || !detail::take_letter(name, 'g')) return status::bad_format_name;
-    if ((spec.group = detail::take_number(name)) < 0 || !name.empty()) return status::bad_format_name;
+    if ((spec.group = detail::take_number(name)) < 0) return status::bad_format_name;
+    if (name == "_ko" || name == "_kovo") spec.key_rotation = rotation::none;
+    if (name == "_vo" || name == "_kovo") spec.value_rotation = rotation::none;
+    if (!name.empty() && spec.key_rotation == rotation::hadamard && spec.value_rotation == rotation::hadamard) return status::bad_format_name;
     return make_format(spec);
 }
 

@@ -108,7 +108,7 @@ bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memo
     const record_layout at = layout_of(f);
     bool fits = false;
     const std::ptrdiff_t stride = f.group() + tile_padding;
-    with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.rotated(), dim, f.group(), m, stride); });
+    with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.keys_rotated(), dim, f.group(), m, stride); });
     with_extent(f.group(), [&](auto group) {
         fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, token_axis::axis1, f.key_bits(), options, record,
                                  {at.k_codes, at.k_channel_scale, at.k_channel_zero, at.k_token_scale}, errors);
@@ -125,7 +125,7 @@ bool encode_values(const format& f, const tile_source<const T>& v, const tile_me
     bool fits = false;
     with_extent(f.head_dim_v(), [&](auto dim) {
         const std::ptrdiff_t stride = simd::whole_lanes(dim) + tile_padding;
-        load_value_tile<Arch>(v, f.rotated(), dim, f.group(), m, stride);
+        load_value_tile<Arch>(v, f.values_rotated(), dim, f.group(), m, stride);
         fits = encode_part<Arch>(m, stride, f.group(), dim, token_axis::axis0, f.value_bits(), options, record,
                                  {at.v_codes, at.v_token_scale, at.v_token_zero, at.v_channel_scale}, errors);
     });

@@ -114,7 +114,7 @@ struct attention_call {
     int window;                      // the largest int: none
     float query_scale;               // softmax scale times log2(e)
     float cap, inverse_cap;          // in base-2 units; cap 0: none
-    float k_rotation, out_rotation;  // 0: the format is not rotated
+    float k_rotation, out_rotation;  // 0: K, V of the format is not rotated
     std::uint32_t k_codes, k_scale, k_zero, k_token, v_codes, v_channel, v_scale, v_zero, exact;
     int content_bytes;
 };
@@ -145,8 +145,8 @@ inline constexpr float hidden_score = -std::numeric_limits<float>::infinity();
     c.query_scale = (a.softmax_scale != 0.0f ? a.softmax_scale : hadamard_scale(f.key_channels())) * log2_e;
     c.cap = a.logit_soft_cap * log2_e;
     c.inverse_cap = c.cap > 1e-37f ? 1.0f / c.cap : 1e37f;
-    c.k_rotation = f.rotated() ? hadamard_scale(c.dk) : 0.0f;
-    c.out_rotation = f.rotated() ? hadamard_scale(c.out_dim) : 0.0f;
+    c.k_rotation = f.keys_rotated() ? hadamard_scale(c.dk) : 0.0f;
+    c.out_rotation = f.values_rotated() ? hadamard_scale(c.out_dim) : 0.0f;
     c.k_codes = offset(at.k_codes);
     c.k_scale = offset(at.k_channel_scale);
     c.k_zero = offset(at.k_channel_zero);
