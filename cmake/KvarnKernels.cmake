@@ -5,7 +5,7 @@
 #
 # adds one source file for each instruction set to <target>, compiled with that set's flags, and tells <target> by private
 # definitions which ones there are; its own files then include <kvarn/dispatch.hpp>. Nothing else of <target> changes.
-#   ARCHS     portable (alias sse2), avx2, avx512, neon64 (alias neon); those of other processors are left out
+#   ARCHS     portable, sse2, avx2, avx512, neon64 (alias neon); those of other processors are left out
 #   ELEMENTS  float, half, bfloat16; default half. Each one costs compile time
 # <target> is a target that has sources, and links kvarn::kvarn.
 
@@ -13,7 +13,7 @@ cmake_policy(VERSION 3.20)  # for this file alone, also where a project with old
 
 function(kvarn_add_kernels target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCHS;ELEMENTS")
-  set(usage "kvarn_add_kernels(<target> ARCHS portable|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...])")
+  set(usage "kvarn_add_kernels(<target> ARCHS portable|sse2|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...])")
   if(arg_UNPARSED_ARGUMENTS OR NOT arg_ARCHS)
     message(FATAL_ERROR "${usage}: unexpected `${arg_UNPARSED_ARGUMENTS}`, or no ARCHS")
   endif()
@@ -45,21 +45,21 @@ function(kvarn_add_kernels target)
   if(processor MATCHES ";")
     message(FATAL_ERROR "kvarn_add_kernels: one processor at a time, not ${processor}; join the programs with lipo")
   elseif(processor MATCHES "^(x86_64|amd64|AMD64|x64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
-    list(APPEND here avx2 avx512)
+    list(APPEND here sse2 avx2 avx512)
+  elseif(processor MATCHES "^(x86_64|amd64|AMD64|x64|x86|i[3-6]86)$")  # 32 bits
+    list(APPEND here sse2)
   elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
     list(APPEND here neon64)
   endif()
-  set(known_archs portable avx2 avx512 neon64)
+  set(known_archs portable sse2 avx2 avx512 neon64)
   set(archs "")
   foreach(arch IN LISTS arg_ARCHS)
-    if(arch STREQUAL "sse2")
-      set(arch portable)
-    elseif(arch STREQUAL "neon")
+    if(arch STREQUAL "neon")
       set(arch neon64)
     endif()
     if(NOT arch IN_LIST known_archs)
-      message(FATAL_ERROR "${usage}: unknown instruction set `${arch}`; known are: portable, avx2, avx512, neon64, "
-        "sse2 (portable), neon (neon64)")
+      message(FATAL_ERROR "${usage}: unknown instruction set `${arch}`; known are: portable, sse2, avx2, avx512, neon64, "
+        "neon (neon64)")
     elseif(NOT arch IN_LIST here)
       message(STATUS "kvarn: ${target}: ${arch} left out, this is ${processor}")
     else()
@@ -85,7 +85,10 @@ function(kvarn_add_kernels target)
     set(common -fno-fast-math "$<$<NOT:$<CONFIG:Release,RelWithDebInfo,MinSizeRel>>:-O2>")
     if("avx2" IN_LIST here)
       set(flags_portable -march=x86-64)
+    elseif("sse2" IN_LIST here)
+      set(flags_portable -msse2 -mfpmath=sse)
     endif()
+    set(flags_sse2 ${flags_portable})
     set(flags_avx2 -march=x86-64-v3)
     set(flags_avx512 -march=x86-64-v4)
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)

@@ -3,6 +3,7 @@
 // Whole files in and out. Output goes to a temporary beside the target and is renamed at the end, so that a failed or
 // interrupted command leaves nothing behind; devices and pipes (/dev/stdout, /dev/full) are written in place.
 
+#include <bit>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +21,9 @@
 #include "interrupt.hpp"
 
 namespace kvarn_cli {
+
+static_assert(std::endian::native == std::endian::little,
+              "the programs read and write little-endian files as they lie in memory; on this machine use the library alone");
 
 struct file_closer {
     void operator()(std::FILE* f) const noexcept { std::fclose(f); }

@@ -18,12 +18,14 @@
 #include <kvarn/dispatch/cpu.hpp>
 #include <kvarn/dispatch/entry_points.hpp>
 
-#if defined(KVARN_KERNELS_PORTABLE) || defined(KVARN_KERNELS_NEON64) || defined(KVARN_KERNELS_AVX2) || defined(KVARN_KERNELS_AVX512)
+#if defined(KVARN_KERNELS_PORTABLE) || defined(KVARN_KERNELS_NEON64) || defined(KVARN_KERNELS_SSE2) || \
+    defined(KVARN_KERNELS_AVX2) || defined(KVARN_KERNELS_AVX512)
 #define KVARN_HAS_KERNELS 1
 #if !defined(KVARN_KERNELS_PORTABLE) && !(defined(KVARN_KERNELS_NEON64) && defined(KVARN_HAS_NEON64)) && \
-    !(defined(KVARN_KERNELS_AVX2) && defined(KVARN_HAS_AVX2)) && !(defined(KVARN_KERNELS_AVX512) && defined(KVARN_HAS_AVX512))
+    !(defined(KVARN_KERNELS_SSE2) && defined(KVARN_HAS_SSE2)) && !(defined(KVARN_KERNELS_AVX2) && defined(KVARN_HAS_AVX2)) && \
+    !(defined(KVARN_KERNELS_AVX512) && defined(KVARN_HAS_AVX512))
 #error "kvarn: this file may run on a processor that has none of the instruction sets given to kvarn_add_kernels. Add \
-`portable` to its ARCHS, or compile this file for the lowest of them."
+`portable` (on x86 `sse2`) to its ARCHS, or compile this file for the lowest of them."
 #endif
 #endif
 
@@ -34,6 +36,9 @@ KVARN_ENTRY_POINTS(extern template, simd::portable)
 #endif
 #if defined(KVARN_KERNELS_NEON64)
 KVARN_ENTRY_POINTS(extern template, simd::neon64)
+#endif
+#if defined(KVARN_KERNELS_SSE2)
+KVARN_ENTRY_POINTS(extern template, simd::sse2)
 #endif
 #if defined(KVARN_KERNELS_AVX2)
 KVARN_ENTRY_POINTS(extern template, simd::avx2)
@@ -51,6 +56,9 @@ constexpr unsigned built_archs = 0
 #endif
 #if defined(KVARN_KERNELS_NEON64)
                                  | arch_bit<simd::neon64>
+#endif
+#if defined(KVARN_KERNELS_SSE2)
+                                 | arch_bit<simd::sse2>
 #endif
 #if defined(KVARN_KERNELS_AVX2)
                                  | arch_bit<simd::avx2>
@@ -81,6 +89,7 @@ KVARN_INLINE void for_each_of(unsigned set, F&& f)
 {
     call_if<Built, simd::portable>(set, f);
     call_if<Built, simd::neon64>(set, f);
+    call_if<Built, simd::sse2>(set, f);
     call_if<Built, simd::avx2>(set, f);
     call_if<Built, simd::avx512>(set, f);
 }
@@ -132,10 +141,10 @@ KVARN_INLINE bool same_name(std::string_view a, const char* b) noexcept
 template <unsigned Built = detail::built_archs, class F>
 KVARN_INLINE decltype(auto) dispatch(F&& f)
 {
-    return detail::call_active<Built, simd::avx512, simd::avx2, simd::neon64, simd::portable>(detail::active_arch_bit<Built>(), f);
+    return detail::call_active<Built, simd::avx512, simd::avx2, simd::sse2, simd::neon64, simd::portable>(detail::active_arch_bit<Built>(), f);
 }
 
-/// The name of the active instruction set: portable, neon64, avx2 or avx512.
+/// The name of the active instruction set: portable, neon64, sse2, avx2 or avx512.
 template <unsigned Built = detail::built_archs>
 [[nodiscard]] KVARN_INLINE const char* active_arch_name() noexcept
 {

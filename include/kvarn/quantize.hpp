@@ -29,8 +29,8 @@ namespace kvarn {
 /// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
 /// `errors` empty, or one entry for each item of the range in its order: what the record lost (6 to 8 per cent of the time of sealing).
-/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small (records, scratch or errors), bad_argument
-/// (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
+/// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small (records, scratch or errors),
+/// bad_argument (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
                                  std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},
@@ -38,14 +38,15 @@ template <class Arch = simd::native_arch, element T>
 
 /// Decodes records into `k` and `v`, in the original basis or as they are stored (rotated). Exact channels come back
 /// unchanged. Half results saturate at +-65504. Shapes as for quantize_kv; either view may be empty (data null) to skip it.
-/// Errors, nothing written: null_pointer, shape_mismatch, buffer_too_small, bad_argument, not_finite (a scalar of a record).
+/// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small, bad_argument, not_finite (a scalar
+/// of a record).
 template <class Arch = simd::native_arch, class Byte, element T>
 [[nodiscard]] status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, kv_view<T> v, basis wanted,
                                    std::span<std::byte> scratch, record_range range = {}) noexcept;
 
 /// Which code a format runs on, for logs and for tests of a build.
 struct kernel_path {
-    const char* arch;           ///< instruction set: portable, avx2, avx512, neon64
+    const char* arch;           ///< instruction set: portable, sse2, avx2, avx512, neon64
     bool keys_specialised;      ///< loops over tokens of K have compile-time bounds
     bool values_specialised;    ///< loops over channels of V have compile-time bounds
     const char* reason;         ///< one sentence

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <cstdint>
 #include <vector>
 
 #include <kvarn/base/view.hpp>
@@ -27,4 +28,20 @@ TEST_CASE("base/view: strides may be negative", "[unit]")
     const kvarn::kv_view<float> reversed{data.data() + 16, 5, 1, 4, -4, 0, 1};
     CHECK(reversed.at(0, 0) == data.data() + 16);
     CHECK(reversed.at(4, 0) == data.data());
+}
+
+TEST_CASE("base/view: a range of tokens ends where the view does", "[unit]")
+{
+    std::vector<float> data(5 * 3 * 4);
+    const auto x = kvarn::token_major(data.data(), 5, 3, 4);
+    CHECK(kvarn::first_tokens(x, 2).tokens == 2);
+    CHECK(kvarn::first_tokens(x, 2).at(1, 2) == x.at(1, 2));
+    CHECK(kvarn::first_tokens(x, 9).tokens == 5);
+    CHECK(kvarn::first_tokens(x, 0).tokens == 0);
+    CHECK(kvarn::token_range(x, 3, 9).tokens == 2);
+    CHECK(kvarn::token_range(x, 3, 1).at(0, 1) == x.at(3, 1));
+    CHECK(kvarn::token_range(x, 7, 1).tokens == 0);
+    CHECK(kvarn::token_range(x, 1, SIZE_MAX).tokens == 4);
+    CHECK(kvarn::first_tokens(kvarn::kv_view<float>{}, 3).data == nullptr);
+    static_assert(kvarn::first_tokens(kvarn::kv_view<float>{nullptr, 7, 1, 64, 64, 0}, 3).tokens == 3);
 }

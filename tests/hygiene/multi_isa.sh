@@ -48,16 +48,16 @@ if [ "$mode" = emulate ]; then
         [ "$(digests "$work/emulated.txt")" = "$(digests "$work/output.txt")" ] || wrong "other bytes than on this machine"
         [ "$2" = any ] || grep -q "^dispatched *$2 " "$work/emulated.txt" || wrong "$2 should have been chosen"
     }
-    emulated Nehalem portable optimised-low-first
-    emulated Nehalem portable optimised-high-first
-    emulated Nehalem portable plain-low-first
-    emulated Nehalem portable plain-high-first
+    emulated Nehalem sse2 optimised-low-first
+    emulated Nehalem sse2 optimised-high-first
+    emulated Nehalem sse2 plain-low-first
+    emulated Nehalem sse2 plain-high-first
     code=0
     "$KVARN_QEMU_X86_64" -cpu Nehalem "$work/plain-high-first" 0 avx2 || code=$?
     [ "$code" = 3 ] || wrong "avx2 was not refused: exit code $code"
     # AVX2 without the rest of x86-64-v3 is not enough; with it, it is taken if the emulator can do it (QEMU 7.2).
-    emulated Haswell,-f16c portable plain-high-first
-    emulated Haswell,-bmi2 portable plain-high-first
+    emulated Haswell,-f16c sse2 plain-high-first
+    emulated Haswell,-bmi2 sse2 plain-high-first
     emulated Haswell any plain-high-first
     exit $failed
 fi

@@ -232,21 +232,24 @@ TEST_CASE("quantize/errors: null pointers", "[unit]")
 
 TEST_CASE("quantize/errors: shapes that disagree", "[unit]")
 {
-    const std::vector<std::function<void(kvarn::kv_view<float>&)>> spoilers = {
-        [](auto& x) { --x.tokens; },         [](auto& x) { ++x.tokens; },   [](auto& x) { x.tokens -= 32; },
-        [](auto& x) { x.tokens = 0; },       [](auto& x) { --x.heads; },    [](auto& x) { ++x.heads; },
-        [](auto& x) { x.heads = 0; },        [](auto& x) { --x.channels; }, [](auto& x) { ++x.channels; },
-        [](auto& x) { x.channels *= 2; },    [](auto& x) { x.channels = 0; }};
-    for (const auto& spoil : spoilers)
-        for (const int exact : {0, 8}) {
-            encode_refuses(status::shape_mismatch, [&](encode_call& c) { spoil(c.k_view); }, exact);
-            encode_refuses(status::shape_mismatch, [&](encode_call& c) { spoil(c.v_view); }, exact);
-            decode_refuses(status::shape_mismatch, [&](decode_call& c) { spoil(c.k_view); }, exact);
-            decode_refuses(status::shape_mismatch, [&](decode_call& c) { spoil(c.v_view); }, exact);
-        }
-    encode_refuses(status::shape_mismatch, [](encode_call& c) { --c.grid.tiles; });
+    using spoiler = std::function<void(kvarn::kv_view<float>&)>;
+    const auto all_refuse = [](status why, const std::vector<spoiler>& spoilers) {
+        for (const spoiler& spoil : spoilers)
+            for (const int exact : {0, 8}) {
+                encode_refuses(why, [&](encode_call& c) { spoil(c.k_view); }, exact);
+                encode_refuses(why, [&](encode_call& c) { spoil(c.v_view); }, exact);
+                decode_refuses(why, [&](decode_call& c) { spoil(c.k_view); }, exact);
+                decode_refuses(why, [&](decode_call& c) { spoil(c.v_view); }, exact);
+            }
+    };
+    all_refuse(status::token_count_mismatch, {[](auto& x) { --x.tokens; }, [](auto& x) { ++x.tokens; }, [](auto& x) { x.tokens -= 32; },
+                                              [](auto& x) { x.tokens = 0; }});
+    all_refuse(status::shape_mismatch, {[](auto& x) { --x.heads; }, [](auto& x) { ++x.heads; }, [](auto& x) { x.heads = 0; },
+                                        [](auto& x) { --x.channels; }, [](auto& x) { ++x.channels; }, [](auto& x) { x.channels *= 2; },
+                                        [](auto& x) { x.channels = 0; }});
+    encode_refuses(status::token_count_mismatch, [](encode_call& c) { --c.grid.tiles; });
     encode_refuses(status::shape_mismatch, [](encode_call& c) { ++c.grid.heads; });
-    decode_refuses(status::shape_mismatch, [](decode_call& c) { ++c.grid.tiles; });
+    decode_refuses(status::token_count_mismatch, [](decode_call& c) { ++c.grid.tiles; });
     decode_refuses(status::shape_mismatch, [](decode_call& c) { --c.grid.heads; });
     // Records on top of each other.
     encode_refuses(status::shape_mismatch, [](encode_call& c) { c.grid.head_stride = 8; });

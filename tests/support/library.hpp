@@ -44,6 +44,9 @@
         std::span<const std::byte>, std::span<std::byte>) noexcept;
 
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::portable)
+#if defined(KVARN_HAS_SSE2)
+KVARN_TEST_INSTANTIATE(extern, kvarn::simd::sse2)
+#endif
 #if defined(KVARN_HAS_AVX2)
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::avx2)
 #endif
@@ -273,6 +276,9 @@ template <class Test>
 void for_each_arch(Test&& test)
 {
     test(kvarn::simd::portable{});
+#if defined(KVARN_HAS_SSE2)
+    test(kvarn::simd::sse2{});
+#endif
 #if defined(KVARN_HAS_AVX2)
     test(kvarn::simd::avx2{});
 #endif

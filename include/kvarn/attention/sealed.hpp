@@ -13,7 +13,7 @@
 
 namespace kvarn::detail {
 
-/// The scalars of a record: as they lie there (half), or as floats padded with zeros.
+/// The scalars of a record: as they lie there (record_half), or as floats padded with zeros.
 template <class Scalar>
 struct record_scalars {
     const Scalar* k_scale;
@@ -24,9 +24,9 @@ struct record_scalars {
     const Scalar* v_zero;
 };
 
-KVARN_INLINE record_scalars<half> scalars_of(const record_layout& at, const std::byte* record) noexcept
+KVARN_INLINE record_scalars<record_half> scalars_of(const record_layout& at, const std::byte* record) noexcept
 {
-    const auto field = [&](std::size_t offset) { return reinterpret_cast<const half*>(record + offset); };
+    const auto field = [&](std::size_t offset) { return reinterpret_cast<const record_half*>(record + offset); };
     return {field(at.k_channel_scale), field(at.k_channel_zero), field(at.k_token_scale),
             field(at.v_channel_scale), field(at.v_token_scale),  field(at.v_token_zero)};
 }

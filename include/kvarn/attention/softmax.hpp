@@ -4,7 +4,7 @@
 // (Milakov and Gimelshein 2018; Dao et al. 2022). In: scores times log2(e). Out: weights 2^(s - m), and their sum.
 // float arithmetic in a fixed order, without libm, so that every instruction set agrees. No allocation.
 
-#include <cmath>
+#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -37,11 +37,21 @@ KVARN_INLINE typename K::reg exp2(typename K::reg x) noexcept
 /// The same for one float.
 KVARN_INLINE float exp2_of(float x) noexcept { return exp2<simd::kernels<simd::portable>>(x); }
 
-/// log2 of a positive normal float, error below 1e-6 absolute; -infinity for 0.
+/// log2 of a positive normal float, to half a unit in the last place plus 1e-7; -infinity for 0.
 KVARN_INLINE float log2_of(float x) noexcept
 {
+    using one = simd::kernels<simd::portable>;
     if (!(x > 0.0f)) return -std::numeric_limits<float>::infinity();
-    return static_cast<float>(std::log2(static_cast<double>(x)));
+    // x = 2^n m with m in [sqrt(1/2), sqrt(2)), and log2(m) = 2 / ln(2) * (t + t^3 / 3 + t^5 / 5 + ...) with t = (m - 1) / (m + 1).
+    const std::uint32_t shifted = std::bit_cast<std::uint32_t>(x) - 0x3f3504f3u;
+    const float m = std::bit_cast<float>((shifted & 0x007fffffu) + 0x3f3504f3u);
+    const float n = static_cast<float>(static_cast<std::int32_t>(shifted) >> 23);
+    const float t = one::div(one::sub(m, 1.0f), one::add(m, 1.0f)), s = one::mul(t, t);
+    float p = one::fma(s, 0.320598897f, 0.412198585f);
+    p = one::fma(p, s, 0.577078016f);
+    p = one::fma(p, s, 0.961796694f);
+    p = one::fma(p, s, 2.885390082f);
+    return one::fma(p, t, n);
 }
 
 /// What one query row knows about the tokens it has seen. The output so far, sum of 2^(s - m) v, lies elsewhere.

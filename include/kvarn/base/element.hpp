@@ -27,6 +27,16 @@ struct bfloat16 {
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
 
+/// A half as records store it: little-endian, whatever the machine is. Loads and stores through kernels<Arch> swap its bytes where needed.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define KVARN_BIG_ENDIAN 1
+struct record_half {
+    std::uint16_t bits;
+};
+#else
+using record_half = half;
+#endif
+
 /// A half that receives only values of magnitude at most 65504, so that a store need not saturate. For kernels.
 struct bounded_half {
     std::uint16_t bits;
@@ -62,6 +72,14 @@ template <class To, class From>
 }
 
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(float f) noexcept { return f; }
+
+#if defined(KVARN_BIG_ENDIAN)
+[[nodiscard]] KVARN_INLINE constexpr half swap_bytes(record_half h) noexcept
+{
+    return {static_cast<std::uint16_t>(h.bits << 8 | h.bits >> 8)};
+}
+[[nodiscard]] KVARN_INLINE constexpr float to_float(record_half h) noexcept { return to_float(swap_bytes(h)); }
+#endif
 
 /// Nearest half, ties to even; too large becomes infinity, NaN stays NaN.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr half to_half(float f) noexcept
@@ -105,6 +123,10 @@ template <class T>
         return {to_half(f).bits};
     else if constexpr (std::is_same_v<T, bfloat16>)
         return to_bfloat16(f);
+#if defined(KVARN_BIG_ENDIAN)
+    else if constexpr (std::is_same_v<T, record_half>)
+        return {swap_bytes({saturate_to<half>(f).bits}).bits};
+#endif
     else
         return f;
 }

@@ -20,6 +20,7 @@ enum class status : std::uint8_t {
     bad_argument,            ///< an option out of range
     null_pointer,            ///< a needed buffer is missing
     shape_mismatch,          ///< sizes of the views disagree with the format or with each other
+    token_count_mismatch,    ///< a view has not tiles * group tokens
     buffer_too_small,        ///< records or scratch smaller than the size functions say
     not_finite,              ///< NaN or infinity among the input
     scale_overflow,          ///< a scalar of the record would not fit a half
@@ -41,7 +42,9 @@ enum class status : std::uint8_t {
     case status::unsupported_channels: return "exact_channels must be a multiple of 4, at most 256";
     case status::bad_argument: return "an option is out of range";
     case status::null_pointer: return "a buffer that is needed is null";
-    case status::shape_mismatch: return "sizes do not match the format";
+    case status::shape_mismatch: return "heads, channels or strides do not match the format or each other";
+    case status::token_count_mismatch:
+        return "a view must have exactly tiles * group tokens (full_tiles counts tiles, first_tokens shortens a view)";
     case status::buffer_too_small: return "a buffer is smaller than the format needs";
     case status::not_finite: return "input holds NaN or infinity";
     case status::scale_overflow: return "values are too large: a scale would overflow half precision";

@@ -51,4 +51,21 @@ template <element T>
             1};
 }
 
+/// Tokens [first, first + count) of a view, fewer where it ends before that.
+template <element T>
+[[nodiscard]] KVARN_INLINE constexpr kv_view<T> token_range(kv_view<T> x, std::size_t first, std::size_t count) noexcept
+{
+    if (first > x.tokens) first = x.tokens;
+    if (x.data != nullptr) x.data += static_cast<std::ptrdiff_t>(first) * x.token_stride;
+    x.tokens = count < x.tokens - first ? count : x.tokens - first;
+    return x;
+}
+
+/// The first `count` tokens of a view: what quantize_kv wants of a buffer that holds more, first_tokens(k, tiles * group).
+template <element T>
+[[nodiscard]] KVARN_INLINE constexpr kv_view<T> first_tokens(kv_view<T> x, std::size_t count) noexcept
+{
+    return token_range(x, 0, count);
+}
+
 }  // namespace kvarn

@@ -17,7 +17,7 @@ template <class Arch>
 KVARN_INLINE void load_scalars(const std::byte* from, int n, float* to) noexcept
 {
     using k = simd::kernels<Arch>;
-    const half* const p = reinterpret_cast<const half*>(from);
+    const record_half* const p = reinterpret_cast<const record_half*>(from);
     int i = 0;
     for (; i + k::width <= n; i += k::width) k::store(to + i, k::load(p + i));
     for (; i < n; ++i) to[i] = simd::kernels<simd::portable>::load(p + i);
@@ -28,7 +28,7 @@ template <class Arch>
 KVARN_INLINE void store_scalars(const float* from, int n, std::byte* to) noexcept
 {
     using k = simd::kernels<Arch>;
-    half* const p = reinterpret_cast<half*>(to);
+    record_half* const p = reinterpret_cast<record_half*>(to);
     int i = 0;
     for (; i + k::width <= n; i += k::width) k::store(p + i, k::load(from + i));
     for (; i < n; ++i) simd::kernels<simd::portable>::store(p + i, from[i]);

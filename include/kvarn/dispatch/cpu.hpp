@@ -18,8 +18,9 @@ template <class Arch>
 inline constexpr unsigned arch_bit = 0;
 template <> inline constexpr unsigned arch_bit<simd::portable> = 1;
 template <> inline constexpr unsigned arch_bit<simd::neon64> = 2;
-template <> inline constexpr unsigned arch_bit<simd::avx2> = 4;
-template <> inline constexpr unsigned arch_bit<simd::avx512> = 8;
+template <> inline constexpr unsigned arch_bit<simd::sse2> = 4;
+template <> inline constexpr unsigned arch_bit<simd::avx2> = 8;
+template <> inline constexpr unsigned arch_bit<simd::avx512> = 16;
 
 /// What an x86 processor says about itself.
 struct x86_report {
@@ -77,7 +78,9 @@ KVARN_INLINE x86_report read_x86() noexcept
 [[nodiscard]] KVARN_INLINE unsigned machine_arch_bits() noexcept
 {
 #if defined(__x86_64__)
-    return arch_bit<simd::portable> | x86_arch_bits(read_x86());
+    return arch_bit<simd::portable> | arch_bit<simd::sse2> | x86_arch_bits(read_x86());
+#elif defined(__SSE2__)
+    return arch_bit<simd::portable> | arch_bit<simd::sse2>;
 #elif defined(__aarch64__)
     return arch_bit<simd::portable> | arch_bit<simd::neon64>;
 #else

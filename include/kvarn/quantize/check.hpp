@@ -48,10 +48,8 @@ KVARN_NOINLINE std::uint32_t largest_value(const tile_source<const T>& from, int
 template <class T, class Byte>
 KVARN_INLINE status check_view(const format& f, const kv_view<T>& x, int channels, const record_grid<Byte>& records) noexcept
 {
-    if (x.heads != records.heads || x.tokens != records.tiles * static_cast<std::size_t>(f.group()) ||
-        x.channels != static_cast<std::size_t>(channels))
-        return status::shape_mismatch;
-    return status::ok;
+    if (x.heads != records.heads || x.channels != static_cast<std::size_t>(channels)) return status::shape_mismatch;
+    return x.tokens == records.tiles * static_cast<std::size_t>(f.group()) ? status::ok : status::token_count_mismatch;
 }
 
 /// Bytes of one record that a call may write.

@@ -19,7 +19,7 @@ template <class Arch, class T>
 void decode_exact(const format& f, const std::byte* from, const tile_source<T>& k) noexcept
 {
     using one = simd::kernels<simd::portable>;
-    const half* p = reinterpret_cast<const half*>(from);
+    const record_half* p = reinterpret_cast<const record_half*>(from);
     for (int t = 0; t < f.group(); ++t)
         for (int c = 0; c < f.exact_channels(); ++c)
             one::store(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride, one::load(p++));
@@ -111,14 +111,14 @@ KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, cons
 template <class Arch>
 KVARN_INLINE bool scalars_finite(const std::byte* record, std::size_t from, std::size_t to) noexcept
 {
-    return simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const half*>(record + from), (to - from) / 2) < 0x7c00u;
+    return simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const record_half*>(record + from), (to - from) / 2) < 0x7c00u;
 }
 
 /// The largest of `n` scalars of a record.
 template <class Arch>
 KVARN_INLINE float largest_scalar(const std::byte* scalars, int n) noexcept
 {
-    const std::uint32_t bits = simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const half*>(scalars), static_cast<std::size_t>(n));
+    const std::uint32_t bits = simd::kernels<Arch>::largest_magnitude(reinterpret_cast<const record_half*>(scalars), static_cast<std::size_t>(n));
     return to_float(half{static_cast<std::uint16_t>(bits)});
 }
 

@@ -136,7 +136,7 @@ template <class Arch, class T>
 void encode_exact(const format& f, const tile_source<const T>& k, std::byte* to) noexcept
 {
     using one = simd::kernels<simd::portable>;
-    half* p = reinterpret_cast<half*>(to);
+    record_half* p = reinterpret_cast<record_half*>(to);
     for (int t = 0; t < f.group(); ++t)
         for (int c = 0; c < f.exact_channels(); ++c)
             one::store(p++, one::load(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride));

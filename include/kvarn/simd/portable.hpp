@@ -49,17 +49,13 @@ struct kernels<portable> {
     KVARN_INLINE static void store(float* p, reg x) noexcept { *p = x; }
 
     /// 16-bit elements: exact on load, nearest-even on store; a stored half saturates at +-65504.
-    KVARN_INLINE static reg load(const half* p) noexcept
+    template <class T>
+        requires(sizeof(T) == 2)
+    KVARN_INLINE static reg load(const T* p) noexcept
     {
-        half h;
-        std::memcpy(&h, p, sizeof h);
-        return to_float(h);
-    }
-    KVARN_INLINE static reg load(const bfloat16* p) noexcept
-    {
-        bfloat16 b;
-        std::memcpy(&b, p, sizeof b);
-        return to_float(b);
+        T x;
+        std::memcpy(&x, p, sizeof x);
+        return to_float(x);
     }
     template <class T>
         requires(sizeof(T) == 2)
@@ -131,9 +127,12 @@ struct kernels<portable> {
     {
         std::uint32_t most = 0;
         for (std::size_t i = 0; i < count; ++i) {
-            std::uint16_t bits;
-            std::memcpy(&bits, p + i, sizeof bits);
-            most = (bits & 0x7fffu) > most ? bits & 0x7fffu : most;
+            T x;
+            std::memcpy(&x, p + i, sizeof x);
+#if defined(KVARN_BIG_ENDIAN)
+            if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
+#endif
+            most = (x.bits & 0x7fffu) > most ? x.bits & 0x7fffu : most;
         }
         return most;
     }

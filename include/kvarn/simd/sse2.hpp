@@ -40,8 +40,14 @@ struct kernels<sse2> : xsimd_kernels<xsimd::sse2>, sse2_packing, sse2_products {
             const __m128i tails = _mm_castps_si128(_mm_shuffle_ps(_mm_castpd_ps(low), _mm_castpd_ps(high), 0x88));
             doubtful = _mm_or_si128(doubtful, _mm_cmpeq_epi32(_mm_slli_epi32(tails, 4), _mm_setzero_si128()));
         }
-        if (_mm_movemask_epi8(doubtful) != 0) [[unlikely]]
-            for (int i = 0; i < N; ++i) r[i] = settled(a[i], b[i], c[i]);
+        if (_mm_movemask_epi8(doubtful) != 0) [[unlikely]] {
+            operands<N> x;
+            KVARN_UNROLL
+            for (int i = 0; i < N; ++i) x.a[i] = a[i], x.b[i] = b[i], x.c[i] = c[i], x.r[i] = r[i];
+            settle(x);
+            KVARN_UNROLL
+            for (int i = 0; i < N; ++i) r[i] = reg(x.r[i]);
+        }
     }
     /// fma where a * b is exact: a code times a half.
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return add(mul(code, scale), zero); }
@@ -192,19 +198,37 @@ private:
         return _mm_packs_epi32(four(x), four(y));
     }
 
-    /// emulated_fma of all lanes, the whole of it.
-    KVARN_NOINLINE static __m128 settled(__m128 a, __m128 b, __m128 c) noexcept
+    template <int N>
+    struct operands {
+        __m128 a[N], b[N], c[N], r[N];
+    };
+    /// The second look at all lanes. Most sums that end in zeros are exact, and then already right.
+    template <int N>
+    KVARN_NOINLINE static void settle(operands<N>& x) noexcept
     {
-        const doubles x = widen(a), y = widen(b), z = widen(c);
-        return _mm_movelh_ps(_mm_cvtpd_ps(odd_sum(_mm_mul_pd(x.low, y.low), z.low)), _mm_cvtpd_ps(odd_sum(_mm_mul_pd(x.high, y.high), z.high)));
+        for (int i = 0; i < N; ++i) {
+            const doubles a = widen(x.a[i]), b = widen(x.b[i]), c = widen(x.c[i]);
+            const __m128d low = _mm_mul_pd(a.low, b.low), high = _mm_mul_pd(a.high, b.high);
+            const __m128d exact = _mm_and_pd(is_exact(low, c.low), is_exact(high, c.high));
+            if (_mm_movemask_pd(exact) == 3) continue;
+            x.r[i] = _mm_movelh_ps(_mm_cvtpd_ps(odd_sum(low, c.low)), _mm_cvtpd_ps(odd_sum(high, c.high)));
+        }
     }
-    /// The sum, rounded to odd where its last bit is zero.
+    KVARN_INLINE static __m128d pinned_pd(__m128d x) noexcept
+    {
+        KVARN_PIN(x);
+        return x;
+    }
+    /// All ones where product + addend needs no rounding: then, and only then, subtracting either from the sum gives the other.
+    KVARN_INLINE static __m128d is_exact(__m128d product, __m128d addend) noexcept
+    {
+        const __m128d sum = pinned_pd(_mm_add_pd(product, addend));
+        const __m128d a = pinned_pd(_mm_sub_pd(sum, product)), b = pinned_pd(_mm_sub_pd(sum, addend));
+        return _mm_and_pd(_mm_cmpeq_pd(a, addend), _mm_cmpeq_pd(b, product));
+    }
+    /// The sum; where it is inexact and ends in a zero bit, one step towards the exact one.
     KVARN_INLINE static __m128d odd_sum(__m128d product, __m128d addend) noexcept
     {
-        const auto pinned_pd = [](__m128d v) KVARN_LAMBDA {
-            KVARN_PIN(v);
-            return v;
-        };
         const __m128d sum = pinned_pd(_mm_add_pd(product, addend));
         const __m128d part = pinned_pd(_mm_sub_pd(sum, product)), rest = pinned_pd(_mm_sub_pd(sum, part));
         const __m128d error = pinned_pd(_mm_add_pd(pinned_pd(_mm_sub_pd(product, rest)), pinned_pd(_mm_sub_pd(addend, part))));
