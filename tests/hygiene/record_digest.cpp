@@ -4,6 +4,7 @@
 // To save time a variant may leave out element types, and the comparison of its native kernels with the portable ones.
 #include <cstdio>
 #include <cstring>
+#include <span>
 #include <type_traits>
 #include <vector>
 
@@ -18,7 +19,6 @@
 #if !defined(KVARN_DIGEST_PORTABLE)
 #define KVARN_DIGEST_PORTABLE 1
 #endif
-
 #if !defined(KVARN_DIGEST_ATTENTION)
 #define KVARN_DIGEST_ATTENTION 1
 #endif
@@ -39,6 +39,10 @@ struct generator {
 };
 
 enum class content { random, outliers, zero, constant, tiny, minus_zero, not_finite };
+
+/// The unsigned integer of an element's size.
+template <class T>
+using bits_of = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint32_t>;
 
 template <class T>
 T make(float x)
@@ -65,11 +69,10 @@ std::vector<T> fill(std::size_t tokens, std::size_t channels, content c, std::ui
             if (c == content::tiny) value *= 0x1p-126f;
             x[t * channels + d] = make<T>(value);
         }
-    // As bytes: flags may let the compiler exchange zeros, and assume that all values are finite.
-    const auto set_top = [&x](std::size_t i, unsigned bits) {
-        const unsigned char top[] = {static_cast<unsigned char>(bits & 0xffu), static_cast<unsigned char>(bits >> 8)};
-        std::memset(&x[i], 0, sizeof(T));
-        std::memcpy(reinterpret_cast<unsigned char*>(&x[i]) + sizeof(T) - 2, top, 2);
+    // As integers: flags may let the compiler exchange zeros, and assume that all values are finite.
+    const auto set_top = [&x](std::size_t i, std::uint32_t bits) {
+        const auto word = static_cast<bits_of<T>>(bits << (8 * sizeof(T) - 16));
+        std::memcpy(&x[i], &word, sizeof word);
     };
     if (c == content::minus_zero)
         for (std::size_t i = 0; i < x.size(); ++i) set_top(i, 0x8000u);
@@ -77,12 +80,45 @@ std::vector<T> fill(std::size_t tokens, std::size_t channels, content c, std::ui
     return x;
 }
 
-unsigned long long digest(const void* data, std::size_t bytes)
-{
+struct fnv1a {
     std::uint64_t hash = 14695981039346656037u;
-    const auto* p = static_cast<const unsigned char*>(data);
-    for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ p[i]) * 1099511628211u;
-    return hash;
+
+    void add(unsigned byte) noexcept { hash = (hash ^ byte) * 1099511628211u; }
+};
+
+unsigned long long digest(std::span<const std::byte> bytes)
+{
+    fnv1a sum;
+    for (const std::byte b : bytes) sum.add(std::to_integer<unsigned>(b));
+    return sum.hash;
+}
+
+/// Of values in memory, the least significant byte first on every machine.
+template <class T>
+unsigned long long digest(const T* values, std::size_t count)
+{
+    fnv1a sum;
+    for (std::size_t i = 0; i < count; ++i) {
+        bits_of<T> word;
+        std::memcpy(&word, values + i, sizeof word);
+        for (unsigned shift = 0; shift < 8 * sizeof word; shift += 8) sum.add(word >> shift & 0xffu);
+    }
+    return sum.hash;
+}
+
+template <class T>
+unsigned long long digest(const std::vector<T>& values)
+{
+    return digest(values.data(), values.size());
+}
+
+unsigned long long digest(const std::vector<kvarn::record_errors>& errors)
+{
+    std::vector<float> values;
+    for (const kvarn::record_errors& e : errors)
+        for (const kvarn::part_errors& part : {e.k, e.v})
+            values.insert(values.end(), {part.worst_scale_error, part.worst_relative_error, part.relative_error});
+    return digest(values);
 }
 
 int failures = 0;
@@ -114,15 +150,14 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, const kvarn
         const auto basis = b == 0 ? kvarn::basis::original : kvarn::basis::rotated;
         const kvarn::status done = kvarn::dequantize_kv<Arch>(f, grid, keys_back, values_back, basis, scratch);
         if (done != kvarn::status::ok) ++failures;
-        decoded[b] = digest(k_back.data(), k_back.size() * sizeof(T)) ^ digest(v_back.data(), v_back.size() * sizeof(T)) << 1;
+        decoded[b] = digest(k_back) ^ digest(v_back) << 1;
     }
     if (quantized != (c == content::not_finite ? kvarn::status::not_finite : kvarn::status::ok)) ++failures;
     if (report)
         std::printf("%s %s k%dv%d_g%d D%d/%d+%d rot%d content%d: %s, %zu bytes, record %016llx, original %016llx, rotated %016llx, errors %016llx\n",
                     type, options.encoder == kvarn::encoder::paper ? "paper" : "refined", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(), f.head_dim_v(), f.exact_channels(),
                     f.rotated() ? 1 : 0, static_cast<int>(c), kvarn::message(quantized), records.size(),
-                    digest(records.data(), records.size()), decoded[0], decoded[1],
-                    digest(errors.data(), errors.size() * sizeof errors[0]));
+                    digest(std::span<const std::byte>(records)), decoded[0], decoded[1], digest(errors));
     // The decoded values belong to what is compared between the two kernels.
     records.resize(records.size() + sizeof decoded);
     std::memcpy(records.data() + records.size() - sizeof decoded, decoded, sizeof decoded);
@@ -155,7 +190,7 @@ void attend(const kvarn::format& f, std::span<const std::byte> records, std::uin
         options.precision = p;
         if (kvarn::attend<Arch>(f, task, options, scratch) != kvarn::status::ok) ++failures;
         std::printf("attention k%dv%d_g%d D%d/%d+%d rot%d seed%u precision%d: %016llx\n", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(),
-                    f.head_dim_v(), f.exact_channels(), f.rotated() ? 1 : 0, seed, static_cast<int>(p), digest(out.data(), out.size() * sizeof(float)));
+                    f.head_dim_v(), f.exact_channels(), f.rotated() ? 1 : 0, seed, static_cast<int>(p), digest(out));
     }
 }
 

@@ -79,6 +79,9 @@ KVARN_INLINE void radix_pass(unit_row<float> x, unit_row<T> to, int units, int s
         }
 }
 
+/// How many registers the next pass joins, when 2^levels remain.
+[[nodiscard]] KVARN_INLINE constexpr int next_radix(int left) noexcept { return left == 2 ? 2 : left == 8 || left >= 32 ? 8 : 4; }
+
 /// Levels with spans `span` .. inner / 2 (in units), a few at a time, in place. If Finish, the last pass multiplies by `factor`
 /// and stores to `to` (nothing happens when no level is left).
 template <class Arch, bool Finish, class T>
@@ -91,10 +94,26 @@ KVARN_INLINE void inner_levels(unit_row<float> x, unit_row<T> to, int units, int
         span *= radix();
     };
     while (span < inner) {
-        const int left = inner / span;  // 2^levels that remain
-        if (left == 2) pass(std::integral_constant<int, 2>{});
-        else if (left == 8 || left >= 32) pass(std::integral_constant<int, 8>{});
+        const int radix = next_radix(inner / span);
+        if (radix == 2) pass(std::integral_constant<int, 2>{});
+        else if (radix == 8) pass(std::integral_constant<int, 8>{});
         else pass(std::integral_constant<int, 4>{});
+    }
+}
+
+/// All of inner_levels, Finish, for sizes known at compile time: the passes follow each other without a loop.
+template <class Arch, int Inner, int Span, class T>
+KVARN_INLINE void constant_levels(unit_row<float> x, unit_row<T> to, float factor) noexcept
+{
+    if constexpr (Span < Inner) {
+        constexpr int radix = next_radix(Inner / Span);
+        const auto scale = simd::kernels<Arch>::broadcast(factor);
+        if constexpr (Span * radix == Inner) {
+            radix_pass<Arch, radix, true>(x, to, Inner, Span, scale);
+        } else {
+            radix_pass<Arch, radix, false>(x, x, Inner, Span, scale);
+            constant_levels<Arch, Inner, Span * radix>(x, to, factor);
+        }
     }
 }
 
@@ -181,8 +200,10 @@ KVARN_INLINE void transform_blocks(Load&& load, float* work, T* out, Dim dim, co
             else k::store(work + d + i * k::width, v[i]);
         }
     }
-    finish_transform<Arch, Direction>(unit_row<float>{work, k::width}, unit_row<T>{out, k::width}, factors.outer,
-                                      factors.inner / k::width, Registers, factor);
+    const unit_row<float> units{work, k::width};
+    const unit_row<T> to{out, k::width};
+    if constexpr (is_constant_extent<Dim>) constant_levels<Arch, Dim::value / k::width, Registers>(units, to, factor);
+    else finish_transform<Arch, Direction>(units, to, factors.outer, factors.inner / k::width, Registers, factor);
 }
 
 /// Whether transform_vector can take vectors of this size: their contiguous butterflies fill a register.
@@ -199,6 +220,7 @@ KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, Dim dim) no
     constexpr int width = simd::kernels<Arch>::width;
     if constexpr (is_constant_extent<Dim>) {
         constexpr hadamard_factors factors = factor_head_dim(Dim::value);
+        static_assert(factors.outer == 1);
         constexpr int registers = factors.inner / width < 8 ? factors.inner / width : 8;
         transform_blocks<Arch, Direction, registers>(load, work, out, dim, factors);
     } else {
@@ -276,12 +298,11 @@ KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_str
             if (d + c < dim) k::store(out + (d + c) * stride, x[c]);
     }
     if (!rotate) return;
-    const int done = factors.inner < k::width ? factors.inner : k::width;
     const unit_row<float> units{out, stride};
     if constexpr (is_constant_extent<Dim>)
-        finish_transform<Arch, Direction>(units, units, 1, Dim::value, done, hadamard_scale(dim));
+        constant_levels<Arch, Dim::value, k::width>(units, units, hadamard_scale(dim));
     else
-        finish_any_transform<Arch, Direction>(units, factors, done, hadamard_scale(dim));
+        finish_any_transform<Arch, Direction>(units, factors, factors.inner < k::width ? factors.inner : k::width, hadamard_scale(dim));
 }
 
 /// Rotates `rows` vectors of any size in place, channels contiguous. Compiled once for all sizes known only at run time.
