@@ -64,7 +64,8 @@ elseif(MODE STREQUAL "export_private_install")
 
 elseif(MODE STREQUAL "export_public_install")
   # The engine's headers include kvarn's: its package finds kvarn's package, installed beside it.
-  configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PUBLIC -DKVARN_INSTALL=ON ${cuda})
+  configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PUBLIC -DKVARN_INSTALL=ON
+    "-DENGINE_CONFIG=find_dependency(kvarn)" ${cuda})
   install_engine()
   use_engine(install "-DCMAKE_PREFIX_PATH=${WORK}/prefix;${PREFIX_PATH}" -DFOUND_KVARN=ON)
   use_engine(build "-Dengine_DIR=${WORK}/engine" "-Dkvarn_DIR=${WORK}/engine/kvarn" -DFOUND_KVARN=ON)
@@ -79,12 +80,17 @@ elseif(MODE STREQUAL "export_public_embedded")
   endif()
 
 elseif(MODE STREQUAL "export_found")
-  # kvarn is a package itself: CMake names it in the package of a static library, and the engine finds it there.
+  # kvarn is a package itself: CMake names it in the package of a static library, which has to find it,
   install_library("${WORK}/kvarn")
-  configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE)
+  configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE "-DENGINE_CONFIG=find_dependency(kvarn)")
   install_engine()
   use_engine(install "-Dengine_ROOT=${WORK}/prefix" "-Dkvarn_ROOT=${WORK}/kvarn" -DFOUND_KVARN=ON)
   use_engine(build "-Dengine_DIR=${WORK}/engine" "-Dkvarn_ROOT=${WORK}/kvarn" -DFOUND_KVARN=ON)
+  # unless the engine links it for building only.
+  file(REMOVE_RECURSE "${WORK}/engine" "${WORK}/prefix" "${WORK}/user_install")
+  configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE "-DENGINE_LINK=$<BUILD_INTERFACE:kvarn::kvarn>")
+  install_engine()
+  use_engine(install "-Dengine_ROOT=${WORK}/prefix" -DFOUND_KVARN=OFF --no-warn-unused-cli -DCMAKE_DISABLE_FIND_PACKAGE_kvarn=ON)
 
 else()
   message(FATAL_ERROR "unknown MODE ${MODE}")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The two vcpkg.json are as `vcpkg format-manifest` would leave them and say what a registry asks for; version, description, homepage
-# and license are the same wherever they are written.
+# and license are the same wherever they are written, documentation included.
 cmake_minimum_required(VERSION 3.20)
 
 function(fail)
@@ -15,6 +15,16 @@ if(NOT lists MATCHES "HOMEPAGE_URL \"(https://[^\"]+)\"")
   fail("CMakeLists.txt has no HOMEPAGE_URL")
 endif()
 set(homepage "${CMAKE_MATCH_1}")
+
+file(STRINGS "${REPOSITORY}/CHANGELOG.md" headings REGEX "^## ")
+list(GET headings 0 heading)
+if(NOT heading MATCHES "^## ([0-9.]+) \\((unreleased|20[0-9][0-9]-[0-9][0-9]-[0-9][0-9])\\)$" OR NOT CMAKE_MATCH_1 STREQUAL version)
+  fail("the newest heading of CHANGELOG.md is `${heading}`, the library is ${version}")
+endif()
+file(READ "${REPOSITORY}/docs/embedding.md" embedding)
+if(NOT embedding MATCHES "FetchContent_Declare\\(kvarn [^)]*GIT_TAG v([0-9.]+)\\)" OR NOT CMAKE_MATCH_1 STREQUAL version)
+  fail("docs/embedding.md fetches kvarn ${CMAKE_MATCH_1}, the library is ${version}")
+endif()
 
 # format(<variable> <text> <indentation> <path> ...): the JSON value at the path, as vcpkg's formatter writes it.
 function(format variable text indentation)
