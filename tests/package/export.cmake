@@ -2,6 +2,7 @@
 # An engine that uses kvarn installs and exports its libraries; a program finds them, in the install tree (moved) and in the build
 # folder, links them and runs. MODE says how the engine uses kvarn.
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
+list(APPEND common --no-warn-unused-cli)  # not every project here looks for kvarn and xsimd
 
 # Any file will do for nvcc: nothing is compiled with it, and the target kvarn::cuda exists.
 set(cuda -DKVARN_CUDA=ON "-DKVARN_NVCC=${CMAKE_COMMAND}" -DENGINE_CUDA=ON)
@@ -48,7 +49,7 @@ if(MODE STREQUAL "export_private")
   if(EXISTS "${WORK}/prefix/include/kvarn" OR EXISTS "${WORK}/prefix/share/kvarn")
     message(FATAL_ERROR "an embedded kvarn was installed without being asked to")
   endif()
-  set(none --no-warn-unused-cli -DCMAKE_DISABLE_FIND_PACKAGE_kvarn=ON -DCMAKE_DISABLE_FIND_PACKAGE_xsimd=ON)
+  set(none -DCMAKE_DISABLE_FIND_PACKAGE_kvarn=ON -DCMAKE_DISABLE_FIND_PACKAGE_xsimd=ON)
   use_engine(install "-Dengine_ROOT=${WORK}/prefix" -DFOUND_KVARN=OFF ${none})
   use_engine(build "-Dengine_DIR=${WORK}/engine" -DFOUND_KVARN=OFF ${none})
 
@@ -90,7 +91,7 @@ elseif(MODE STREQUAL "export_found")
   file(REMOVE_RECURSE "${WORK}/engine" "${WORK}/prefix" "${WORK}/user_install")
   configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE "-DENGINE_LINK=$<BUILD_INTERFACE:kvarn::kvarn>")
   install_engine()
-  use_engine(install "-Dengine_ROOT=${WORK}/prefix" -DFOUND_KVARN=OFF --no-warn-unused-cli -DCMAKE_DISABLE_FIND_PACKAGE_kvarn=ON)
+  use_engine(install "-Dengine_ROOT=${WORK}/prefix" -DFOUND_KVARN=OFF -DCMAKE_DISABLE_FIND_PACKAGE_kvarn=ON)
 
 else()
   message(FATAL_ERROR "unknown MODE ${MODE}")
