@@ -3,8 +3,8 @@
 #
 # The headers are part of the library's include folder; nothing is compiled here, no language is enabled, and no architecture
 # chosen: those are the consumer's (CMAKE_CUDA_ARCHITECTURES; the standard must be C++20). kvarn::cuda is kvarn::kvarn with the
-# marker KVARN_HAS_CUDA, and exists where an nvcc was found (AUTO), or always (ON, an error without nvcc).
-# Sets kvarn_nvcc, empty without one.
+# marker KVARN_HAS_CUDA, and exists where an nvcc was found (AUTO), or always (ON, an error without nvcc). An installed package is
+# the same whatever machine made it: it has kvarn::cuda unless KVARN_CUDA is OFF. Sets kvarn_nvcc, empty without one.
 
 set(KVARN_CUDA AUTO CACHE STRING "kvarn's CUDA headers: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE KVARN_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -16,6 +16,11 @@ endif()
 if(KVARN_CUDA STREQUAL "OFF")
   return()
 endif()
+
+add_library(kvarn_cuda INTERFACE)
+target_link_libraries(kvarn_cuda INTERFACE kvarn)
+target_compile_definitions(kvarn_cuda INTERFACE KVARN_HAS_CUDA=1)
+set_target_properties(kvarn_cuda PROPERTIES EXPORT_NAME cuda)
 
 if(CMAKE_CUDA_COMPILER)
   set(kvarn_nvcc "${CMAKE_CUDA_COMPILER}")
@@ -37,14 +42,7 @@ if(NOT kvarn_nvcc)
   return()
 endif()
 
-add_library(kvarn_cuda INTERFACE)
 add_library(kvarn::cuda ALIAS kvarn_cuda)
-target_link_libraries(kvarn_cuda INTERFACE kvarn)
-target_compile_definitions(kvarn_cuda INTERFACE KVARN_HAS_CUDA=1)
-set_target_properties(kvarn_cuda PROPERTIES EXPORT_NAME cuda)
-if(KVARN_INSTALL)
-  install(TARGETS kvarn_cuda EXPORT kvarnTargets)
-endif()
 
 # Our own programs that run on a GPU need the language. Consumers never get here.
 if(kvarn_top_level AND (KVARN_BUILD_TESTS OR KVARN_BUILD_BENCHMARKS OR KVARN_BUILD_EXAMPLES))

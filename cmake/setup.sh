@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by tests/run.sh and examples/run.sh, with $root set to the repository. POSIX sh.
-#   kvarn_setup     installs what is missing from the distribution's packages (Debian, Ubuntu)
-#   kvarn_configure configures $build, with extra arguments handed to cmake
+#   kvarn_setup_examples, kvarn_setup_tests   install what is missing from the distribution's packages (Debian, Ubuntu)
+#   kvarn_configure                           configures $build, with extra arguments handed to cmake
+
+# What is installed, for building the examples and for the tests besides.
+kvarn_packages='g++ cmake ninja-build libxsimd-dev libcli11-dev libeigen3-dev nlohmann-json3-dev'
+kvarn_test_packages='catch2 libbenchmark-dev'
+# These make more of the tests run: a second compiler, the tools of other ways to package, and, on amd64 and unless KVARN_NO_CROSS is
+# set, other architectures. A test that lacks one is skipped and says so.
+kvarn_optional_packages='clang pkgconf lintian'
+kvarn_optional_packages_amd64='g++-aarch64-linux-gnu qemu-user'
 
 build=${KVARN_BUILD_DIR:-$root/build}
 
@@ -22,17 +30,14 @@ kvarn_apt() {
     fi
 }
 
-kvarn_setup() {
+# kvarn_install <needed packages> <optional packages>
+kvarn_install() {
     if ! command -v dpkg >/dev/null 2>&1 || ! command -v apt-get >/dev/null 2>&1; then
         echo "kvarn: not a Debian or Ubuntu system, taking the tools and libraries as they are"
         return 0
     fi
-    needed=$(kvarn_missing g++ cmake ninja-build libxsimd-dev libeigen3-dev catch2 libbenchmark-dev libcli11-dev nlohmann-json3-dev)
-    # A second compiler and a second architecture make more of the tests run; without them those are skipped.
-    optional=$(kvarn_missing clang)
-    if [ "$(dpkg --print-architecture)" = amd64 ] && [ -z "${KVARN_NO_CROSS:-}" ]; then
-        optional="$optional$(kvarn_missing g++-aarch64-linux-gnu qemu-user)"
-    fi
+    needed=$(kvarn_missing $1)
+    optional=$(kvarn_missing $2)
     [ -n "$needed$optional" ] || return 0
     echo "kvarn: installing $needed$optional"
     kvarn_apt update -qq || echo "kvarn: apt-get update failed, going on with the lists there are" >&2
@@ -43,6 +48,18 @@ kvarn_setup() {
         kvarn_apt install -y -qq --no-install-recommends "$package" >/dev/null ||
             echo "kvarn: no $package, the tests that want it will be skipped" >&2
     done
+}
+
+kvarn_setup_examples() {
+    kvarn_install "$kvarn_packages" ""
+}
+
+kvarn_setup_tests() {
+    optional=$kvarn_optional_packages
+    if [ -z "${KVARN_NO_CROSS:-}" ] && [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ]; then
+        optional="$optional $kvarn_optional_packages_amd64"
+    fi
+    kvarn_install "$kvarn_packages $kvarn_test_packages" "$optional"
 }
 
 kvarn_configure() {

@@ -6,8 +6,12 @@ set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/cmake/setup.sh"
 
-kvarn_setup
-kvarn_configure -DKVARN_BUILD_EXAMPLES=ON
+kvarn_setup_examples
+only=
+if [ ! -f "$build/CMakeCache.txt" ]; then
+    only='-DKVARN_BUILD_TESTS=OFF -DKVARN_BUILD_BENCHMARKS=OFF'  # they want more packages; a folder that has them keeps them
+fi
+kvarn_configure $only -DKVARN_BUILD_EXAMPLES=ON
 cmake --build "$build" --parallel "${KVARN_JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}" --target kvarn_cli
 
 data=$root/examples/data

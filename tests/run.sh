@@ -6,9 +6,9 @@ set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/cmake/setup.sh"
 
-kvarn_setup
+kvarn_setup_tests
 jobs=${KVARN_JOBS:-$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)}
-kvarn_configure -DKVARN_BUILD_TESTS=ON -DKVARN_BUILD_EXAMPLES=ON
+kvarn_configure -DKVARN_BUILD_TESTS=ON -DKVARN_BUILD_BENCHMARKS=ON -DKVARN_BUILD_EXAMPLES=ON
 cmake --build "$build" --parallel "$jobs"
 cd "$build"
 exec ctest --output-on-failure --parallel "$jobs" "$@"

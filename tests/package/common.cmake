@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+# For the scripts of this folder: an empty folder WORK, the arguments that every configuring needs, and a few checks.
+set(common -G "${GENERATOR}" "-DCMAKE_CXX_COMPILER=${COMPILER}")
+if(PREFIX_PATH)
+  list(APPEND common "-DCMAKE_PREFIX_PATH=${PREFIX_PATH}")
+endif()
+if(xsimd_DIR)
+  list(APPEND common "-Dxsimd_DIR=${xsimd_DIR}")
+endif()
+set(quiet_build -DKVARN_BUILD_TESTS=OFF -DKVARN_BUILD_BENCHMARKS=OFF -DKVARN_BUILD_EXAMPLES=OFF)
+file(REMOVE_RECURSE "${WORK}")
+if(OUTPUT)
+  file(REMOVE "${OUTPUT}/${MODE}.txt")
+  file(MAKE_DIRECTORY "${OUTPUT}")
+endif()
+file(MAKE_DIRECTORY "${WORK}")
+
+# must_run(<what> <command> ...): output in `log`, a warning from CMake counts as failure.
+macro(must_run what)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE log ERROR_VARIABLE log)
+  if(NOT code EQUAL 0 OR log MATCHES "CMake (Deprecation )?Warning")
+    message(FATAL_ERROR "${MODE}: ${what} failed or warned (${code}):\n${log}")
+  endif()
+endmacro()
+
+function(must_exist)
+  foreach(path IN LISTS ARGN)
+    if(NOT EXISTS "${path}")
+      message(FATAL_ERROR "${MODE}: ${path} is missing")
+    endif()
+  endforeach()
+endfunction()
+
+# install_library(<prefix>): this repository, as docs/embedding.md says.
+function(install_library prefix)
+  must_run("configuring the library" "${CMAKE_COMMAND}" -S "${REPOSITORY}" -B "${WORK}/library" ${common} ${quiet_build}
+    "-DCMAKE_INSTALL_PREFIX=${prefix}")
+  must_run("building the library" "${CMAKE_COMMAND}" --build "${WORK}/library")
+  must_run("installing" "${CMAKE_COMMAND}" --install "${WORK}/library")
+endfunction()
+
+# What is installed may be moved to another place, or another machine.
+function(names_no_path_of_this_machine folder)
+  file(GLOB_RECURSE installed "${folder}/*")
+  foreach(file IN LISTS installed)
+    if(file MATCHES "\\.(cmake|pc)$")
+      file(READ "${file}" text)
+      string(FIND "${text}" "${REPOSITORY}/" source_path)
+      string(FIND "${text}" "${WORK}" build_path)
+      if(NOT source_path EQUAL -1 OR NOT build_path EQUAL -1)
+        message(FATAL_ERROR "${file} names a path of this machine")
+      endif()
+    endif()
+  endforeach()
+endfunction()
