@@ -32,6 +32,7 @@ struct cache_plan {
     std::vector<kvarn::bit_rule> rules;    ///< records only: layers and heads with other bits
     std::size_t layers = 1, kv_heads = 1;  ///< of the model, which rules may name
     kvarn::encode_options how;       ///< records only
+    bool choose_basis = false;       ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
     kvarn_cli::baseline baseline{};  ///< round trips only
     std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
@@ -238,11 +239,16 @@ inline void take_rules(std::string& name, cache_plan& plan)
         return plan;
     }
     const std::size_t colon = name.find(':');
-    const auto format = kvarn::parse_format(name.substr(0, colon), static_cast<int>(head_dim));
+    std::string_view format_name = std::string_view(name).substr(0, colon);
+    if (format_name.ends_with("_auto")) {
+        format_name.remove_suffix(5);
+        plan.choose_basis = true;
+    }
+    const auto format = kvarn::parse_format(format_name, static_cast<int>(head_dim));
     if (format.error == kvarn::status::bad_format_name)
         throw failure("there is no cache '" + name +
                       "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, "
-                      "rotated_q<4|5|8>_0, k<bits>v<bits>_g<group> and the last with :paper or :refined are");
+                      "rotated_q<4|5|8>_0, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] and the last with :paper or :refined are");
     kvarn_cli::check(format.error, name);
     if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
     plan.storage = storage::records;

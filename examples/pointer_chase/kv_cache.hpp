@@ -53,8 +53,9 @@ public:
                     const kvarn::format f = plan.format_of(static_cast<std::size_t>(&l - layers_.data()), head);
                     l.formats.push_back(f);
                     l.records.emplace_back(kvarn::grid_bytes(f, most_tiles_, 1));
-                    scratch_.resize(std::max(scratch_.size(), kvarn::scratch_bytes(f)));
+                    scratch_.resize(std::max(scratch_.size(), plan.choose_basis ? kvarn::choose_scratch_bytes(f) : kvarn::scratch_bytes(f)));
                 }
+            if (plan.choose_basis) l.moments.resize(shape.kv_heads * shape.head_dim);
             if (plan.storage == storage::round_trip)
                 for (auto* decoded : {&l.decoded_k, &l.decoded_v}) decoded->resize(most_tiles_ * plan.group * vector);
         }
@@ -95,6 +96,12 @@ public:
         options.window = shape_.window;
         for (std::size_t head = 0; head < kv; ++head) {
             const kvarn::format& f = l.formats.empty() ? plan_->format : l.formats[head];
+            if (plan_->choose_basis && tiles_ == 0)
+                kvarn_cli::check(kvarn::add_query_moments(f,
+                                                          kvarn::kv_view<const float>{q + head * shape_.group_heads * d, count,
+                                                                                      shape_.group_heads, d, stride(heads * d), stride(d)},
+                                                          moments_of(l, head)),
+                                 plan_->name + ": moments of the queries");
             if (const std::size_t needed = kvarn::attention_scratch_bytes(f, count * together); attention_scratch_.size() < needed)
                 attention_scratch_.resize(needed);
             kvarn::kv_segment history[3];
@@ -170,6 +177,7 @@ private:
         std::vector<kvarn::format> formats;                       ///< records: of each KV head
         std::vector<std::vector<std::byte>> records;              ///< [KV head][tile], the order that attention reads
         std::vector<float> decoded_k, decoded_v;                  ///< round trips: [token][KV head][channel]
+        std::vector<std::uint64_t> moments;                       ///< of the queries: [KV head][channel], while no basis is chosen
     };
 
     static std::ptrdiff_t stride(std::size_t n) noexcept { return static_cast<std::ptrdiff_t>(n); }
@@ -211,8 +219,20 @@ private:
         for (std::size_t c = 0; c < shape_.head_dim; ++c) to[c] = kvarn::to_float(from[c]);
     }
 
+    [[nodiscard]] std::span<std::uint64_t> moments_of(layer& l, std::size_t head) const
+    {
+        return std::span(l.moments).subspan(head * shape_.head_dim, shape_.head_dim);
+    }
+
     void seal_records(layer& l)
     {
+        for (std::size_t head = 0; plan_->choose_basis && tiles_ == 0 && head < shape_.kv_heads; ++head) {
+            kvarn::choose_options options;
+            options.encode = plan_->how;
+            const auto chosen = kvarn::choose_format(l.formats[head], one_head(l.tail_k.data(), head), moments_of(l, head), scratch_, options);
+            kvarn_cli::check(chosen.error, plan_->name + ": choosing a basis");
+            l.formats[head] = *chosen;
+        }
         for (std::size_t head = 0; head < shape_.kv_heads; ++head)
             kvarn_cli::check(kvarn::quantize_kv(l.formats[head], one_head(l.tail_k.data(), head), one_head(l.tail_v.data(), head),
                                                 one_tile(l, head, tiles_), scratch_, plan_->how),

@@ -8,6 +8,7 @@
 #include <kvarn/base/element.hpp>
 #include <kvarn/base/status.hpp>
 #include <kvarn/base/view.hpp>
+#include <kvarn/cache/choose.hpp>
 #include <kvarn/cache/policy.hpp>
 #include <kvarn/codec/packing.hpp>
 #include <kvarn/layout/format.hpp>

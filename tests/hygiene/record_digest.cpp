@@ -156,7 +156,7 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, const kvarn
     if (report)
         std::printf("%s %s k%dv%d_g%d D%d/%d+%d rot%d content%d: %s, %zu bytes, record %016llx, original %016llx, rotated %016llx, errors %016llx\n",
                     type, options.encoder == kvarn::encoder::paper ? "paper" : "refined", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(), f.head_dim_v(), f.exact_channels(),
-                    f.rotated() ? 1 : 0, static_cast<int>(c), kvarn::message(quantized), records.size(),
+                    (f.keys_rotated() ? 1 : 0) + (f.values_rotated() ? 2 : 0), static_cast<int>(c), kvarn::message(quantized), records.size(),
                     digest(std::span<const std::byte>(records)), decoded[0], decoded[1], digest(errors));
     // The decoded values belong to what is compared between the two kernels.
     records.resize(records.size() + sizeof decoded);
@@ -190,7 +190,7 @@ void attend(const kvarn::format& f, std::span<const std::byte> records, std::uin
         options.precision = p;
         if (kvarn::attend<Arch>(f, task, options, scratch) != kvarn::status::ok) ++failures;
         std::printf("attention k%dv%d_g%d D%d/%d+%d rot%d seed%u precision%d: %016llx\n", f.key_bits(), f.value_bits(), f.group(), f.head_dim_k(),
-                    f.head_dim_v(), f.exact_channels(), f.rotated() ? 1 : 0, seed, static_cast<int>(p), digest(out));
+                    f.head_dim_v(), f.exact_channels(), (f.keys_rotated() ? 1 : 0) + (f.values_rotated() ? 2 : 0), seed, static_cast<int>(p), digest(out));
     }
 }
 
@@ -229,15 +229,16 @@ int main()
 {
     using kvarn::rotation;
     const kvarn::format_spec specs[] = {
-        {32, 32, 4, 2, 32, rotation::hadamard, 0},   {36, 36, 8, 8, 32, rotation::hadamard, 0},
-        {64, 64, 4, 2, 64, rotation::hadamard, 0},   {80, 80, 3, 5, 64, rotation::hadamard, 0},
-        {96, 96, 5, 3, 32, rotation::hadamard, 0},   {112, 112, 6, 6, 64, rotation::hadamard, 0},
-        {128, 128, 4, 2, 128, rotation::hadamard, 0}, {128, 128, 2, 2, 128, rotation::hadamard, 0},
-        {128, 64, 3, 4, 64, rotation::hadamard, 0},  {144, 144, 2, 8, 32, rotation::hadamard, 0},
-        {192, 128, 5, 6, 32, rotation::hadamard, 0}, {256, 256, 4, 4, 64, rotation::hadamard, 0},
-        {512, 512, 4, 0, 64, rotation::hadamard, 64}, {576, 576, 4, 2, 32, rotation::hadamard, 0},
-        {64, 64, 8, 3, 256, rotation::hadamard, 0},  {100, 44, 4, 3, 32, rotation::none, 0},
-        {128, 128, 6, 5, 32, rotation::none, 8},
+        {32, 32, 4, 2, 32, rotation::hadamard, rotation::hadamard, 0},   {36, 36, 8, 8, 32, rotation::hadamard, rotation::hadamard, 0},
+        {64, 64, 4, 2, 64, rotation::hadamard, rotation::hadamard, 0},   {80, 80, 3, 5, 64, rotation::hadamard, rotation::hadamard, 0},
+        {96, 96, 5, 3, 32, rotation::hadamard, rotation::hadamard, 0},   {112, 112, 6, 6, 64, rotation::hadamard, rotation::hadamard, 0},
+        {128, 128, 4, 2, 128, rotation::hadamard, rotation::hadamard, 0}, {128, 128, 2, 2, 128, rotation::hadamard, rotation::hadamard, 0},
+        {128, 64, 3, 4, 64, rotation::hadamard, rotation::hadamard, 0},  {144, 144, 2, 8, 32, rotation::hadamard, rotation::hadamard, 0},
+        {192, 128, 5, 6, 32, rotation::hadamard, rotation::hadamard, 0}, {256, 256, 4, 4, 64, rotation::hadamard, rotation::hadamard, 0},
+        {512, 512, 4, 0, 64, rotation::hadamard, rotation::hadamard, 64}, {576, 576, 4, 2, 32, rotation::hadamard, rotation::hadamard, 0},
+        {64, 64, 8, 3, 256, rotation::hadamard, rotation::hadamard, 0},  {100, 44, 4, 3, 32, rotation::none, rotation::none, 0},
+        {128, 128, 6, 5, 32, rotation::none, rotation::none, 8}, {64, 64, 4, 2, 64, rotation::none, rotation::hadamard, 0},
+        {128, 100, 2, 4, 32, rotation::hadamard, rotation::none, 0},
     };
     std::uint32_t seed = 1;
     const auto all_types = [&seed](const kvarn::format_spec& spec, content a, [[maybe_unused]] content b) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Which layer and head of a model gets how many bits. In: a base format, and rules for ranges of layers and heads. Out: the format
+// Which layer and head of a model gets how many bits, in which basis. In: a base format, and rules for ranges of layers and heads. Out: the format
 // of each layer and head, and from it what a whole cache takes (plan_cache). constexpr, no allocation; rules stay the caller's.
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include <kvarn/layout/format.hpp>
@@ -12,7 +13,7 @@
 
 namespace kvarn {
 
-/// Other bits for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative numbers count
+/// Other bits, or another basis, for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative numbers count
 /// from the end: -1 is the last one. Bits of `unchanged` stay as they are.
 struct bit_rule {
     static constexpr int unchanged = -1;
@@ -21,6 +22,8 @@ struct bit_rule {
     int first_head = 0, last_head = -1;
     int key_bits = unchanged;
     int value_bits = unchanged;
+    std::optional<rotation> key_rotation{};  ///< what choose_format has found, say
+    std::optional<rotation> value_rotation{};
 };
 
 /// The formats of a model's cache. Made by make_policy, which has checked every format that it can give.
@@ -59,6 +62,8 @@ private:
     {
         if (r.key_bits != bit_rule::unchanged) spec.key_bits = r.key_bits;
         if (r.value_bits != bit_rule::unchanged) spec.value_bits = r.value_bits;
+        if (r.key_rotation) spec.key_rotation = *r.key_rotation;
+        if (r.value_rotation) spec.value_rotation = *r.value_rotation;
     }
 
     format base_{};
@@ -69,7 +74,8 @@ private:
 
 /// A policy for `layers` x `heads` KV heads, for example the first and the last layer at more bits:
 /// `{{.last_layer = 0, .key_bits = 4}, {.first_layer = -1, .key_bits = 4}}`. `rules` must live as long as the policy.
-/// Errors: bad_argument (no layers or heads, a range that is empty or outside), unsupported_bits, shape_mismatch (a rule gives a
+/// Errors: bad_argument (no layers or heads, a range that is empty or outside), unsupported_bits, unsupported_head_dim (for a rotation),
+/// shape_mismatch (a rule gives a
 /// format without V bits for V, or takes them away).
 [[nodiscard]] KVARN_INLINE constexpr result<bit_policy> make_policy(const format& base, int layers, int heads,
                                                                     std::span<const bit_rule> rules = {}) noexcept

@@ -30,7 +30,7 @@ struct format_spec {
     int key_bits = 4;                          ///< 2, 3, 4, 5, 6, 8
     int value_bits = 2;                        ///< the same, or 0: no V part (latent attention reads V from K)
     int group = 128;                           ///< tokens per tile: 32, 64, 128, 256
-    rotation key_rotation = rotation::hadamard;    ///< some models lose far less without it: choose_format (layout/choose.hpp)
+    rotation key_rotation = rotation::hadamard;    ///< some models lose far less without it: choose_format (cache/choose.hpp)
     rotation value_rotation = rotation::hadamard;  ///< (K's when value_bits is 0)
     int exact_channels = 0;                    ///< further channels of K kept in fp16, un-rotated (decoupled rotary part)
 
