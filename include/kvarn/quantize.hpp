@@ -148,18 +148,14 @@ status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, k
             const auto to = detail::source_of(keys, i / records.heads, i % records.heads, f.group());
             detail::with_bound<Arch>(
                 to, record + at.k_channel_scale, record + at.k_channel_zero, f.head_dim_k(), record + at.k_token_scale, f.group(),
-                f.key_bits(), unrotated_k ? f.head_dim_k() : 1, [&](const auto& out) {
-                    detail::with_extent(f.head_dim_k(), [&](auto dim) { detail::decode_keys<Arch>(f, record, out, unrotated_k, memory, dim); });
-                });
+                f.key_bits(), unrotated_k ? f.head_dim_k() : 1, [&](const auto& out) { detail::decode_keys<Arch>(f, record, out, unrotated_k, memory); });
             if (f.exact_channels() != 0) detail::decode_exact<Arch>(f, record + at.exact, to);
         }
         if (values.data != nullptr) {
             const auto to = detail::source_of(values, i / records.heads, i % records.heads, f.group());
             detail::with_bound<Arch>(
                 to, record + at.v_token_scale, record + at.v_token_zero, f.group(), record + at.v_channel_scale, f.head_dim_v(),
-                f.value_bits(), unrotated_v ? f.head_dim_v() : 1, [&](const auto& out) {
-                    detail::with_extent(f.head_dim_v(), [&](auto dim) { detail::decode_values<Arch>(f, record, out, unrotated_v, memory, dim); });
-                });
+                f.value_bits(), unrotated_v ? f.head_dim_v() : 1, [&](const auto& out) { detail::decode_values<Arch>(f, record, out, unrotated_v, memory); });
         }
     }
     return status::ok;

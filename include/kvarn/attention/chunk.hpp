@@ -120,18 +120,18 @@ KVARN_INLINE void load_channels(const input_view& x, std::size_t token, std::siz
 }
 
 /// Rotates rows in place. One compiled loop for each common size.
-template <class Arch, direction Direction>
-KVARN_NOINLINE void transform_rows(float* x, std::ptrdiff_t stride, int rows, int dim) noexcept
+template <class Arch>
+KVARN_NOINLINE void transform_rows(float* x, std::ptrdiff_t stride, int rows, int dim, direction to) noexcept
 {
     using k = simd::kernels<Arch>;
-    with_extent(dim, [&](auto d) {
+    with_extent(dim, [&](auto d) KVARN_LAMBDA {
         if constexpr (is_constant_extent<decltype(d)>) {
             for (int i = 0; i < rows; ++i) {
                 float* const row = x + i * stride;
-                transform_vector<Arch, Direction>([&](int c) KVARN_LAMBDA { return k::load(row + c); }, row, row, d);
+                transform_vector<Arch>([&](int c) KVARN_LAMBDA { return k::load(row + c); }, row, row, d);
             }
         } else {
-            transform_any_rows<Arch, Direction>(x, stride, rows, d);
+            transform_any_rows<Arch>(x, stride, rows, d, to);
         }
     });
 }
@@ -165,8 +165,8 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     }
     if (given_rotated ? original : rotated) {
         std::memcpy(other, given, static_cast<std::size_t>(r.rows) * static_cast<std::size_t>(e.query()) * sizeof(float));
-        if (given_rotated) transform_rows<Arch, direction::inverse>(other, e.query(), r.rows, f.head_dim_k());
-        else transform_rows<Arch, direction::forward>(other, e.query(), r.rows, f.head_dim_k());
+        if (given_rotated) transform_rows<Arch>(other, e.query(), r.rows, f.head_dim_k(), direction::inverse);
+        else transform_rows<Arch>(other, e.query(), r.rows, f.head_dim_k(), direction::forward);
     }
     return status::ok;
 }
@@ -230,7 +230,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         }
         attend_exact<Arch>(f, tokens, keys_as_stored, cap, r);
     }
-    if (!values_as_stored) transform_rows<Arch, direction::forward>(r.out, e.values, r.rows, output_channels(f));
+    if (!values_as_stored) transform_rows<Arch>(r.out, e.values, r.rows, output_channels(f), direction::forward);
 }
 
 /// r.total before the first chunk: the sink logits, if any.
@@ -259,7 +259,7 @@ KVARN_NOINLINE void write_output(const format& f, const attention_task& task, co
             task.log_sum_exp[i] = s.total > 0.0f ? (s.largest + log2_of(s.total)) * ln_2 : -std::numeric_limits<float>::infinity();
         scale_floats<Arch>(r.total_out + i * e.values, e.values, s.total > 0.0f ? 1.0f / s.total : 0.0f);
     }
-    if (f.values_rotated() && o.output_basis == basis::original) transform_rows<Arch, direction::inverse>(r.total_out, e.values, r.rows, channels);
+    if (f.values_rotated() && o.output_basis == basis::original) transform_rows<Arch>(r.total_out, e.values, r.rows, channels, direction::inverse);
     for (int i = 0; i < r.rows; ++i) {
         const auto token = static_cast<std::size_t>(i) / task.q.heads, head = static_cast<std::size_t>(i) % task.q.heads;
         with_vector(task.out, token, head, [&](auto* p) KVARN_LAMBDA {

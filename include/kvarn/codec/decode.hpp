@@ -34,19 +34,21 @@ KVARN_INLINE void store_scalars(const float* from, int n, std::byte* to) noexcep
     for (; i < n; ++i) simd::kernels<simd::portable>::store(p + i, from[i]);
 }
 
-/// One token of K: row(d) gives channels d .. d + width. `codes` is [channel / width][tokens][width], at the token.
+/// Tokens that transpose_codes turns at a time.
+inline constexpr int turned_tokens = 32;
+
+/// One token of K: row(d) gives channels d .. d + width. `codes` is [channel / width][turned_tokens][width], at the token.
 template <class Arch>
 struct key_row {
     using k = simd::kernels<Arch>;
     const std::uint8_t* codes;
-    int block_bytes;  // from one block of width channels to the next
     const float* scale;
     const float* zero;
     typename k::reg token_scale;
 
     KVARN_INLINE typename k::reg operator()(int d) const noexcept
     {
-        return k::mul(k::code_value(k::load_codes(codes + d / k::width * block_bytes), k::load(scale + d), k::load(zero + d)), token_scale);
+        return k::mul(k::code_value(k::load_codes(codes + static_cast<std::ptrdiff_t>(d) * turned_tokens), k::load(scale + d), k::load(zero + d)), token_scale);
     }
 };
 
@@ -62,6 +64,37 @@ struct value_row {
     KVARN_INLINE typename k::reg operator()(int d) const noexcept
     {
         return k::mul(k::code_value(k::load_codes(codes + d), scale, zero), k::load(channel_scale + d));
+    }
+};
+
+/// Consecutive tokens of K: rows(t) is token t. `codes` is [channel / width][turned_tokens][width].
+template <class Arch>
+struct key_rows {
+    const std::uint8_t* codes;
+    const float* scale;        // [channel]
+    const float* zero;         // [channel]
+    const float* token_scale;  // [token]
+
+    KVARN_INLINE key_row<Arch> operator()(int t) const noexcept
+    {
+        using k = simd::kernels<Arch>;
+        return {codes + t * k::width, scale, zero, k::broadcast(token_scale[t])};
+    }
+};
+
+/// Consecutive tokens of V. `codes` is [token][channel].
+template <class Arch>
+struct value_rows {
+    const std::uint8_t* codes;
+    int dim;
+    const float* scale;          // [token]
+    const float* zero;           // [token]
+    const float* channel_scale;  // [channel]
+
+    KVARN_INLINE value_row<Arch> operator()(int t) const noexcept
+    {
+        using k = simd::kernels<Arch>;
+        return {codes + t * dim, k::broadcast(scale[t]), k::broadcast(zero[t]), channel_scale};
     }
 };
 

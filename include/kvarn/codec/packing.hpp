@@ -74,6 +74,18 @@ KVARN_INLINE void unpack_stream(const std::uint8_t* packed, std::size_t count, s
     }
 }
 
+/// The same for a number of bits known at run time, compiled once for all callers: for streams of a thousand codes and more.
+template <class Arch>
+KVARN_NOINLINE void pack_stream(int bits, const std::uint8_t* codes, std::size_t count, std::uint8_t* packed) noexcept
+{
+    with_bits(bits, [&](auto b) KVARN_LAMBDA { pack_stream<Arch, b()>(codes, count, packed); });
+}
+template <class Arch>
+KVARN_NOINLINE void unpack_stream(int bits, const std::uint8_t* packed, std::size_t count, std::uint8_t* codes) noexcept
+{
+    with_bits(bits, [&](auto b) KVARN_LAMBDA { unpack_stream<Arch, b()>(packed, count, codes); });
+}
+
 }  // namespace detail
 
 template <class Arch>
@@ -83,7 +95,7 @@ status pack_codes(int bits, const std::uint8_t* codes, std::size_t count, std::u
     if (count % 8 != 0) return status::bad_argument;
     if (count == 0) return status::ok;
     if (codes == nullptr || packed == nullptr) return status::null_pointer;
-    detail::with_bits(bits, [&](auto b) { detail::pack_stream<Arch, b()>(codes, count, packed); });
+    detail::pack_stream<Arch>(bits, codes, count, packed);
     return status::ok;
 }
 
@@ -94,7 +106,7 @@ status unpack_codes(int bits, const std::uint8_t* packed, std::size_t count, std
     if (count % 8 != 0) return status::bad_argument;
     if (count == 0) return status::ok;
     if (codes == nullptr || packed == nullptr) return status::null_pointer;
-    detail::with_bits(bits, [&](auto b) { detail::unpack_stream<Arch, b()>(packed, count, codes); });
+    detail::unpack_stream<Arch>(bits, packed, count, codes);
     return status::ok;
 }
 

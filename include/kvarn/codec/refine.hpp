@@ -171,7 +171,7 @@ struct refine_pass {
         v sum_c = v::broadcast(0.0f), sum_cc = sum_c, sum_cx = sum_c, sum_x = sum_c, sum_xx = sum_c;
         const v minus_origin = v::broadcast(-origin);
         for (int j = 0; j < padded1; j += block) {
-            const v value = Staged ? v::load(x + j) : fma(v::load(x + j), v::load(m.reciprocal + j), minus_origin);
+            const v value = Staged ? v(v::load(x + j)) : v(fma(v::load(x + j), v::load(m.reciprocal + j), minus_origin));
             const v weight = v::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
             code.store(codes + j);
             sum_c = add(sum_c, weighted);
@@ -212,8 +212,8 @@ struct refine_pass {
     KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
     {
         for (int j = 0; j < padded1; j += block) {
-            v product = i0 == 0 ? v::broadcast(0.0f) : v::load(m.product + j);
-            v square = i0 == 0 ? v::broadcast(0.0f) : v::load(m.square + j);
+            v product = v::broadcast(0.0f), square = product;
+            if (i0 != 0) product = v::load(m.product + j), square = v::load(m.square + j);
             for (int i = 0; i < rows; ++i) {
                 const v value = v::load(tile + (i0 + i) * stride + j);
                 const v y = fma(v::load(m.codes + i * padded1 + j), v::broadcast(m.scale[i0 + i]), v::broadcast(m.zero[i0 + i]));
@@ -248,7 +248,7 @@ struct refine_pass {
     KVARN_INLINE void store_codes(int i, std::uint8_t* to) const noexcept
     {
         const float* const codes = m.codes + i * padded1;
-        for (int j = 0; j < padded1; j += block) k::store_codes(to + j, v::load(codes + j).r, k::broadcast(1.0f));
+        for (int j = 0; j < padded1; j += block) k::store_codes(to + j, v(v::load(codes + j)).r, k::broadcast(1.0f));
     }
 
     /// V: multiplies scale and zero of row `row` so that its decoded norm is the exact one.
@@ -271,8 +271,8 @@ struct refine_pass {
 /// Encodes the tile; see the top. Codes of `bits` bits go to `packed`, scalars to m.scale, m.zero and m.s1. `rounds` >= 0 refits, and
 /// clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps. Returns whether all scalars fit a half; if not, what was written is of no use.
 /// Rows and columns must be readable up to whole lanes; columns of the tile from size1 up to there are overwritten.
-template <class Arch, class Size1>
-bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits, int rounds, int clip_steps,
+template <class Arch>
+bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, token_axis token, int bits, int rounds, int clip_steps,
                     const float* s0, const refine_memory& m, std::uint8_t* packed) noexcept
 {
     using pass = refine_pass<Arch>;

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <initializer_list>
 
+#include <kvarn/base/extent.hpp>
 #include <kvarn/simd/lanes.hpp>
 
 namespace kvarn {
@@ -60,13 +61,16 @@ struct variance_factors {
 }
 
 /// Normalises tile[i * stride + j], i < size0, j < size1. The tile must be readable, and zero, up to whole lanes of sixteen in
-/// both directions. `Size1` is int or an integral constant. At most `iterations` rounds; it stops early when no later iterate
-/// could be kept: the imbalance max/min + max/min is never below 2, and must fall by one part in 10^5 to count.
-template <class Arch, class Size1>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations,
+/// both directions. At most `iterations` rounds; it stops early when no later iterate could be kept: the imbalance max/min + max/min is never below 2, and must fall by one part in 10^5 to count.
+template <class Arch>
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations,
                         const variance_factors& f) noexcept;
 
 namespace detail {
+
+/// Floats from the end of one row of a tile, rounded up to sixteen, to the next row, against cache-set conflicts. Any other distance works
+/// too, through code without compile-time bounds.
+inline constexpr int tile_padding = 16;
 
 inline constexpr float factor_floor = 0.740818220681717866f;    // exp(-0.3)
 inline constexpr float factor_ceiling = 22026.4657948067165f;   // exp(10)
@@ -126,12 +130,13 @@ struct variance_pass {
         }
     }
 
-    /// One pass: deviations of axis 0 (and, if Update, new factors for it), then the sums over axis 0. `growth` is by how much
+    /// One pass: deviations of axis 0 (and, if `update`, new factors for it), then the sums over axis 0. `growth` is by how much
     /// the reciprocal factors of axis 1 have grown since the pass before, on average.
-    template <bool Update, class Size1>
-    KVARN_NOINLINE static void run(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, float growth,
+    template <class Size1, class Stride>
+    KVARN_NOINLINE static void run(bool update, const float* tile, Stride row_stride, int size0, Size1 size1, float growth,
                                    const variance_factors& f) noexcept
     {
+        const std::ptrdiff_t stride = row_stride;
         // Padding would not be zero about a pivot.
         const bool centre0 = size1 % simd::lane_count == 0, centre1 = size0 % simd::lane_count == 0;
         constexpr int block = simd::lane_count;
@@ -148,7 +153,7 @@ struct variance_pass {
             const v sums = simd::sum_folded_rows<Arch>(sum);
             const v raw = deviation(sums, simd::sum_folded_rows<Arch>(square), inverse_n, inverse_n1);
             if (centre0) fma(sums, v::broadcast(inverse_n), pivot).store(f.pivot0 + i0);
-            if constexpr (Update) {
+            if (update) {
                 const v old = v::load(f.reciprocal0 + i0);
                 const v s = updated(v::load(f.current0 + i0), mul(raw, old));
                 const v r = div(v::broadcast(1.0f), s);
@@ -182,7 +187,7 @@ struct variance_pass {
     /// Deviations along axis 0 from the sums; with Update also new factors for axis 1 (whose deviations then are of the iterate
     /// with the new factors) and pivots for the next pass. Returns the growth of axis 1's reciprocals.
     template <bool Update>
-    KVARN_INLINE static float columns(int size0, int size1, const variance_factors& f) noexcept
+    KVARN_NOINLINE static float columns(int size0, int size1, const variance_factors& f) noexcept
     {
         const bool centre1 = size0 % simd::lane_count == 0;
         const float before = Update ? total(f.reciprocal1, size1) : 1.0f;
@@ -266,23 +271,31 @@ struct variance_pass {
 
 }  // namespace detail
 
-template <class Arch, class Size1>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations,
+template <class Arch>
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations,
                         const variance_factors& f) noexcept
 {
     using pass = detail::variance_pass<Arch>;
+    const auto run = [&](bool update, float growth) {
+        detail::with_extent(stride == size1 + detail::tile_padding ? size1 : 0, [&](auto n) KVARN_LAMBDA {
+            if constexpr (detail::is_constant_extent<decltype(n)>)
+                pass::run(update, tile, std::integral_constant<int, n() + detail::tile_padding>{}, size0, n, growth, f);
+            else
+                pass::run(update, tile, stride, size0, size1, growth, f);
+        });
+    };
     for (float* const ones : {f.s0, f.current0, f.reciprocal0}) pass::fill(ones, size0, 1.0f);
     for (float* const ones : {f.s1, f.current1, f.reciprocal1}) pass::fill(ones, size1, 1.0f);
     pass::fill(f.pivot0, size0, 0.0f);
     pass::fill(f.pivot1, size1, 0.0f);
 
-    pass::template run<false>(tile, stride, size0, size1, 1.0f, f);
+    run(false, 1.0f);
     pass::template columns<false>(size0, size1, f);
     float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
     for (int i = 0; i < iterations; ++i) {
         if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
         const float growth = pass::template columns<true>(size0, size1, f);
-        pass::template run<true>(tile, stride, size0, size1, growth, f);
+        run(true, growth);
         pass::template columns<false>(size0, size1, f);
         const float imbalance = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
         if (imbalance < best * detail::needed_gain) {

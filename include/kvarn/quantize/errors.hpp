@@ -88,7 +88,7 @@ KVARN_NOINLINE part_errors measure_part(const tile_memory& m, std::ptrdiff_t str
     for (int i0 = 0; i0 < size0; i0 += block, packed += row_bytes) {
         const int rows = size0 - i0 < block ? size0 - i0 : block;
         const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(size1);
-        with_bits(bits, [&](auto b) { unpack_stream<Arch, b()>(packed, count, bytes); });
+        unpack_stream<Arch>(bits, packed, count, bytes);
         for (int i = 0; i < rows; ++i) {
             const v scale = v::broadcast(m.scale[i0 + i]), zero = v::broadcast(m.zero[i0 + i]);
             v sum_x = v::broadcast(0.0f), sum_y = sum_x, sum_d = sum_x;
@@ -103,9 +103,9 @@ KVARN_NOINLINE part_errors measure_part(const tile_memory& m, std::ptrdiff_t str
                     sum_d = fma(d, d, sum_d);
                 } else {
                     const bool first = i0 + i == 0;
-                    fma(x, x, first ? sum_x : v::load(exact + j)).store(exact + j);
-                    fma(y, y, first ? sum_x : v::load(decoded + j)).store(decoded + j);
-                    fma(d, d, first ? sum_x : v::load(difference + j)).store(difference + j);
+                    fma(x, x, first ? sum_x : v(v::load(exact + j))).store(exact + j);
+                    fma(y, y, first ? sum_x : v(v::load(decoded + j))).store(decoded + j);
+                    fma(d, d, first ? sum_x : v(v::load(difference + j))).store(difference + j);
                 }
             }
             if (tokens_first) add_token({reduce_add(sum_x), reduce_add(sum_y), reduce_add(sum_d)}, worst, all);

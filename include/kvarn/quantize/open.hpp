@@ -25,85 +25,116 @@ void decode_exact(const format& f, const std::byte* from, const tile_source<T>& 
             one::store(k.data + t * k.token_stride + (f.head_dim_k() + c) * k.channel_stride, one::load(p++));
 }
 
-/// Writes `tokens` <= staged_tokens decoded tokens; row_of(t) gives the t-th as a key_row or value_row. Common sizes with
-/// contiguous channels go straight to the output, all others through `stage`.
-template <class Arch, class T, class Dim, class RowOf>
-KVARN_INLINE void store_tokens(const tile_source<T>& to, int first, int tokens, Dim dim, bool unrotated, float* stage, RowOf&& row_of) noexcept
+/// `tokens` <= staged_tokens tokens to stage [token][dim rounded up to 16], in the basis of the result. Rows is key_rows or value_rows.
+template <class Arch, class Rows>
+KVARN_NOINLINE void stage_tokens(const Rows& rows, int tokens, int dim, bool unrotated, float* stage) noexcept
 {
     using kern = simd::kernels<Arch>;
-    if constexpr (is_constant_extent<Dim>) {
-        if (to.channel_stride == 1) {
-            for (int t = 0; t < tokens; ++t) {
-                const auto row = row_of(t);
-                T* const token = to.data + (first + t) * to.token_stride;
-                if (unrotated) {
-                    transform_vector<Arch, direction::inverse>(row, stage, token, dim);
-                } else {
-                    for (int d = 0; d < dim; d += kern::width) kern::store(token + d, row(d));
-                }
-            }
-            return;
-        }
-    }
     const int stride = simd::whole_lanes(dim);
     for (int t = 0; t < tokens; ++t) {
-        const auto row = row_of(t);
+        const auto row = rows(t);
         for (int d = 0; d < dim; d += kern::width) kern::store(stage + t * stride + d, row(d));
     }
-    if (unrotated) transform_any_rows<Arch, direction::inverse>(stage, stride, tokens, dim);
-    for (int t = 0; t < tokens; ++t)
-        store_row<Arch>(stage + t * stride, dim, to.data + (first + t) * to.token_stride, to.channel_stride);
+    if (unrotated) transform_any_rows<Arch>(stage, stride, tokens, dim, direction::inverse);
 }
 
-template <class Arch, class T, class Dim>
-KVARN_NOINLINE void decode_keys(const format& f, const std::byte* record, const tile_source<T>& k, bool unrotated, const tile_memory& m,
-                                Dim dim) noexcept
+/// Writes staged_tokens decoded tokens from number `first` on. Contiguous channels go straight to the output where no transform is
+/// left or the size is a common one, everything else through `stage`.
+template <class Arch, class T, class Rows>
+KVARN_INLINE void store_tokens(const tile_source<T>& to, int first, int dim, bool unrotated, float* stage, const Rows& rows) noexcept
 {
     using kern = simd::kernels<Arch>;
-    const record_layout at = layout_of(f);
-    const int group = f.group(), padded = simd::whole_lanes(dim);
-    const auto count = static_cast<std::size_t>(dim) * static_cast<std::size_t>(group);
-    float* const scale = m.factors;
-    float* const zero = scale + padded;
-    float* const token_scale = zero + padded;
-    load_scalars<Arch>(record + at.k_channel_scale, dim, scale);
-    load_scalars<Arch>(record + at.k_channel_zero, dim, zero);
-    load_scalars<Arch>(record + at.k_token_scale, group, token_scale);
-    with_bits(f.key_bits(), [&](auto b) {
-        unpack_stream<Arch, b()>(reinterpret_cast<const std::uint8_t*>(record + at.k_codes), count, m.codes);
-    });
-    std::uint8_t* const turned = m.codes + padded * group;  // [channel / width][token][width] of staged_tokens tokens
-    constexpr int block_bytes = staged_tokens * kern::width;
-    for (int t = 0; t < group; t += staged_tokens) {
-        for (int d = 0; d < dim; d += kern::width)
-            kern::transpose_codes(m.codes + d * group + t, group, turned + d / kern::width * block_bytes);
-        store_tokens<Arch>(k, t, staged_tokens, dim, unrotated, m.stage, [&](int i) KVARN_LAMBDA {
-            return key_row<Arch>{turned + i * kern::width, block_bytes, scale, zero, kern::broadcast(token_scale[t + i])};
+    constexpr int block = kern::width < 8 ? 8 * kern::width : 64;
+    const auto [data, token_stride, channel_stride] = to;
+    T* token = data + first * token_stride;
+    if (channel_stride == 1 && !unrotated && dim % block == 0) {
+        for (int t = 0; t < staged_tokens; t += 2, token += 2 * token_stride) {  // two tokens share what is loaded of the channels
+            const auto row = rows(t), next_row = rows(t + 1);
+            T* const next = token + token_stride;
+            for (int d = 0; d < dim; d += block)
+                KVARN_UNROLL
+                for (int i = 0; i < block; i += kern::width) {
+                    const auto a = row(d + i), b = next_row(d + i);
+                    kern::store(token + d + i, a);
+                    kern::store(next + d + i, b);
+                }
+        }
+        return;
+    }
+    if (channel_stride == 1 && is_common_extent(dim)) {
+        with_extent(dim, [&](auto d) KVARN_LAMBDA {
+            if constexpr (is_constant_extent<decltype(d)>)
+                for (int t = 0; t < staged_tokens; ++t) transform_vector<Arch>(rows(t), stage, token + t * token_stride, d);
         });
+        return;
+    }
+    stage_tokens<Arch>(rows, staged_tokens, dim, unrotated, stage);
+    for (int t = 0; t < staged_tokens; ++t)
+        store_row<Arch>(stage + t * simd::whole_lanes(dim), dim, token + t * token_stride, channel_stride);
+}
+
+/// Codes and scalars of K to scratch: codes [channel][token] to m.codes, scalars to m.factors.
+template <class Arch>
+KVARN_NOINLINE void unpack_keys(const format& f, const std::byte* record, const tile_memory& m) noexcept
+{
+    const record_layout at = layout_of(f);
+    const int dim = f.head_dim_k(), padded = simd::whole_lanes(dim);
+    load_scalars<Arch>(record + at.k_channel_scale, dim, m.factors);
+    load_scalars<Arch>(record + at.k_channel_zero, dim, m.factors + padded);
+    load_scalars<Arch>(record + at.k_token_scale, f.group(), m.factors + 2 * padded);
+    unpack_stream<Arch>(f.key_bits(), reinterpret_cast<const std::uint8_t*>(record + at.k_codes),
+                        static_cast<std::size_t>(dim) * static_cast<std::size_t>(f.group()), m.codes);
+}
+
+/// staged_tokens tokens of m.codes, from number `first` on, to turned [channel / width][token][width].
+template <class Arch>
+KVARN_NOINLINE void turn_codes(const std::uint8_t* codes, int first, int dim, int group, std::uint8_t* turned) noexcept
+{
+    using kern = simd::kernels<Arch>;
+    static_assert(staged_tokens == turned_tokens);
+    for (int d = 0; d < dim; d += kern::width) kern::transpose_codes(codes + d * group + first, group, turned + d * staged_tokens);
+}
+
+template <class Arch, class T>
+KVARN_NOINLINE void decode_keys(const format& f, const std::byte* record, const tile_source<T>& k, bool unrotated, const tile_memory& m) noexcept
+{
+    const int dim = f.head_dim_k(), group = f.group(), padded = simd::whole_lanes(dim);
+    unpack_keys<Arch>(f, record, m);
+    std::uint8_t* const turned = m.codes + padded * group;
+    const float* const scale = m.factors;
+    for (int t = 0; t < group; t += staged_tokens) {
+        turn_codes<Arch>(m.codes, t, dim, group, turned);
+        const key_rows<Arch> rows{turned, scale, scale + padded, scale + 2 * padded + t};
+        store_tokens<Arch>(k, t, dim, unrotated, m.stage, rows);
     }
 }
 
-template <class Arch, class T, class Dim>
-KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, const tile_source<T>& v, bool unrotated,
-                                  const tile_memory& m, Dim dim) noexcept
+/// Scalars of V to m.factors.
+template <class Arch>
+KVARN_NOINLINE void load_value_scalars(const format& f, const std::byte* record, const tile_memory& m) noexcept
 {
-    using kern = simd::kernels<Arch>;
     const record_layout at = layout_of(f);
-    const int group = f.group();
-    float* const channel_scale = m.factors;
-    float* const scale = channel_scale + simd::whole_lanes(dim);
-    float* const zero = scale + group;
-    load_scalars<Arch>(record + at.v_channel_scale, dim, channel_scale);
-    load_scalars<Arch>(record + at.v_token_scale, group, scale);
-    load_scalars<Arch>(record + at.v_token_zero, group, zero);
+    const int padded = simd::whole_lanes(f.head_dim_v());
+    load_scalars<Arch>(record + at.v_channel_scale, f.head_dim_v(), m.factors);
+    load_scalars<Arch>(record + at.v_token_scale, f.group(), m.factors + padded);
+    load_scalars<Arch>(record + at.v_token_zero, f.group(), m.factors + padded + f.group());
+}
+
+template <class Arch, class T>
+KVARN_NOINLINE void decode_values(const format& f, const std::byte* record, const tile_source<T>& v, bool unrotated,
+                                  const tile_memory& m) noexcept
+{
+    const int dim = f.head_dim_v(), group = f.group();
+    load_value_scalars<Arch>(f, record, m);
+    const float* const channel_scale = m.factors;
+    const float* const scale = channel_scale + simd::whole_lanes(dim);
     const auto count = static_cast<std::size_t>(staged_tokens) * static_cast<std::size_t>(dim);
-    const std::uint8_t* packed = reinterpret_cast<const std::uint8_t*>(record + at.v_codes);
+    const std::uint8_t* packed = reinterpret_cast<const std::uint8_t*>(record + layout_of(f).v_codes);
     for (int t = 0; t < group; t += staged_tokens) {
-        with_bits(f.value_bits(), [&](auto b) { unpack_stream<Arch, b()>(packed, count, m.codes); });
+        unpack_stream<Arch>(f.value_bits(), packed, count, m.codes);
         packed += count * static_cast<std::size_t>(f.value_bits()) / 8;
-        store_tokens<Arch>(v, t, staged_tokens, dim, unrotated, m.stage, [&](int i) KVARN_LAMBDA {
-            return value_row<Arch>{m.codes + i * dim, kern::broadcast(scale[t + i]), kern::broadcast(zero[t + i]), channel_scale};
-        });
+        const value_rows<Arch> rows{m.codes, dim, scale + t, scale + group + t, channel_scale};
+        store_tokens<Arch>(v, t, dim, unrotated, m.stage, rows);
     }
 }
 

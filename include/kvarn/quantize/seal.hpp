@@ -26,8 +26,8 @@ KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
 }
 
 /// K: tokens to tile[channel * stride + token], rotated.
-template <class Arch, class T, class Dim>
-KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
+template <class Arch, class T>
+KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, int dim, int group, const tile_memory& m,
                                   std::ptrdiff_t stride) noexcept
 {
     constexpr int width = simd::kernels<Arch>::width;
@@ -35,43 +35,46 @@ KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated
     for (int t = 0; t < group; t += width) {
         const T* const tokens = from.data + t * from.token_stride;
         if (from.channel_stride == 1) {
-            transform_transposed<Arch, forward>(tokens, from.token_stride, width, rotated, m.tile + t, stride, dim);
+            transform_transposed<Arch>(tokens, from.token_stride, width, rotated, m.tile + t, stride, dim, forward);
         } else {
             for (int i = 0; i < width; ++i) load_row<Arch>(tokens + i * from.token_stride, from.channel_stride, dim, m.stage + i * dim);
-            transform_transposed<Arch, forward>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim);
+            transform_transposed<Arch>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim, forward);
         }
     }
     clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
 }
 
 /// V: tokens to tile[token * stride + channel], rotated.
-template <class Arch, class T, class Dim>
-KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, Dim dim, int group, const tile_memory& m,
+template <class Arch, class T>
+KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, int dim, int group, const tile_memory& m,
                                     std::ptrdiff_t stride) noexcept
 {
     using k = simd::kernels<Arch>;
-    constexpr auto forward = direction::forward;
-    const bool direct = is_constant_extent<Dim> && rotated && from.channel_stride == 1;
-    for (int t = 0; t < group; ++t) {
-        const T* const token = from.data + t * from.token_stride;
-        float* const row = m.tile + t * stride;
-        if constexpr (is_constant_extent<Dim>) {
-            if (direct) {
-                transform_vector<Arch, forward>([&](int d) KVARN_LAMBDA { return k::load(token + d); }, row, row, dim);
-                continue;
+    if (rotated && from.channel_stride == 1 && is_common_extent(dim)) {
+        with_extent(dim, [&](auto d) KVARN_LAMBDA {
+            if constexpr (is_constant_extent<decltype(d)>) {
+                for (int t = 0; t < group; ++t) {
+                    const T* const token = from.data + t * from.token_stride;
+                    float* const row = m.tile + t * stride;
+                    transform_vector<Arch>([&](int c) KVARN_LAMBDA { return k::load(token + c); }, row, row, d);
+                }
             }
-        }
-        load_row<Arch>(token, from.channel_stride, dim, row);
+        });
+        return;
+    }
+    for (int t = 0; t < group; ++t) {
+        float* const row = m.tile + t * stride;
+        load_row<Arch>(from.data + t * from.token_stride, from.channel_stride, dim, row);
         for (int d = dim; d < simd::whole_lanes(dim); ++d) row[d] = 0.0f;
     }
-    if (rotated && !direct) transform_any_rows<Arch, forward>(m.tile, stride, group, dim);
+    if (rotated) transform_any_rows<Arch>(m.tile, stride, group, dim, direction::forward);
 }
 
 /// One part of a record, from the rotated tile in m.tile to codes and scalars. `record` null: only report whether the scalars fit.
 /// Where the refined encoder's scalars would not fit, the paper's encoder takes over, with its own rounds of normalisation: what one
 /// accepts, the other does too.
-template <class Arch, class Size1>
-KVARN_INLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, Size1 size1, token_axis token, int bits,
+template <class Arch>
+KVARN_NOINLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int size0, int size1, token_axis token, int bits,
                               const encode_options& options, std::byte* record, const part_fields& at, part_errors* errors) noexcept
 {
     const variance_factors f = place_variance_factors(m.factors, size0, size1);
@@ -106,14 +109,10 @@ bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memo
                  part_errors* errors) noexcept
 {
     const record_layout at = layout_of(f);
-    bool fits = false;
     const std::ptrdiff_t stride = f.group() + tile_padding;
-    with_extent(f.head_dim_k(), [&](auto dim) { load_key_tile<Arch>(k, f.keys_rotated(), dim, f.group(), m, stride); });
-    with_extent(f.group(), [&](auto group) {
-        fits = encode_part<Arch>(m, stride, f.head_dim_k(), group, token_axis::axis1, f.key_bits(), options, record,
-                                 {at.k_codes, at.k_channel_scale, at.k_channel_zero, at.k_token_scale}, errors);
-    });
-    return fits;
+    load_key_tile<Arch>(k, f.keys_rotated(), f.head_dim_k(), f.group(), m, stride);
+    return encode_part<Arch>(m, stride, f.head_dim_k(), f.group(), token_axis::axis1, f.key_bits(), options, record,
+                             {at.k_codes, at.k_channel_scale, at.k_channel_zero, at.k_token_scale}, errors);
 }
 
 /// The V part of a record; `errors` may be null.
@@ -122,14 +121,10 @@ bool encode_values(const format& f, const tile_source<const T>& v, const tile_me
                    part_errors* errors) noexcept
 {
     const record_layout at = layout_of(f);
-    bool fits = false;
-    with_extent(f.head_dim_v(), [&](auto dim) {
-        const std::ptrdiff_t stride = simd::whole_lanes(dim) + tile_padding;
-        load_value_tile<Arch>(v, f.values_rotated(), dim, f.group(), m, stride);
-        fits = encode_part<Arch>(m, stride, f.group(), dim, token_axis::axis0, f.value_bits(), options, record,
-                                 {at.v_codes, at.v_token_scale, at.v_token_zero, at.v_channel_scale}, errors);
-    });
-    return fits;
+    const std::ptrdiff_t stride = simd::whole_lanes(f.head_dim_v()) + tile_padding;
+    load_value_tile<Arch>(v, f.values_rotated(), f.head_dim_v(), f.group(), m, stride);
+    return encode_part<Arch>(m, stride, f.group(), f.head_dim_v(), token_axis::axis0, f.value_bits(), options, record,
+                             {at.v_codes, at.v_token_scale, at.v_token_zero, at.v_channel_scale}, errors);
 }
 
 template <class Arch, class T>

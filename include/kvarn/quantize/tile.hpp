@@ -13,7 +13,6 @@
 
 namespace kvarn::detail {
 
-inline constexpr int tile_padding = 16;   // floats beyond a row, against cache-set conflicts
 inline constexpr int staged_tokens = 32;  // tokens gathered or decoded at a time
 
 /// Channels [first, first + channels) of one tile: token t starts at data + t * token_stride.

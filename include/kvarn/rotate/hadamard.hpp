@@ -82,14 +82,14 @@ KVARN_INLINE void radix_pass(unit_row<float> x, unit_row<T> to, int units, int s
 /// How many registers the next pass joins, when 2^levels remain.
 [[nodiscard]] KVARN_INLINE constexpr int next_radix(int left) noexcept { return left == 2 ? 2 : left == 8 || left >= 32 ? 8 : 4; }
 
-/// Levels with spans `span` .. inner / 2 (in units), a few at a time, in place. If Finish, the last pass multiplies by `factor`
-/// and stores to `to` (nothing happens when no level is left).
-template <class Arch, bool Finish, class T>
-KVARN_INLINE void inner_levels(unit_row<float> x, unit_row<T> to, int units, int inner, int span, float factor) noexcept
+/// Levels with spans `span` .. inner / 2 (in units), a few at a time, in place. If `finish`, the last pass multiplies by `factor`
+/// (nothing happens when no level is left).
+template <class Arch>
+KVARN_INLINE void inner_levels(unit_row<float> x, int units, int inner, int span, bool finish, float factor) noexcept
 {
     const auto scale = simd::kernels<Arch>::broadcast(factor);
     const auto pass = [&](auto radix) KVARN_LAMBDA {
-        if (Finish && span * radix() == inner) radix_pass<Arch, radix(), true>(x, to, units, span, scale);
+        if (finish && span * radix() == inner) radix_pass<Arch, radix(), true>(x, x, units, span, scale);
         else radix_pass<Arch, radix(), false>(x, x, units, span, scale);
         span *= radix();
     };
@@ -101,7 +101,7 @@ KVARN_INLINE void inner_levels(unit_row<float> x, unit_row<T> to, int units, int
     }
 }
 
-/// All of inner_levels, Finish, for sizes known at compile time: the passes follow each other without a loop.
+/// All of inner_levels, finish, for sizes known at compile time: the passes follow each other without a loop. `to` may be `x`.
 template <class Arch, int Inner, int Span, class T>
 KVARN_INLINE void constant_levels(unit_row<float> x, unit_row<T> to, float factor) noexcept
 {
@@ -117,12 +117,12 @@ KVARN_INLINE void constant_levels(unit_row<float> x, unit_row<T> to, float facto
     }
 }
 
-/// The outer transform of order M over the units l * inner + j, l < M, for each j < inner; times `factor`. `to` may be `x`.
-template <class Arch, int M, direction Direction, class T>
-KVARN_NOINLINE void outer_transform(unit_row<float> x, unit_row<T> to, int inner, float factor) noexcept
+/// The outer transform of order M over the units l * inner + j, l < M, for each j < inner, in place; times `factor`.
+template <class Arch, int M, bool Transposed>
+KVARN_NOINLINE void outer_transform(unit_row<float> x, int inner, float factor) noexcept
 {
     using k = simd::kernels<Arch>;
-    constexpr const auto& table = paley_table<M, Direction == direction::inverse>;
+    constexpr const auto& table = paley_table<M, Transposed>;
     const auto scale = k::broadcast(factor);
     float combinations[M / 4][8][k::width];
     for (int j = 0; j < inner; ++j) {
@@ -145,23 +145,29 @@ KVARN_NOINLINE void outer_transform(unit_row<float> x, unit_row<T> to, int inner
             KVARN_UNROLL
             for (int g = 1; g < M / 4; ++g)  // the products with +-1 are exact: this is addition or subtraction
                 sum = k::fma(k::load(combinations[g][table.at[i][g].index]), k::broadcast(table.at[i][g].sign), sum);
-            k::store(to.at(i * inner + j), k::mul(sum, scale));
+            k::store(x.at(i * inner + j), k::mul(sum, scale));
         }
     }
 }
 
-/// What remains of the transform after the levels below `span`, of `outer * inner` registers, from `x` (overwritten) to `to`.
-template <class Arch, direction Direction, class T>
-KVARN_INLINE void finish_transform(unit_row<float> x, unit_row<T> to, int outer, int inner, int span, float scale) noexcept
+/// What remains of the transforms of `rows` rows, of factors.outer * factors.inner units each, after the levels below `span`.
+template <class Arch>
+KVARN_NOINLINE void finish_rows(unit_row<float> x, std::ptrdiff_t row_stride, int rows, hadamard_factors factors, int span, float scale,
+                                direction to) noexcept
 {
-    if (outer == 1) return inner_levels<Arch, true>(x, to, inner, inner, span, scale);
-    inner_levels<Arch, false>(x, x, outer * inner, inner, span, scale);
-    switch (outer) {
-    case 12: return outer_transform<Arch, 12, Direction>(x, to, inner, scale);
-    case 20: return outer_transform<Arch, 20, Direction>(x, to, inner, scale);
-    case 28: return outer_transform<Arch, 28, Direction>(x, to, inner, scale);
-    case 36: return outer_transform<Arch, 36, Direction>(x, to, inner, scale);
-    default: return;
+    const auto outer = [&](auto m) KVARN_LAMBDA {
+        if (is_paley_symmetric(m()) || to == direction::forward) outer_transform<Arch, m(), false>(x, factors.inner, scale);
+        else outer_transform<Arch, m(), !is_paley_symmetric(m())>(x, factors.inner, scale);
+    };
+    for (int row = 0; row < rows; ++row, x.data += row_stride) {
+        inner_levels<Arch>(x, factors.outer * factors.inner, factors.inner, span, factors.outer == 1, scale);
+        switch (factors.outer) {
+        case 12: outer(std::integral_constant<int, 12>{}); break;
+        case 20: outer(std::integral_constant<int, 20>{}); break;
+        case 28: outer(std::integral_constant<int, 28>{}); break;
+        case 36: outer(std::integral_constant<int, 36>{}); break;
+        default: break;
+        }
     }
 }
 
@@ -180,77 +186,53 @@ KVARN_INLINE void butterflies(typename simd::kernels<Arch>::reg (&v)[Registers])
     cross_butterflies<Arch, Registers>(v);
 }
 
-/// One vector, in blocks of Registers registers, then across blocks in memory. load(d) gives channels d .. d + width;
-/// `work` is room for the vector and may be `out` if that is float.
-template <class Arch, direction Direction, int Registers, class Load, class T, class Dim>
-KVARN_INLINE void transform_blocks(Load&& load, float* work, T* out, Dim dim, const hadamard_factors& factors) noexcept
+/// The levels inside blocks of Registers registers of one vector. load(d) gives channels d .. d + width. A vector of one block is
+/// finished: it goes to `out`, times `factor`; others go to `work`.
+template <class Arch, int Registers, class Load, class T, class Dim>
+KVARN_INLINE void transform_blocks(Load&& load, float* work, T* out, Dim dim, float factor) noexcept
 {
     using k = simd::kernels<Arch>;
     constexpr int block = Registers * k::width;
-    const float factor = hadamard_scale(dim);
     const auto scale = k::broadcast(factor);
     for (int d = 0; d < dim; d += block) {
         typename k::reg v[Registers];
         KVARN_UNROLL
         for (int i = 0; i < Registers; ++i) v[i] = load(d + i * k::width);
         butterflies<Arch, Registers>(v);
-        KVARN_UNROLL
-        for (int i = 0; i < Registers; ++i) {
-            if (dim == block) k::store(out + d + i * k::width, k::mul(v[i], scale));
-            else k::store(work + d + i * k::width, v[i]);
+        if (dim == block) {
+            KVARN_UNROLL
+            for (int i = 0; i < Registers; ++i) k::store(out + d + i * k::width, k::mul(v[i], scale));
+        } else {
+            KVARN_UNROLL
+            for (int i = 0; i < Registers; ++i) k::store(work + d + i * k::width, v[i]);
         }
     }
-    const unit_row<float> units{work, k::width};
-    const unit_row<T> to{out, k::width};
-    if constexpr (is_constant_extent<Dim>) constant_levels<Arch, Dim::value / k::width, Registers>(units, to, factor);
-    else finish_transform<Arch, Direction>(units, to, factors.outer, factors.inner / k::width, Registers, factor);
 }
 
-/// Whether transform_vector can take vectors of this size: their contiguous butterflies fill a register.
-template <class Arch>
-KVARN_INLINE constexpr bool is_vector_transform(int dim) noexcept
+/// One vector of a common size, which is a power of two: its transform is its own inverse. `work` is room for the vector and may be
+/// `out` if that is float.
+template <class Arch, class Load, class T, int Dim>
+KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, std::integral_constant<int, Dim> dim) noexcept
 {
-    return factor_head_dim(dim).inner % simd::kernels<Arch>::width == 0;
-}
-
-/// One vector of any size that is_vector_transform allows.
-template <class Arch, direction Direction, class Load, class T, class Dim>
-KVARN_INLINE void transform_vector(Load&& load, float* work, T* out, Dim dim) noexcept
-{
-    constexpr int width = simd::kernels<Arch>::width;
-    if constexpr (is_constant_extent<Dim>) {
-        constexpr hadamard_factors factors = factor_head_dim(Dim::value);
-        static_assert(factors.outer == 1);
-        constexpr int registers = factors.inner / width < 8 ? factors.inner / width : 8;
-        transform_blocks<Arch, Direction, registers>(load, work, out, dim, factors);
-    } else {
-        const hadamard_factors factors = factor_head_dim(dim);
-        const int registers = factors.inner / width;
-        if (registers >= 8) transform_blocks<Arch, Direction, 8>(load, work, out, dim, factors);
-        else if (registers == 4) transform_blocks<Arch, Direction, 4>(load, work, out, dim, factors);
-        else if (registers == 2) transform_blocks<Arch, Direction, 2>(load, work, out, dim, factors);
-        else transform_blocks<Arch, Direction, 1>(load, work, out, dim, factors);
-    }
+    constexpr int width = simd::kernels<Arch>::width, registers = Dim / width < 8 ? Dim / width : 8;
+    static_assert(factor_head_dim(Dim).outer == 1);
+    const float factor = hadamard_scale(Dim);
+    transform_blocks<Arch, registers>(load, work, out, dim, factor);
+    constant_levels<Arch, Dim / width, registers>(unit_row<float>{work, width}, unit_row<T>{out, width}, factor);
 }
 
 /// Loads the width x width block of channels [d, d + width) of `rows` tokens, transposed: register c holds channel d + c of
-/// the tokens, one a lane. Channels beyond `dim` and tokens beyond `rows` read as zero.
+/// the tokens, one a lane. Channels beyond `dim` and tokens beyond `rows` read as zero: for the edges.
 template <class Arch, class T>
 KVARN_INLINE void load_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, int d, int dim,
                                   typename simd::kernels<Arch>::reg (&x)[simd::kernels<Arch>::width]) noexcept
 {
     using k = simd::kernels<Arch>;
-    if (d + k::width <= dim && rows == k::width) {
-        KVARN_UNROLL
-        for (int j = 0; j < k::width; ++j) x[j] = k::load(tokens + j * token_stride + d);
-    } else {
-        using scalar = simd::kernels<simd::portable>;
-        float padded[k::width] = {};
-        for (int j = 0; j < k::width; ++j) {
-            for (int c = 0; c < k::width; ++c)
-                padded[c] = j < rows && d + c < dim ? scalar::load(tokens + j * token_stride + d + c) : 0.0f;
-            x[j] = k::load(padded);
-        }
+    using scalar = simd::kernels<simd::portable>;
+    float padded[k::width] = {};
+    for (int j = 0; j < k::width; ++j) {
+        for (int c = 0; c < k::width; ++c) padded[c] = j < rows && d + c < dim ? scalar::load(tokens + j * token_stride + d + c) : 0.0f;
+        x[j] = k::load(padded);
     }
     k::transpose(x);
 }
@@ -275,52 +257,95 @@ KVARN_INLINE void store_transposed(float* tokens, std::ptrdiff_t token_stride, i
     }
 }
 
-/// finish_transform in place, compiled once for all sizes known only at run time.
-template <class Arch, direction Direction>
-KVARN_NOINLINE void finish_any_transform(unit_row<float> x, hadamard_factors factors, int span, float scale) noexcept
+/// Transposes `rows` <= width tokens of `dim` channels to out[channel * stride], with the levels of spans below `limit` and width.
+template <class Arch, class T>
+KVARN_NOINLINE void transpose_tokens(const T* tokens, std::ptrdiff_t token_stride, int rows, int limit, float* out, std::ptrdiff_t stride,
+                                     int dim) noexcept
 {
-    finish_transform<Arch, Direction>(x, x, factors.outer, factors.inner, span, scale);
+    using k = simd::kernels<Arch>;
+    int d = 0;
+    const auto whole_blocks = [&](auto levels) KVARN_LAMBDA {
+        for (; d + k::width <= dim; d += k::width, out += k::width * stride) {
+            typename k::reg x[k::width];
+            KVARN_UNROLL
+            for (int j = 0; j < k::width; ++j) x[j] = k::load(tokens + j * token_stride + d);
+            k::transpose(x);
+            cross_butterflies<Arch, k::width>(x, levels);
+            KVARN_UNROLL
+            for (int c = 0; c < k::width; ++c) k::store(out + c * stride, x[c]);
+        }
+    };
+    if (rows == k::width) {
+        if (limit >= k::width) whole_blocks(std::integral_constant<int, k::width>{});
+        else whole_blocks(limit);
+    }
+    for (; d < dim; d += k::width, out += k::width * stride) {
+        typename k::reg x[k::width];
+        load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
+        cross_butterflies<Arch, k::width>(x, limit);
+        const int channels = dim - d;
+        KVARN_UNROLL
+        for (int c = 0; c < k::width; ++c)
+            if (c < channels) k::store(out + c * stride, x[c]);
+    }
+}
+
+/// What remains of the transform of transposed tokens.
+template <class Arch>
+KVARN_NOINLINE void finish_transposed(float* x, std::ptrdiff_t stride, int dim, direction to) noexcept
+{
+    constexpr int width = simd::kernels<Arch>::width;
+    const unit_row<float> units{x, stride};
+    const float factor = hadamard_scale(dim);
+    with_extent(dim, [&](auto d) KVARN_LAMBDA {
+        if constexpr (is_constant_extent<decltype(d)>) {
+            constant_levels<Arch, d(), width>(units, units, factor);
+        } else {
+            const hadamard_factors factors = factor_head_dim(d);
+            finish_rows<Arch>(units, 0, 1, factors, factors.inner < width ? factors.inner : width, factor, to);
+        }
+    });
 }
 
 /// Transposes `rows` <= width tokens of `dim` channels to out[channel * stride], and rotates them on the way if asked.
-template <class Arch, direction Direction, class T, class Dim>
+template <class Arch, class T>
 KVARN_INLINE void transform_transposed(const T* tokens, std::ptrdiff_t token_stride, int rows, bool rotate, float* out,
-                                       std::ptrdiff_t stride, Dim dim) noexcept
+                                       std::ptrdiff_t stride, int dim, direction to) noexcept
 {
-    using k = simd::kernels<Arch>;
-    const hadamard_factors factors = rotate ? factor_head_dim(dim) : hadamard_factors{1, 1};
-    for (int d = 0; d < dim; d += k::width) {
-        typename k::reg x[k::width];
-        load_transposed<Arch>(tokens, token_stride, rows, d, dim, x);
-        cross_butterflies<Arch, k::width>(x, factors.inner);
-        KVARN_UNROLL
-        for (int c = 0; c < k::width; ++c)
-            if (d + c < dim) k::store(out + (d + c) * stride, x[c]);
-    }
-    if (!rotate) return;
-    const unit_row<float> units{out, stride};
-    if constexpr (is_constant_extent<Dim>)
-        constant_levels<Arch, Dim::value, k::width>(units, units, hadamard_scale(dim));
-    else
-        finish_any_transform<Arch, Direction>(units, factors, factors.inner < k::width ? factors.inner : k::width, hadamard_scale(dim));
+    transpose_tokens<Arch>(tokens, token_stride, rows, rotate ? factor_head_dim(dim).inner : 1, out, stride, dim);
+    if (rotate) finish_transposed<Arch>(out, stride, dim, to);
 }
 
-/// Rotates `rows` vectors of any size in place, channels contiguous. Compiled once for all sizes known only at run time.
-template <class Arch, direction Direction>
-KVARN_NOINLINE void transform_any_rows(float* x, std::ptrdiff_t stride, int rows, int dim) noexcept
+/// Rotates `rows` vectors of any size in place, channels contiguous. Compiled once for all sizes.
+template <class Arch>
+KVARN_NOINLINE void transform_any_rows(float* x, std::ptrdiff_t stride, int rows, int dim, direction to) noexcept
 {
     using k = simd::kernels<Arch>;
-    if (is_vector_transform<Arch>(dim)) {
-        for (int t = 0; t < rows; ++t) {
-            float* const row = x + t * stride;
-            transform_vector<Arch, Direction>([&](int d) KVARN_LAMBDA { return k::load(row + d); }, row, row, dim);
-        }
+    const hadamard_factors factors = factor_head_dim(dim);
+    if (factors.inner % k::width == 0) {
+        const int inner = factors.inner / k::width;
+        const float factor = hadamard_scale(dim);
+        const auto transform = [&](auto registers) KVARN_LAMBDA {
+            constexpr int together = 16;  // rows that stay in the first-level cache
+            for (int t = 0; t < rows; t += together) {
+                const int some = rows - t < together ? rows - t : together;
+                for (int i = t; i < t + some; ++i) {
+                    float* const row = x + i * stride;
+                    transform_blocks<Arch, registers()>([&](int d) KVARN_LAMBDA { return k::load(row + d); }, row, row, dim, factor);
+                }
+                finish_rows<Arch>({x + t * stride, k::width}, stride, some, {factors.outer, inner}, registers, factor, to);
+            }
+        };
+        if (inner >= 8) transform(std::integral_constant<int, 8>{});
+        else if (inner == 4) transform(std::integral_constant<int, 4>{});
+        else if (inner == 2) transform(std::integral_constant<int, 2>{});
+        else transform(std::integral_constant<int, 1>{});
         return;
     }
     float block[max_head_dim * k::width];  // too few contiguous channels for a register: several tokens side by side
     for (int t = 0; t < rows; t += k::width) {
         const int some = rows - t < k::width ? rows - t : k::width;
-        transform_transposed<Arch, Direction>(static_cast<const float*>(x + t * stride), stride, some, true, block, k::width, dim);
+        transform_transposed<Arch>(static_cast<const float*>(x + t * stride), stride, some, true, block, k::width, dim, to);
         for (int d = 0; d < dim; d += k::width) {
             typename k::reg v[k::width];
             KVARN_UNROLL
@@ -352,34 +377,36 @@ KVARN_INLINE void store_row(const float* in, int dim, T* out, std::ptrdiff_t str
     for (; d < dim; ++d) simd::kernels<simd::portable>::store(out + d * stride, in[d]);
 }
 
-/// Rotates the tokens of one head in place. Common sizes go straight from and to T, all others through rows of floats.
-template <class Arch, direction Direction, class T, class Dim>
-KVARN_NOINLINE void transform_tokens(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, Dim dim) noexcept
+/// Rotates tokens of a common size with contiguous channels in place, straight from and to T.
+template <class Arch, class T, int Dim>
+KVARN_NOINLINE void transform_contiguous(T* data, std::ptrdiff_t token_stride, std::size_t tokens, std::integral_constant<int, Dim> dim) noexcept
 {
     using k = simd::kernels<Arch>;
+    float work[Dim];
+    for (std::size_t t = 0; t < tokens; ++t) {
+        T* const token = data + static_cast<std::ptrdiff_t>(t) * token_stride;
+        transform_vector<Arch>([&](int d) KVARN_LAMBDA { return k::load(token + d); }, work, token, dim);
+    }
+}
+
+/// Rotates tokens of any size and channel stride in place, through rows of floats.
+template <class Arch, class T>
+KVARN_NOINLINE void transform_any(T* data, std::ptrdiff_t token_stride, std::ptrdiff_t channel_stride, std::size_t tokens, int dim,
+                                  direction to) noexcept
+{
     constexpr int block = 16;
     float rows[block * max_head_dim];
     for (std::size_t t = 0; t < tokens; t += block) {
         const int some = static_cast<int>(tokens - t < block ? tokens - t : block);
         T* const at = data + static_cast<std::ptrdiff_t>(t) * token_stride;
-        if constexpr (is_constant_extent<Dim>) {
-            if (channel_stride == 1) {
-                for (int i = 0; i < some; ++i) {
-                    T* const token = at + i * token_stride;
-                    transform_vector<Arch, Direction>([&](int d) KVARN_LAMBDA { return k::load(token + d); }, rows,
-                                                      token, dim);
-                }
-                continue;
-            }
-        }
         for (int i = 0; i < some; ++i) load_row<Arch>(at + i * token_stride, channel_stride, dim, rows + i * dim);
-        transform_any_rows<Arch, Direction>(rows, dim, some, dim);
+        transform_any_rows<Arch>(rows, dim, some, dim, to);
         for (int i = 0; i < some; ++i) store_row<Arch>(rows + i * dim, dim, at + i * token_stride, channel_stride);
     }
 }
 
-template <class Arch, direction Direction, element T>
-status transform_view(kv_view<T> x) noexcept
+template <class Arch, element T>
+status transform_view(kv_view<T> x, direction to) noexcept
 {
     static_assert(!std::is_const_v<T>, "rotation works in place: the view must be writable");
     using storage = storage_t<T>;
@@ -389,11 +416,15 @@ status transform_view(kv_view<T> x) noexcept
     if (x.tokens == 0 || x.heads == 0) return status::ok;
     if (x.data == nullptr) return status::null_pointer;
     const simd::float_environment guard;
-    with_extent(static_cast<int>(x.channels), [&](auto dim) {
-        for (std::size_t h = 0; h < x.heads; ++h)
-            transform_tokens<Arch, Direction>(reinterpret_cast<storage*>(x.at(0, h)), x.token_stride, x.channel_stride,
-                                                x.tokens, dim);
-    });
+    for (std::size_t h = 0; h < x.heads; ++h) {
+        storage* const head = reinterpret_cast<storage*>(x.at(0, h));
+        with_extent(static_cast<int>(x.channels), [&](auto dim) KVARN_LAMBDA {
+            if constexpr (is_constant_extent<decltype(dim)>) {
+                if (x.channel_stride == 1) return transform_contiguous<Arch>(head, x.token_stride, x.tokens, dim);
+            }
+            transform_any<Arch>(head, x.token_stride, x.channel_stride, x.tokens, dim, to);
+        });
+    }
     return status::ok;
 }
 
@@ -402,13 +433,13 @@ status transform_view(kv_view<T> x) noexcept
 template <class Arch, element T>
 status rotate(kv_view<T> x) noexcept
 {
-    return detail::transform_view<Arch, detail::direction::forward>(x);
+    return detail::transform_view<Arch>(x, detail::direction::forward);
 }
 
 template <class Arch, element T>
 status unrotate(kv_view<T> x) noexcept
 {
-    return detail::transform_view<Arch, detail::direction::inverse>(x);
+    return detail::transform_view<Arch>(x, detail::direction::inverse);
 }
 
 }  // namespace kvarn
