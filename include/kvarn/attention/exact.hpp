@@ -12,7 +12,7 @@ namespace kvarn::detail {
 
 /// Scores of `tokens` <= exact_block keys [exact_block][channels] for `Heads` queries [channels]; scores[h * stride + t].
 template <class Arch, int Heads>
-KVARN_INLINE void score_exact(const float* keys, int tokens, const float* queries, int channels, float* scores, std::ptrdiff_t stride) noexcept
+KVARN_NOINLINE void score_exact(const float* keys, int tokens, const float* queries, int channels, float* scores, std::ptrdiff_t stride) noexcept
 {
     using k = simd::kernels<Arch>;
     using lane = simd::lanes<Arch>;
@@ -51,7 +51,7 @@ KVARN_INLINE void score_exact(const float* keys, int tokens, const float* querie
 
 /// out[h][channel] += sum over `tokens` of weights[h * stride + t] * values[t][channel].
 template <class Arch, int Heads>
-KVARN_INLINE void add_exact_values(const float* values, int tokens, const float* weights, std::ptrdiff_t stride, float* out, int channels) noexcept
+KVARN_NOINLINE void add_exact_values(const float* values, int tokens, const float* weights, std::ptrdiff_t stride, float* out, int channels) noexcept
 {
     using lane = simd::lanes<Arch>;
     constexpr int blocks = 4 / Heads;  // of 16 channels at a time
@@ -93,9 +93,11 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
     const attention_extents e(f);
     const float* const queries = rotated ? r.rotated_query : r.original_query;
     const product_rows& x = r.product;
-    for_row_groups(r.rows, [&](int row, auto heads) KVARN_LAMBDA {
+    for_row_groups(r.rows, [&](int row, int heads) KVARN_LAMBDA {
         if (!any_visible(r.seen + row, heads)) return;
-        score_exact<Arch, heads()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
+        with_heads(heads, [&](auto n) KVARN_LAMBDA {
+            score_exact<Arch, n()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
+        });
         for (int h = 0; h < heads; ++h) {
             float* const s = x.y + h * x.stride;
             if (r.seen[row + h].empty()) {
@@ -107,7 +109,9 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
             absorb_scores<Arch>(s, exact_block, reduce_max(largest_of<Arch>(s, exact_block)), r.state[row + h], r.out + (row + h) * e.values,
                                 e.values);
         }
-        add_exact_values<Arch, heads()>(r.values, tokens, x.y, x.stride, r.out + row * e.values, e.values);
+        with_heads(heads, [&](auto n) KVARN_LAMBDA {
+            add_exact_values<Arch, n()>(r.values, tokens, x.y, x.stride, r.out + row * e.values, e.values);
+        });
     });
 }
 

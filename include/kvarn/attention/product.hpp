@@ -44,21 +44,21 @@ struct weight_totals {
     float sum;
 };
 
-/// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `Bits`-bit codes overflows, or to
+/// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `bits`-bit codes overflows, or to
 /// 8 bits (none negative, n <= byte_rows) such that no unsigned 16-bit sum does. What rounding to 8 bits took away in total meets the
 /// middle code: that is the offset.
-template <class Arch, int Bits, class Rounded>
-KVARN_INLINE product_scale round_weights(const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
+template <class Arch, class Rounded>
+KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
 {
     using k = simd::kernels<Arch>;
     using one = simd::kernels<simd::portable>;
     using lane = simd::lanes<Arch>;
     constexpr bool words = sizeof(Rounded) == 2;
-    constexpr float levels = (1 << Bits) - 1;
+    const float levels = static_cast<float>((1 << bits) - 1);
     // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
     // Bytes: rounded <= 255 and sum rounded * levels <= (sum / step + n / 2) * levels < 2^16.
     const float most = words ? 1.0f / 32767.0f : 1.0f / 255.0f;
-    const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(Bits)) - static_cast<float>(n)
+    const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)
                               : 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
     const float step = one::maximum(one::maximum(one::mul(of.most, most), of.sum / limit), 1e-30f);
     const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
@@ -76,9 +76,17 @@ KVARN_INLINE product_scale round_weights(const float* w, int n, const weight_tot
     else return {step, one::mul(one::fnma(step, reduce_add(sum), of.sum), 0.5f * levels)};
 }
 
+/// round_weights of `heads` rows of x.
+template <class Arch, class Rounded>
+KVARN_NOINLINE void round_all_weights(int heads, int bits, int n, const product_rows& x, const weight_totals* totals, Rounded* rounded,
+                                      product_scale* scale) noexcept
+{
+    for (int h = 0; h < heads; ++h) scale[h] = round_weights<Arch>(bits, x.w + h * x.stride, n, totals[h], rounded + h * x.stride);
+}
+
 /// The exact product: rows in order, one fma each.
-template <class Arch, int Bits, int Heads>
-KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int columns, const product_rows& x, simd::read_ahead& ahead) noexcept
+template <class Arch, int Heads>
+KVARN_NOINLINE void multiply_exact(int bits, const std::uint8_t* codes, int rows, int columns, const product_rows& x, simd::read_ahead& ahead) noexcept
 {
     using k = simd::kernels<Arch>;
     using lane = simd::lanes<Arch>;
@@ -87,8 +95,8 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
     for (int first = 0; first < rows; first += unpacked_rows) {
         const int now = rows - first < unpacked_rows ? rows - first : unpacked_rows;
         const auto count = static_cast<std::size_t>(now) * static_cast<std::size_t>(columns);
-        unpack_stream<Arch, Bits>(codes, count, x.codes);
-        codes += count * Bits / 8;
+        unpack_stream<Arch>(bits, codes, count, x.codes);
+        codes += count * static_cast<std::size_t>(bits) / 8;
         const auto block = [&](auto width, int c) KVARN_LAMBDA {
             constexpr int wide = decltype(width)::value;
             lane sum[Heads][wide];
@@ -96,7 +104,7 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
             for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
                 for (int j = 0; j < wide; ++j)
-                    sum[h][j] = first == 0 ? lane::broadcast(0.0f) : lane::load(x.y + h * x.stride + c + 16 * j);
+                    sum[h][j] = first == 0 ? lane(lane::broadcast(0.0f)) : lane(lane::load(x.y + h * x.stride + c + 16 * j));
             for (int i = 0; i < now; ++i) {
                 lane code[wide];
                 KVARN_UNROLL
@@ -126,10 +134,10 @@ KVARN_NOINLINE void multiply_exact(const std::uint8_t* codes, int rows, int colu
     }
 }
 
-/// Rounds the weights of all heads, then multiplies.
+/// The product with rounded weights [h][x.stride].
 template <class Arch, int Bits, int Heads, class Weight>
-KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int columns, const product_rows& x, Weight* rounded,
-                                     const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
+KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int columns, const product_rows& x, const Weight* rounded,
+                                     simd::read_ahead& ahead) noexcept
 {
     const Weight* w[Heads];
     float* y[Heads];
@@ -140,7 +148,6 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     }
     const Weight* const(&weights)[Heads] = reinterpret_cast<const Weight* const(&)[Heads]>(w);
     float* const(&sums)[Heads] = reinterpret_cast<float* const(&)[Heads]>(y);
-    for (int h = 0; h < Heads; ++h) scale[h] = round_weights<Arch, Bits>(x.w + h * x.stride, rows, totals[h], rounded + h * x.stride);
     if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
 }
@@ -153,21 +160,34 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     return wanted == product_kind::bytes && (!narrow || rows > byte_rows) ? product_kind::words : wanted;
 }
 
-template <class Arch, int Heads>
-KVARN_INLINE void multiply(product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
-                           const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
+/// Calls f with 1, 2 or 4 query rows as an integral constant.
+template <class F>
+KVARN_INLINE void with_heads(int heads, F&& f) noexcept
+{
+    if (heads == 1) f(std::integral_constant<int, 1>{});
+    else if (heads == 2) f(std::integral_constant<int, 2>{});
+    else f(std::integral_constant<int, most_heads>{});
+}
+
+/// The product of `heads` (1, 2 or 4) rows of x with `rows` rows of codes.
+template <class Arch>
+KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
+                             const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
 {
     const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed);
     kind = kind_for(kind, bits, rows, columns);
-    with_bits(bits, [&](auto b) {
-        if (kind == product_kind::exact) {
-            for (int h = 0; h < Heads; ++h) scale[h] = {1.0f, 0.0f};
-            multiply_exact<Arch, b(), Heads>(codes, rows, columns, x, ahead);
-        } else if (kind == product_kind::words) {
-            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.words, totals, scale, ahead);
-        } else if constexpr (b() == 2 || b() == 4) {
-            multiply_rounded<Arch, b(), Heads>(codes, rows, columns, x, x.bytes, totals, scale, ahead);
-        }
+    if (kind == product_kind::exact) {
+        for (int h = 0; h < heads; ++h) scale[h] = {1.0f, 0.0f};
+        with_heads(heads, [&](auto n) KVARN_LAMBDA { multiply_exact<Arch, n()>(bits, codes, rows, columns, x, ahead); });
+        return;
+    }
+    if (kind == product_kind::words) round_all_weights<Arch>(heads, bits, rows, x, totals, x.words, scale);
+    else round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
+    with_bits(bits, [&](auto b) KVARN_LAMBDA {
+        with_heads(heads, [&](auto n) KVARN_LAMBDA {
+            if (kind == product_kind::words) multiply_rounded<Arch, b(), n()>(codes, rows, columns, x, x.words, ahead);
+            else if constexpr (b() == 2 || b() == 4) multiply_rounded<Arch, b(), n()>(codes, rows, columns, x, x.bytes, ahead);
+        });
     });
 }
 
@@ -182,7 +202,7 @@ KVARN_NOINLINE void multiply_transposed(int bits, const std::byte* packed, int r
     for (int first = 0; first < rows; first += 16) {
         const int now = rows - first < 16 ? rows - first : 16;
         const auto count = static_cast<std::size_t>(now) * static_cast<std::size_t>(columns);
-        with_bits(bits, [&](auto b) { unpack_stream<Arch, b()>(codes, count, x.codes); });
+        unpack_stream<Arch>(bits, codes, count, x.codes);
         codes += count * static_cast<std::size_t>(bits) / 8;
         for (int h = 0; h < heads; ++h) {
             const float* const w = x.w + h * x.stride;

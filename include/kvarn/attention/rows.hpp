@@ -92,17 +92,16 @@ struct attention_rows {
     return r;
 }
 
-/// Calls body(first row, heads) over all rows, at most `most_heads` at a time, heads an integral constant 4, 2 or 1.
+/// Calls body(first row, heads) over all rows, `heads` 4, then 2 or 1 for what is left.
 template <class F>
 KVARN_INLINE void for_row_groups(int rows, F&& body) noexcept
 {
-    int row = 0;
-    for (; row + 4 <= rows; row += 4) body(row, std::integral_constant<int, 4>{});
-    if (row + 2 <= rows) {
-        body(row, std::integral_constant<int, 2>{});
-        row += 2;
+    static_assert(most_heads == 4);
+    for (int row = 0, heads; row < rows; row += heads) {
+        const int left = rows - row;
+        heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        body(row, heads);
     }
-    if (row < rows) body(row, std::integral_constant<int, 1>{});
 }
 
 /// Whether any of the rows sees something.

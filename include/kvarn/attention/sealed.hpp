@@ -90,7 +90,7 @@ KVARN_INLINE float finish_scores(float* s, int n, float step, float offset, cons
 
 /// Adds to scores[t] the product of the query's exact channels with the record's: [group][exact_channels] half.
 template <class Arch>
-KVARN_INLINE void add_exact_scores(const format& f, const std::byte* exact, const float* query, float* stage, float* scores) noexcept
+KVARN_NOINLINE void add_exact_scores(const format& f, const std::byte* exact, const float* query, float* stage, float* scores) noexcept
 {
     using lane = simd::lanes<Arch>;
     const int channels = f.exact_channels(), padded = simd::whole_lanes(channels);
@@ -113,9 +113,9 @@ struct record_call {
     float cap;
 };
 
-/// One record and query rows [row, row + Heads).
-template <class Arch, int Heads, class Scalar>
-KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scalar>& s, int row, const attention_rows& r,
+/// One record and query rows [row, row + heads), at most most_heads.
+template <class Arch, class Scalar>
+KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scalar>& s, int row, int heads, const attention_rows& r,
                               simd::read_ahead& ahead) noexcept
 {
     using lane = simd::lanes<Arch>;
@@ -127,15 +127,15 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     const bool latent = !f.has_values();
     const Scalar* const value_scale = latent ? s.k_token : s.v_scale;
     const Scalar* const value_zero = latent ? s.k_token : s.v_zero;
-    weight_totals totals[Heads];
-    product_scale scale[Heads];
-    float zero[Heads];
+    weight_totals totals[most_heads];
+    product_scale scale[most_heads];
+    float zero[most_heads];
 
-    for (int h = 0; h < Heads; ++h)
+    for (int h = 0; h < heads; ++h)
         zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
-    multiply<Arch, Heads>(keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
+    multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
 
-    for (int h = 0; h < Heads; ++h) {
+    for (int h = 0; h < heads; ++h) {
         float* const score = x.y + h * x.stride;
         float* const w = x.w + h * x.stride;
         const visible_range seen = r.seen[row + h];
@@ -157,9 +157,9 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
         zero[h] = weigh<Arch>(score, value_scale, value_zero, group, w, totals[h]);
     }
 
-    if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, Heads, x);
-    else multiply<Arch, Heads>(values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
-    for (int h = 0; h < Heads; ++h) {
+    if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
+    else multiply<Arch>(heads, values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
+    for (int h = 0; h < heads; ++h) {
         const float* const y = x.y + h * x.stride;
         float* const out = r.out + (row + h) * e.values;
         if (latent) {
@@ -183,13 +183,13 @@ KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, cons
     const record_call call{f, at, record, keys, values, cap};
     // One row uses every scalar once; rows that share them, and odd sizes, get them as floats.
     if (r.rows == 1 && f.head_dim_k() % simd::lane_count == 0 && f.head_dim_v() % simd::lane_count == 0) {
-        attend_rows<Arch, 1>(call, scalars_of(at, record), 0, r, ahead);
+        attend_rows<Arch>(call, scalars_of(at, record), 0, 1, r, ahead);
         return;
     }
     const record_scalars<float> s = load_record_scalars<Arch>(f, at, record, r.scalars);
-    for_row_groups(r.rows, [&](int row, auto heads) KVARN_LAMBDA {
+    for_row_groups(r.rows, [&](int row, int heads) KVARN_LAMBDA {
         if (!any_visible(r.seen + row, heads)) return;
-        attend_rows<Arch, heads()>(call, s, row, r, ahead);
+        attend_rows<Arch>(call, s, row, heads, r, ahead);
         ahead.at = ahead.last;  // only the first rows fetch
     });
 }

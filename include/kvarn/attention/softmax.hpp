@@ -138,7 +138,7 @@ KVARN_INLINE void merge_states(softmax_state& to, float* to_out, const softmax_s
 
 /// s <- cap * tanh(s / cap), both in base-2 units (Gemma 2's logit soft-cap).
 template <class Arch>
-KVARN_INLINE void soft_cap(float* s, int n, float cap) noexcept
+KVARN_NOINLINE void soft_cap(float* s, int n, float cap) noexcept
 {
     using k = simd::kernels<Arch>;
     using lane = simd::lanes<Arch>;

@@ -55,8 +55,9 @@ private:
                 Block::template gathered<groups()>(at, row_bytes, rows, weights, to, ahead);
             });
         };
-        if constexpr (Heads <= 2) gather(std::integral_constant<int, 4 / Heads>{});
-        gather(std::integral_constant<int, 1>{});
+        constexpr int left = 16 % Bits == 0 ? 128 / Bits - 16 : 1 << 20;  // columns at most that come here
+        if constexpr (Heads <= 2 && left >= 64 / Heads) gather(std::integral_constant<int, 4 / Heads>{});
+        if constexpr (left > 0) gather(std::integral_constant<int, 1>{});
         shared = ahead;
     }
 
@@ -141,40 +142,45 @@ private:
         template <int K>
         static constexpr int position = K * Bits % in_place;
 
+        /// Of a code at each place that it may be multiplied at.
         struct mask_table {
-            alignas(32) std::int16_t at[per_word][16];
+            alignas(32) std::int16_t at[in_place / Bits][16];
         };
         static constexpr mask_table masks = [] {
             mask_table t{};
-            for (int k = 0; k < per_word; ++k)
-                for (std::int16_t& lane : t.at[k]) lane = static_cast<std::int16_t>(((1 << Bits) - 1) << (k * Bits % in_place));
+            for (int k = 0; k < in_place / Bits; ++k)
+                for (std::int16_t& lane : t.at[k]) lane = static_cast<std::int16_t>(((1 << Bits) - 1) << (k * Bits));
             return t;
         }();
+        /// With one head a pass has all codes of a word, and their masks share the address of the table; with more heads it has a few. The
+        /// one mask of 8 bits stays in a register.
         template <int K>
-        KVARN_INLINE static __m256i mask() noexcept
+        KVARN_INLINE static __m256i mask(const mask_table* table) noexcept
         {
-            const std::int16_t* at = masks.at[K];
-            KVARN_HOLD_POINTER(at);
+            if constexpr (Bits == 8 && Heads == 1) return _mm256_set1_epi16((1 << Bits) - 1);
+            const std::int16_t* at = Heads == 1 ? table->at[position<K> / Bits] : masks.at[position<K> / Bits];
+            if constexpr (Heads > 1) KVARN_HOLD_POINTER(at);
             return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
         }
         template <int K>
-        KVARN_INLINE static __m256i extract(__m256i x) noexcept
+        KVARN_INLINE static __m256i extract(__m256i x, const mask_table* table) noexcept
         {
             if constexpr (K == per_word - 1) return _mm256_srli_epi16(x, 16 - Bits);
-            else if constexpr (K * Bits < in_place) return _mm256_and_si256(x, mask<K>());
-            else return _mm256_and_si256(_mm256_srli_epi16(x, 8), mask<K>());
+            else if constexpr (K * Bits < in_place) return _mm256_and_si256(x, mask<K>(table));
+            else return _mm256_and_si256(_mm256_srli_epi16(x, 8), mask<K>(table));
         }
 
         /// Adds the products of `together` codes of each word of x with the weights of all heads. One weight or a few codes at a
         /// time are alive: eight accumulators leave registers for no more.
         template <int First, int... K, class Broadcast>
-        KVARN_INLINE static void accumulate(__m256i x, Broadcast&& weight, __m256i (&sum)[together][Heads], std::integer_sequence<int, K...>) noexcept
+        KVARN_INLINE static void accumulate(__m256i x, const mask_table* table, Broadcast&& weight, __m256i (&sum)[together][Heads],
+                                            std::integer_sequence<int, K...>) noexcept
         {
             if constexpr (Heads == 1) {
                 const __m256i w = weight(0);
-                (add_words(sum[K][0], extract<First + K>(x), w), ...);
+                (add_words(sum[K][0], extract<First + K>(x, table), w), ...);
             } else {
-                const __m256i codes[] = {extract<First + K>(x)...};
+                const __m256i codes[] = {extract<First + K>(x, table)...};
                 KVARN_UNROLL
                 for (int h = 0; h < Heads; ++h) {
                     const __m256i w = weight(h);
@@ -217,7 +223,9 @@ private:
                 for (int k = 0; k < together; ++k)
                     KVARN_UNROLL
                     for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
+            const mask_table* table = &masks;
             for (int i = 0; i < rows; i += 4) {
+                KVARN_HOLD_POINTER(table);
                 KVARN_UNROLL
                 for (int j = 0; j < (Wide ? 4 : 2); j += 2) {
                     const std::uint8_t* const p = codes + (i + j) * row_bytes;
@@ -226,8 +234,8 @@ private:
                     const auto w = [&](int h) KVARN_LAMBDA {
                         return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
                     };
-                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), w, sum[0], each);
-                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), w, sum[halves - 1], each);
+                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
+                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
                 }
                 ahead.touch();
             }
