@@ -4,11 +4,10 @@
 // so that a sum runs in the same order on every instruction set: lane j adds the elements j, j + 16, j + 32, ... and the
 // lanes are then added in halves (8, 4, 2, 1).
 
+#include <kvarn/simd/portable_lanes.hpp>
 #include <kvarn/simd/xsimd.hpp>
 
 namespace kvarn::simd {
-
-inline constexpr int lane_count = 16;
 
 /// `n` rounded up to whole lanes.
 [[nodiscard]] KVARN_INLINE constexpr int whole_lanes(int n) noexcept { return (n + lane_count - 1) / lane_count * lane_count; }
