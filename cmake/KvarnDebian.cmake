@@ -17,7 +17,8 @@ included.")
 set(CPACK_RESOURCE_FILE_LICENSE "${PROJECT_SOURCE_DIR}/LICENSE")
 set(CPACK_VERBATIM_VARIABLES ON)
 set(CPACK_GENERATOR DEB)
-set(CPACK_SOURCE_GENERATOR "")  # a release's sources are its tag
+set(CPACK_SOURCE_GENERATOR TGZ)
+set(CPACK_SOURCE_IGNORE_FILES "/\\.git(/|$)" "/build[^/]*/" "/out/" "/\\.cache/")
 
 set(CPACK_DEBIAN_PACKAGE_NAME libkvarn-dev)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
