@@ -28,6 +28,5 @@ set(CPACK_DEBIAN_PACKAGE_DEPENDS "libxsimd-dev (>= 8.1)")
 set(CPACK_DEBIAN_PACKAGE_SUGGESTS "libeigen3-dev, nvidia-cuda-toolkit (>= 12.4)")  # kvarn/interop/eigen.hpp, kvarn/cuda
 set(CPACK_DEBIAN_PACKAGE_HOMEPAGE "${PROJECT_HOMEPAGE_URL}")
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
-set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_PRE_BUILD_SCRIPTS "${PROJECT_SOURCE_DIR}/cmake/debian/stage.cmake")
 include(CPack)
