@@ -74,7 +74,7 @@ TEST_CASE("codec/refine: less error than the paper's encoder on every kind of ti
             CHECK(refined.v.relative_error <= 1.005f * paper.v.relative_error);
             CHECK(refined.k.worst_scale_error <= 0.0005f);  // a token scale is a half: 2^-11
             // Scale and zero are halves, which have fewer digits below 2^-14: tokens of a hundredth of the usual norm at 8 bits.
-            CHECK(refined.v.worst_scale_error <= (kind == support::tile_kind::token_scales ? 0.005f : 0.0012f));
+            CHECK(refined.v.worst_scale_error <= (kind == support::tile_kind::token_scales ? 0.005f : 0.0015f));
         }
 }
 

@@ -19,7 +19,7 @@ namespace kvarn {
 enum class precision : std::uint8_t {
     exact,  ///< float weights: about 1e-5
     fine,   ///< 16-bit weights: below 1e-3
-    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): below 1e-2
+    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
 };
 
 struct attention_options {
