@@ -334,12 +334,12 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, Size1 size1, 
         for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
 
     bool fit = true;
-    const auto check = [&](const float* scalars, int n) {
+    const auto take = [&](const float* scalars, int n) {
         for (int i = 0; i < n; ++i) fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
     };
-    check(m.scale, size0);
-    check(m.zero, size0);
-    check(m.s1, size1);
+    take(m.scale, size0);
+    take(m.zero, size0);
+    take(m.s1, size1);
     return fit;
 }
 
