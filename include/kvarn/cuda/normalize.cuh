@@ -256,12 +256,12 @@ struct variance_pass {
     KVARN_DEVICE KVARN_INLINE float run(bool update, float growth) const noexcept
     {
         // Two rows a thread where there are enough of them for all threads.
-        const int slots = team.size() / row_threads, half_rows = t.size0 / 2, slot = team.rank() / row_threads,
+        const int places = team.size() / row_threads, half_rows = t.size0 / 2, slot = team.rank() / row_threads,
                   k = team.rank() % row_threads;
-        if (half_rows >= slots)
-            for (int i = slot; i < half_rows; i += slots) take_rows<2>(update, i, half_rows, k, growth);
+        if (half_rows >= places)
+            for (int i = slot; i < half_rows; i += places) take_rows<2>(update, i, half_rows, k, growth);
         else
-            for (int i = slot; i < t.size0; i += slots) take_rows<1>(update, i, 0, k, growth);
+            for (int i = slot; i < t.size0; i += places) take_rows<1>(update, i, 0, k, growth);
         team.barrier();
         // Pivots of columns are the means of the pass before, grown like the first sixteen rows' factors.
         const float growth0 = update ? div(total_of(f.reciprocal0), total_of(f.scratch)) : 1.0f;

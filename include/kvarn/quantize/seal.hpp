@@ -20,7 +20,7 @@
 namespace kvarn::detail {
 
 template <class Arch>
-KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
+KVARN_INLINE void zero_fill(float* from, std::ptrdiff_t count) noexcept
 {
     for (std::ptrdiff_t i = 0; i < count; i += simd::lane_count) simd::lanes<Arch>::broadcast(0.0f).store(from + i);
 }
@@ -41,7 +41,7 @@ KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated
             transform_transposed<Arch, forward>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim);
         }
     }
-    clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
+    zero_fill<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
 }
 
 /// V: tokens to tile[token * stride + channel], rotated.
