@@ -3,6 +3,8 @@
 // What decode attention is asked: the history of one KV head as segments in the order of their positions, the queries that attend to it,
 // and the options. Plain structs over the engine's memory; nothing is copied or owned.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <span>

@@ -4,12 +4,12 @@
 // In: bits. Out: float, and back with round-to-nearest-even. Plain integer arithmetic, so every machine agrees; constexpr, host and
 // device.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <bit>
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
-
-#include <kvarn/base/config.hpp>
 
 namespace kvarn {
 

@@ -3,6 +3,8 @@
 // Which layer and head of a model gets how many bits, in which basis. In: a base format, and rules for ranges of layers and heads. Out: the format
 // of each layer and head, and from it what a whole cache takes (plan_cache). constexpr, no allocation; rules stay the caller's.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <optional>
