@@ -29,7 +29,7 @@ kvarn_setup() {
     fi
     needed=$(kvarn_missing g++ cmake ninja-build libxsimd-dev libeigen3-dev catch2 libbenchmark-dev libcli11-dev nlohmann-json3-dev)
     # A second compiler and a second architecture make more of the tests run; without them those are skipped.
-    optional=$(kvarn_missing clang)
+    optional=$(kvarn_missing clang libclang-rt-dev)
     if [ "$(dpkg --print-architecture)" = amd64 ] && [ -z "${KVARN_NO_CROSS:-}" ]; then
         optional="$optional$(kvarn_missing g++-aarch64-linux-gnu qemu-user)"
     fi
