@@ -252,16 +252,25 @@ TEST_CASE("pointer_chase/engine: models that are damaged or not known are refuse
         says(std::string(": the tensor ") + name + " is missing", without(good, name), config);
     tiny::tensors changed = good;
     changed[q].shape = {64, 128};
-    says("model.safetensors: " + q + " has the shape [64, 128], [128, 64] is needed", changed, config);
+    says(q + " has the shape [64, 128], [128, 64] is needed", changed, config);
+    changed = good;
+    changed["model.norm.weight"].shape = {8, 8};
+    says("model.safetensors: model.norm.weight has the shape [8, 8], [64] is needed", changed, config);
     changed = good;
     changed["model.layers.0.pre_feedforward_layernorm.weight"] = good.at("model.norm.weight");
     says("pre_feedforward_layernorm.weight has no place", changed, config);
     says("the tensor lm_head.weight is missing", good, with("tie_word_embeddings", false));
-    says("the tensor model.layers.8.input_layernorm.weight is missing", good, with("num_hidden_layers", 9));
+    says("the tensor model.layers.2.input_layernorm.weight is missing", good, with("num_hidden_layers", 1 << 24));
+    // Sizes that a configuration only claims: refused before there is room for them.
+    says("embed_tokens.weight has the shape", good, with("vocab_size", 1 << 24));
+    says("embed_tokens.weight has the shape", good, with("hidden_size", 1 << 24));
+    says("q_proj.weight has the shape", good, with("num_attention_heads", 1 << 24));
+    says("gate_proj.weight has the shape", good, with("intermediate_size", 1 << 24));
     says("'hidden_size' is missing", good, without(config, "hidden_size"));
     for (const tiny::json& bad : {tiny::json(-1), tiny::json(0), tiny::json(1.5), tiny::json("64"), tiny::json(1u << 25)})
         says("'vocab_size' is no whole number", good, with("vocab_size", bad));
-    says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", 0));
+    for (const double bad : {0.0, -1.0, 1e-40, 1e300}) says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", bad));
+    for (const double bad : {0.0, 1e-300, 1e300}) says("'rope_theta' is no positive number", good, with("rope_theta", bad));
     says("the model_type 'gemma2' is not supported", good, with("model_type", "gemma2"));
     says("the hidden_act 'gelu' is not supported", good, with("hidden_act", "gelu"));
     says("the type 'yarn' is not supported", good, with("rope_scaling", {{"type", "yarn"}, {"factor", 2}}));
@@ -269,7 +278,8 @@ TEST_CASE("pointer_chase/engine: models that are damaged or not known are refuse
     says("use_sliding_window is not supported", good, with("use_sliding_window", true));
     says("partial_rotary_factor is not supported", good, with("partial_rotary_factor", 0.5));
     says("num_attention_heads is no multiple", good, with("num_key_value_heads", 3));
-    says("head_dim 30 is not supported", good, with("head_dim", 30));
+    for (const int bad : {28, 30, 580, 1 << 24})
+        says("config.json: head_dim " + std::to_string(bad) + " is not supported", good, with("head_dim", bad));
     says("it is no JSON object", good, tiny::json::array());
 
     const tiny::folder here;

@@ -15,8 +15,8 @@
 
 namespace kvarn {
 
-/// Other bits, or another basis, for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative numbers count
-/// from the end: -1 is the last one. Bits of `unchanged` stay as they are.
+/// Other bits, or another basis, for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative
+/// numbers count from the end: -1 is the last one. Bits of `unchanged` and bases that are not given stay as they are.
 struct bit_rule {
     static constexpr int unchanged = -1;
 
