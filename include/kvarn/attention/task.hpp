@@ -87,7 +87,7 @@ struct kv_segment {
 };
 
 /// All tokens of one head of `k` and `v` (sink or tail), in the original basis unless said otherwise. `v` is empty (default) when V is read
-/// from K. Values must be finite.
+/// from K. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
                                                              basis stored = basis::original) noexcept
 {
