@@ -17,7 +17,8 @@ included.")
 set(CPACK_RESOURCE_FILE_LICENSE "${PROJECT_SOURCE_DIR}/LICENSE")
 set(CPACK_VERBATIM_VARIABLES ON)
 set(CPACK_GENERATOR DEB)
-set(CPACK_SOURCE_GENERATOR "")  # a release's sources are its tag
+set(CPACK_SOURCE_GENERATOR TGZ)
+set(CPACK_SOURCE_IGNORE_FILES "/\\.git(/|$)" "/build[^/]*/" "/out/" "/\\.cache/")
 
 set(CPACK_DEBIAN_PACKAGE_NAME libkvarn-dev)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
@@ -27,6 +28,5 @@ set(CPACK_DEBIAN_PACKAGE_DEPENDS "libxsimd-dev (>= 8.1)")
 set(CPACK_DEBIAN_PACKAGE_SUGGESTS "libeigen3-dev, nvidia-cuda-toolkit (>= 12.4)")  # kvarn/interop/eigen.hpp, kvarn/cuda
 set(CPACK_DEBIAN_PACKAGE_HOMEPAGE "${PROJECT_HOMEPAGE_URL}")
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
-set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_PRE_BUILD_SCRIPTS "${PROJECT_SOURCE_DIR}/cmake/debian/stage.cmake")
 include(CPack)

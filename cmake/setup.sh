@@ -8,7 +8,7 @@ kvarn_packages='g++ cmake ninja-build libxsimd-dev libcli11-dev libeigen3-dev nl
 kvarn_test_packages='catch2 libbenchmark-dev'
 # These make more of the tests run: a second compiler, the tools of other ways to package, and, on amd64 and unless KVARN_NO_CROSS is
 # set, other architectures. A test that lacks one is skipped and says so.
-kvarn_optional_packages='clang pkgconf lintian'
+kvarn_optional_packages='clang libclang-rt-dev pkgconf lintian'
 kvarn_optional_packages_amd64='g++-aarch64-linux-gnu qemu-user'
 
 build=${KVARN_BUILD_DIR:-$root/build}

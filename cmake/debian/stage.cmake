@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Run by cpack when it has staged what is installed: adds what a Debian package needs besides, copyright and changelog.
 # With SOURCE_DATE_EPOCH set, as docs/release.md does, one CMake always makes the same bytes.
+if(NOT CPACK_GENERATOR STREQUAL "DEB")
+  return()
+endif()
 set(root "${CPACK_TEMPORARY_INSTALL_DIRECTORY}/usr")
 set(doc "${root}/share/doc/${CPACK_DEBIAN_PACKAGE_NAME}")
 

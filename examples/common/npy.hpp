@@ -286,9 +286,10 @@ inline void require_finite(const tensor& array, const std::string& path)
     return header + dict;
 }
 
-/// Writes float values as `type`; float16 saturates.
-inline void write_npy(output_file& out, element_type type, std::size_t heads, std::size_t tokens, std::size_t channels,
-                      const std::vector<float>& values)
+/// Writes float values as `type`; float16 saturates. To an output_file, or to anything else with its write and finish.
+template <class Output>
+void write_npy(Output& out, element_type type, std::size_t heads, std::size_t tokens, std::size_t channels,
+               const std::vector<float>& values)
 {
     out.write(npy_header(type, heads, tokens, channels));
     if (type == element_type::float32) {

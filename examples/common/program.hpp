@@ -12,11 +12,11 @@
 
 namespace kvarn_cli {
 
-/// One line, whatever the text.
+/// One line, whatever the text: names from files may hold anything, and no control character of theirs reaches a terminal.
 [[nodiscard]] inline std::string one_line(std::string message)
 {
     for (char& c : message)
-        if (c == '\n' || c == '\r') c = ' ';
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
     message.erase(message.find_last_not_of(' ') + 1);
     return message;
 }

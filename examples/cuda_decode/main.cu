@@ -145,7 +145,7 @@ int main()
         a.new_k.head_stride = dim;
         a.new_v = a.new_k;
         a.new_v.data = new_kv + kv_heads * dim;
-        a.slots = control + slot_at;
+        a.slot_mapping = control + slot_at;
         a.tokens = 1;
         a.tail_k.data = exact_k;
         a.tail_k.token_stride = kv_heads * dim;

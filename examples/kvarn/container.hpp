@@ -123,7 +123,9 @@ template <class Integer>
     return header;  // 68 .. 79 stay zero
 }
 
-inline void write_container(output_file& out, const container& c)
+/// Writes to an output_file, or to anything else with its write and finish.
+template <class Output>
+void write_container(Output& out, const container& c)
 {
     const auto header = container_header(c);
     fnv1a checksum;
@@ -190,6 +192,9 @@ inline void write_container(output_file& out, const container& c)
     if (c.heads == 0 || c.tokens == 0 || get<std::uint64_t>(file, 48) != c.tiles() ||
         get<std::uint64_t>(file, 56) != c.record_bytes() || !sizes_of(c, sizes))
         throw damaged("its counts are impossible");
+    // What is left: bytes that are zero, and head_dim_v where there are no values.
+    if (const auto header = container_header(c); std::memcmp(header.data(), file.data(), header.size()) != 0)
+        throw damaged("its header is not what a writer would write");
     if (file.size() < sizes.file)
         throw failure(path + ": the file is truncated: " + std::to_string(file.size()) + " of " + std::to_string(sizes.file) +
                       " bytes");

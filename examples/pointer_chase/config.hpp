@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <map>
 #include <numbers>
 #include <string>
 #include <utility>
@@ -58,8 +59,9 @@ public:
     [[nodiscard]] double positive(const char* key) const
     {
         const json& value = at(key);
-        if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>()))
-            throw failure(path_ + ": '" + key + "' is no positive number");
+        // Within 1e-30 and 1e30, float can hold it, and neither products nor quotients of a few such numbers overflow.
+        if (!value.is_number() || !(value.get<double>() >= 1e-30) || !(value.get<double>() <= 1e30))
+            throw failure(path_ + ": '" + key + "' is no positive number from 1e-30 to 1e30");
         return value.get<double>();
     }
     [[nodiscard]] bool flag(const char* key, bool otherwise) const
@@ -134,6 +136,8 @@ inline void scale_frequencies(std::vector<double>& frequencies, const reader& sc
     if (c.heads % c.kv_heads != 0) in.refuse("num_attention_heads is no multiple of num_key_value_heads");
     if (!in.has("head_dim") && c.hidden % c.heads != 0) in.refuse("hidden_size is no multiple of num_attention_heads");
     c.head_dim = in.has("head_dim") ? in.size("head_dim") : c.hidden / c.heads;
+    if (c.head_dim < 32 || c.head_dim > 576 || c.head_dim % 4 != 0)
+        in.refuse("head_dim " + std::to_string(c.head_dim) + " is not supported: multiples of 4 from 32 to 576 are");
 
     // Newer files keep everything about RoPE in one object.
     const char* const newer = "rope_parameters";
@@ -188,8 +192,31 @@ inline void apply_metadata(model_config& c, const safetensors& file)
     if (const auto found = file.metadata().find("embedding_scale"); found != file.metadata().end()) {
         char* end = nullptr;
         c.embedding_scale = std::strtof(found->second.c_str(), &end);
-        if (found->second.empty() || *end != '\0' || !std::isfinite(c.embedding_scale))
+        if (found->second.empty() || end != found->second.c_str() + found->second.size() || !std::isfinite(c.embedding_scale))
             throw failure(file.path() + ": its metadata 'embedding_scale' are no number");
+    }
+}
+
+/// Fails unless the tensors that the sizes stand for are there and as large, in every layer: before room is made for what a damaged
+/// configuration only claims. `path` is for messages.
+inline void require_sizes(const model_config& c, const std::map<std::string, tensor_entry>& entries, const std::string& path)
+{
+    const auto require = [&](const std::string& name, const std::vector<std::size_t>& shape) {
+        const auto found = entries.find(name);
+        if (found == entries.end()) throw failure(path + ": the tensor " + name + " is missing");
+        const tensor_entry& entry = found->second;
+        if (entry.shape != shape)
+            throw failure(path + ": " + name + " has the shape " + shape_text(entry.shape) + ", " + shape_text(shape) + " is needed");
+        if (!holds_floats(entry))
+            throw failure(path + ": " + name + " has the type " + entry.type + ", only F32, F16 and BF16 are read");
+    };
+    require("model.embed_tokens.weight", {c.vocabulary, c.hidden});
+    for (std::size_t i = 0; i < c.layers; ++i) {
+        const std::string layer = "model.layers." + std::to_string(i) + ".";
+        require(layer + "input_layernorm.weight", {c.hidden});
+        require(layer + "self_attn.q_proj.weight", {c.heads * c.head_dim, c.hidden});
+        require(layer + "self_attn.k_proj.weight", {c.kv_heads * c.head_dim, c.hidden});
+        require(layer + "mlp.gate_proj.weight", {c.intermediate, c.hidden});
     }
 }
 

@@ -103,6 +103,8 @@ void run_experiment(const options& given)
     const std::size_t symbols = m.config.vocabulary > 0 ? (m.config.vocabulary - 1) / 2 : 0;
     if (given.walks != 0 && (m.config.task != pointer_task || symbols < 2))
         throw failure("--walks: " + given.model + " is no pointer-chasing model");
+    if (given.walks == 0 && m.config.task != pointer_task && given.sequences == options{}.sequences)
+        throw failure("--sequences is missing: the walks that are the default are for the pointer-chasing model, not for " + given.model);
     e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, symbols)
                                    : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
@@ -125,8 +127,9 @@ int run(int argc, char** argv)
 {
     CLI::App app("Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
                  "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, rotated_q<4|5|8>_0, and\n"
-                 "k<bits>v<bits>_g<group>, alone or with :paper or :refined, and then with rules for layers and heads that get other\n"
-                 "bits: k2v2_g128:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
+                 "k<bits>v<bits>_g<group>; after it _auto to keep each head's keys in the basis that its queries ask for, or _ko, _vo,\n"
+                 "_kovo for the original basis of K, V or both; then :paper or :refined; then rules for layers and heads that get other\n"
+                 "bits: k2v2_g128_auto:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
                  "pointer_chase");
     app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
     options given;

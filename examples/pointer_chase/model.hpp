@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <filesystem>
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -53,8 +52,8 @@ struct destination {
 };
 using destinations = std::map<std::string, destination>;
 
-/// Makes room for all weights of the configuration and says where each tensor goes. `optional` are the names that some file holds.
-[[nodiscard]] inline destinations allocate(model& m, const std::set<std::string>& present)
+/// Makes room for all weights of the configuration and says where each tensor goes. `present` are those that some file holds.
+[[nodiscard]] inline destinations allocate(model& m, const std::map<std::string, tensor_entry>& present)
 {
     const model_config& c = m.config;
     const auto index = [](std::size_t n) { return static_cast<Eigen::Index>(n); };
@@ -140,17 +139,8 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
     if (fs::exists(whole)) return {whole.string()};
     if (!fs::exists(index))
         throw failure(directory.string() + ": there is neither model.safetensors nor model.safetensors.index.json");
-    const json object = read_json(index.string());
-    if (!object.is_object() || !object.contains("weight_map") || !object["weight_map"].is_object())
-        throw failure(index.string() + ": 'weight_map' is missing");
-    std::set<std::string> names;
-    for (const auto& [tensor, shard] : object["weight_map"].items()) {
-        if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>())
-            throw failure(index.string() + ": the file of " + tensor + " is no plain file name");
-        names.insert(shard.get<std::string>());
-    }
     std::vector<std::string> files;
-    for (const std::string& name : names) files.push_back((directory / name).string());
+    for (const std::string& name : shards_of(read_json(index.string()), index.string())) files.push_back((directory / name).string());
     return files;
 }
 
@@ -175,23 +165,18 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
     } else if (is_directory) {
         throw failure(config.string() + ": cannot open: there is no such file");
     }
-    std::set<std::string> present;
+    std::map<std::string, tensor_entry> present;
     std::vector<safetensors> single;
     for (const std::string& name : names) {
         safetensors file = read_safetensors(name);
-        for (const auto& [tensor, entry] : file.entries()) present.insert(tensor);
+        present.insert(file.entries().begin(), file.entries().end());
         if (!configured) m.config = guess_config(file);
         configured = true;
         apply_metadata(m.config, file);
         if (names.size() == 1) single.push_back(std::move(file));
     }
     const model_config& c = m.config;
-    if (c.head_dim < 32 || c.head_dim > 576 || c.head_dim % 4 != 0)
-        throw failure(path + ": head_dim " + std::to_string(c.head_dim) + " is not supported: multiples of 4 from 32 to 576 are");
-    // Before room is made for layers that a damaged configuration only claims.
-    if (const std::string last = "model.layers." + std::to_string(c.layers - 1) + ".input_layernorm.weight";
-        !present.contains(last))
-        throw failure(path + ": the tensor " + last + " is missing");
+    require_sizes(c, present, path);
     destinations to = allocate(m, present);
     if (!single.empty())
         fill(to, single.front(), c.tied);

@@ -4,9 +4,11 @@
 // In: the whole file in memory. Out: names, types, shapes and metadata; a tensor of F32, F16 or BF16 as floats.
 // The reader trusts no field: lengths, nesting, offsets and the sizes that shapes ask for are checked before anything is used.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <initializer_list>
 #include <map>
 #include <set>
@@ -117,6 +119,12 @@ inline constexpr std::size_t most_header_bytes = 100'000'000;  // what the forma
 
 }  // namespace safetensors_detail
 
+/// Whether safetensors::floats reads it.
+[[nodiscard]] inline bool holds_floats(const tensor_entry& entry) noexcept
+{
+    return entry.type == "F32" || entry.type == "F16" || entry.type == "BF16";
+}
+
 /// [2, 3] as people write it.
 [[nodiscard]] inline std::string shape_text(const std::vector<std::size_t>& shape)
 {
@@ -153,6 +161,7 @@ public:
                 entries_[name] = entry_of(fields, data_.size(), path_ + ": " + name);
             }
         }
+        require_apart();
     }
 
     safetensors(const safetensors&) = delete;
@@ -186,6 +195,18 @@ public:
     }
 
 private:
+    /// No byte belongs to two tensors: what a header can ask for is bounded by the size of the file.
+    void require_apart() const
+    {
+        std::vector<const std::pair<const std::string, tensor_entry>*> order;
+        for (const auto& entry : entries_)
+            if (entry.second.begin != entry.second.end) order.push_back(&entry);
+        std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->second.begin < b->second.begin; });
+        for (std::size_t i = 1; i < order.size(); ++i)
+            if (order[i]->second.begin < order[i - 1]->second.end)
+                throw failure(path_ + ": " + order[i]->first + ": its data overlap those of " + order[i - 1]->first);
+    }
+
     /// The data need not be aligned, so each element is copied out.
     template <class T>
     [[nodiscard]] static std::vector<float> widened(const std::byte* from, std::size_t size)
@@ -205,6 +226,20 @@ private:
     std::map<std::string, tensor_entry> entries_;
     std::map<std::string, std::string> metadata_;
 };
+
+/// The files beside model.safetensors.index.json that hold the tensors. `path` is the index's, for messages.
+[[nodiscard]] inline std::set<std::string> shards_of(const json& index, const std::string& path)
+{
+    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+        throw failure(path + ": 'weight_map' is missing");
+    std::set<std::string> names;
+    for (const auto& [tensor, shard] : index["weight_map"].items()) {
+        if (!shard.is_string() || std::filesystem::path(shard.get<std::string>()).filename() != shard.get<std::string>())
+            throw failure(path + ": the file of " + tensor + " is no plain file name");
+        names.insert(shard.get<std::string>());
+    }
+    return names;
+}
 
 [[nodiscard]] inline safetensors read_safetensors(const std::string& path)
 {

@@ -11,6 +11,8 @@
 // One call: attend(). Many threads: attention_items() work items, each attend_item() from any thread, then, when all are done,
 // combine_items() for each task, from any thread.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -8,6 +8,8 @@
 // Scratch: scratch_bytes(format), see quantize/tile.hpp.
 // Threads: work item i is the record (tile i / heads, head i % heads). Give each thread its own range and its own scratch.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

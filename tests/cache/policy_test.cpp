@@ -48,6 +48,24 @@ TEST_CASE("cache/policy: rules change ranges of layers and heads, the last one w
         }
 }
 
+TEST_CASE("cache/policy: heads with another basis", "[unit]")
+{
+    static constexpr kvarn::bit_rule rules[] = {{.first_layer = 1, .last_layer = 1, .key_rotation = kvarn::rotation::none},
+                                                {.first_head = 2, .last_head = 2, .key_bits = 4, .value_rotation = kvarn::rotation::none}};
+    constexpr auto policy = kvarn::make_policy(base, 3, 4, rules);
+    static_assert(policy.ok());
+    for (int layer = 0; layer < 3; ++layer)
+        for (int head = 0; head < 4; ++head) {
+            const kvarn::format f = policy->format_of(layer, head);
+            CHECK(f.keys_rotated() == (layer != 1));
+            CHECK(f.values_rotated() == (head != 2));
+            CHECK(f.key_bits() == (head == 2 ? 4 : base.key_bits()));
+        }
+    constexpr kvarn::format odd = kvarn::parse_format("k2v2_g64_ko", 100, 64).value;
+    CHECK(refusal({.key_rotation = kvarn::rotation::hadamard}, odd) == status::unsupported_head_dim);
+    CHECK(refusal({.value_rotation = kvarn::rotation::none}, odd) == status::ok);
+}
+
 TEST_CASE("cache/policy: what is refused", "[unit]")
 {
     CHECK(kvarn::make_policy(base, 0, 4).error == status::bad_argument);

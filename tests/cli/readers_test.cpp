@@ -13,6 +13,7 @@
 #include "examples/kvarn/container.hpp"
 #include "examples/common/npy.hpp"
 #include "tests/catch.hpp"
+#include "tests/support/bytes_output.hpp"
 
 namespace {
 
@@ -46,15 +47,9 @@ std::string refusal(const std::vector<std::byte>& file)
 
 std::vector<std::byte> file_of(const container& c)
 {
-    const auto header = container_header(c);
-    std::vector<std::byte> file(header.begin(), header.end());
-    for (const auto* part : {&c.records, &c.k_tail, &c.v_tail}) file.insert(file.end(), part->begin(), part->end());
-    fnv1a checksum;
-    checksum.update(file);
-    const std::uint64_t value = checksum.value();
-    const auto raw = std::as_bytes(std::span(&value, 1));
-    file.insert(file.end(), raw.begin(), raw.end());
-    return file;
+    support::bytes_output out;
+    write_container(out, c);
+    return out.content;
 }
 
 container small_container(std::mt19937& random, std::size_t tokens)
@@ -219,6 +214,36 @@ TEST_CASE("cli/container: impossible counts with a right checksum are refused", 
     c = good;
     c.type = static_cast<element_type>(3);
     CHECK_THROWS_AS((void)parse_container(file_of(c), "x"), failure);
+}
+
+TEST_CASE("cli/container: header bytes that mean nothing are refused", "[readers]")
+{
+    std::mt19937 random(4);
+    const auto repaired = [](std::vector<std::byte> file, std::size_t at) {
+        file[at] = std::byte{7};
+        fnv1a checksum;
+        checksum.update(bytes(file).first(file.size() - container_checksum_bytes));
+        const std::uint64_t value = checksum.value();
+        std::memcpy(file.data() + file.size() - container_checksum_bytes, &value, sizeof value);
+        return file;
+    };
+    const container good = small_container(random, 35);
+    for (const std::size_t at : {68, 79})
+        CHECK_THROWS_WITH((void)parse_container(repaired(file_of(good), at), "x"),
+                          "x: the file is damaged: its header is not what a writer would write");
+    CHECK_NOTHROW((void)parse_container(repaired(file_of(good), 31), "x"));  // an encoder of the future
+
+    kvarn::format_spec spec = good.format.spec();
+    spec.value_bits = 0;
+    container latent = good;
+    latent.format = *kvarn::make_format(spec);
+    latent.tokens = 3;
+    latent.records.clear();
+    latent.k_tail.resize(3 * latent.heads * 32 * 2);
+    latent.v_tail.clear();
+    CHECK_NOTHROW((void)parse_container(file_of(latent), "x"));
+    CHECK_THROWS_WITH((void)parse_container(repaired(file_of(latent), 20), "x"),
+                      "x: the file is damaged: its header is not what a writer would write");
 }
 
 TEST_CASE("cli/readers: thousands of random mutations parse or fail, nothing else", "[readers]")

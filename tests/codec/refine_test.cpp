@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The refined encoder against its double-precision reference, against the paper's encoder, and on tiles at the edge of what fits.
+// The refined encoder against its double-precision reference, against the paper's encoder, at every scale, and on tiles at the edge of
+// what fits.
 
 #include <algorithm>
 #include <cmath>
@@ -45,8 +46,8 @@ TEST_CASE("codec/refine: records agree with the double-precision reference", "[u
                 options.refit_rounds = o.rounds;
                 options.clip_steps = o.clip_steps;
                 const auto record = support::encode(f, x, options);
-                const reference::matrix k = reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose();
-                const reference::matrix v = reference::in_record_basis(s, support::value_matrix(f, x, 0, 0));
+                const reference::matrix k = reference::in_record_basis(s.rotate.k, support::key_matrix(f, x, 0, 0)).transpose();
+                const reference::matrix v = reference::in_record_basis(s.rotate.v, support::value_matrix(f, x, 0, 0));
                 for (const auto& c : {compare(reference::read_key_part(s, record.data()), reference::refined(k, s.key_bits, true, o), k),
                                       compare(reference::read_value_part(s, record.data()), reference::refined(v, s.value_bits, false, o), v)}) {
                     CAPTURE(c.error, c.reference_error, c.difference, c.differing_codes);
@@ -73,7 +74,7 @@ TEST_CASE("codec/refine: less error than the paper's encoder on every kind of ti
             CHECK(refined.v.relative_error <= 1.005f * paper.v.relative_error);
             CHECK(refined.k.worst_scale_error <= 0.0005f);  // a token scale is a half: 2^-11
             // Scale and zero are halves, which have fewer digits below 2^-14: tokens of a hundredth of the usual norm at 8 bits.
-            CHECK(refined.v.worst_scale_error <= (kind == support::tile_kind::token_scales ? 0.005f : 0.0012f));
+            CHECK(refined.v.worst_scale_error <= (kind == support::tile_kind::token_scales ? 0.005f : 0.0015f));
         }
 }
 
@@ -86,7 +87,7 @@ TEST_CASE("codec/refine: channels of K keep their spread about the mean", "[unit
     const kvarn::format f = support::make(s);
     auto x = support::random_tiles(random, f, 1, 1, support::tile_kind::gaussian);
     for (std::size_t i = 0; i < x.k.size(); ++i) x.k[i] += i % 128 % 3 == 0 ? 4.0f : -3.0f;  // the same for every token
-    const reference::matrix k = reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose();
+    const reference::matrix k = reference::in_record_basis(s.rotate.k, support::key_matrix(f, x, 0, 0)).transpose();
     const auto slope = [&](const kvarn::encode_options& options) {
         const auto record = support::encode(f, x, options);
         const reference::matrix y = reference::decoded_keys(s, record.data()).transpose();
@@ -153,4 +154,32 @@ TEST_CASE("codec/refine: tokens and channels of zeros come back as zeros", "[uni
             CHECK(std::fabs(y.v[i * 64 + 19]) < 2e-3f);
         }
     }
+}
+
+TEST_CASE("codec/refine: a tile times a power of two has the same codes, and scalars times it", "[unit]")
+{
+    support::random_source random(156);
+    for (const auto& s : {reference::shape{128, 128, 2, 4, 128, true, 0}, reference::shape{36, 80, 4, 2, 32, true, 0},
+                          reference::shape{100, 64, 8, 3, 64, false, 0}})
+        for (const auto kind : support::all_tile_kinds) {
+            const kvarn::format f = support::make(s);
+            const auto x = support::random_tiles(random, f, 1, 1, kind);
+            const auto at_one = support::encode(f, x);
+            const auto k = reference::read_key_part(s, at_one.data()), v = reference::read_value_part(s, at_one.data());
+            for (int n = -12; n <= 12; ++n) {
+                INFO(support::describe(f) << ", " << support::name_of(kind) << ", times 2^" << n);
+                auto y = x;
+                for (auto* all : {&y.k, &y.v})
+                    for (float& value : *all) value = std::ldexp(value, n);
+                const auto scaled = support::encode(f, y);
+                const auto k_scaled = reference::read_key_part(s, scaled.data()), v_scaled = reference::read_value_part(s, scaled.data());
+                // Scalars that a half holds with fewer digits may tip a code over: tokens of a hundredth of the usual norm, say.
+                const bool subnormal = kind == support::tile_kind::token_scales;
+                CHECK((k_scaled.codes.array() != k.codes.array()).count() <= (subnormal ? k.codes.size() / 200 : 0));
+                CHECK((v_scaled.codes.array() != v.codes.array()).count() <= (subnormal ? v.codes.size() / 200 : 0));
+                const double by = std::ldexp(1.0, n);
+                CHECK(reference::relative_difference(k_scaled.decoded() / by, k.decoded()) < (subnormal ? 2e-2 : 1e-3));
+                CHECK(reference::relative_difference(v_scaled.decoded() / by, v.decoded()) < (subnormal ? 2e-2 : 1e-3));
+            }
+        }
 }

@@ -227,7 +227,7 @@ TEST_CASE("cuda/append: tokens go to their slots, full tiles are sealed from the
     kvarn::cuda::append_arguments a;
     a.new_k = support::dense<const void>(new_k.data(), kvarn::cuda::element_type::f16, heads, 64);
     a.new_v = support::dense<const void>(new_v.data(), kvarn::cuda::element_type::f16, heads, 128);
-    a.slots = slots.data();
+    a.slot_mapping = slots.data();
     a.tokens = tokens;
     const auto tail = [&](void* data, int channels) {
         auto y = support::dense<void>(data, kvarn::cuda::element_type::f16, heads, channels);

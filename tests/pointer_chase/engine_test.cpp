@@ -252,16 +252,25 @@ TEST_CASE("pointer_chase/engine: models that are damaged or not known are refuse
         says(std::string(": the tensor ") + name + " is missing", without(good, name), config);
     tiny::tensors changed = good;
     changed[q].shape = {64, 128};
-    says("model.safetensors: " + q + " has the shape [64, 128], [128, 64] is needed", changed, config);
+    says(q + " has the shape [64, 128], [128, 64] is needed", changed, config);
+    changed = good;
+    changed["model.norm.weight"].shape = {8, 8};
+    says("model.safetensors: model.norm.weight has the shape [8, 8], [64] is needed", changed, config);
     changed = good;
     changed["model.layers.0.pre_feedforward_layernorm.weight"] = good.at("model.norm.weight");
     says("pre_feedforward_layernorm.weight has no place", changed, config);
     says("the tensor lm_head.weight is missing", good, with("tie_word_embeddings", false));
-    says("the tensor model.layers.8.input_layernorm.weight is missing", good, with("num_hidden_layers", 9));
+    says("the tensor model.layers.2.input_layernorm.weight is missing", good, with("num_hidden_layers", 1 << 24));
+    // Sizes that a configuration only claims: refused before there is room for them.
+    says("embed_tokens.weight has the shape", good, with("vocab_size", 1 << 24));
+    says("embed_tokens.weight has the shape", good, with("hidden_size", 1 << 24));
+    says("q_proj.weight has the shape", good, with("num_attention_heads", 1 << 24));
+    says("gate_proj.weight has the shape", good, with("intermediate_size", 1 << 24));
     says("'hidden_size' is missing", good, without(config, "hidden_size"));
     for (const tiny::json& bad : {tiny::json(-1), tiny::json(0), tiny::json(1.5), tiny::json("64"), tiny::json(1u << 25)})
         says("'vocab_size' is no whole number", good, with("vocab_size", bad));
-    says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", 0));
+    for (const double bad : {0.0, -1.0, 1e-40, 1e300}) says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", bad));
+    for (const double bad : {0.0, 1e-300, 1e300}) says("'rope_theta' is no positive number", good, with("rope_theta", bad));
     says("the model_type 'gemma2' is not supported", good, with("model_type", "gemma2"));
     says("the hidden_act 'gelu' is not supported", good, with("hidden_act", "gelu"));
     says("the type 'yarn' is not supported", good, with("rope_scaling", {{"type", "yarn"}, {"factor", 2}}));
@@ -269,7 +278,8 @@ TEST_CASE("pointer_chase/engine: models that are damaged or not known are refuse
     says("use_sliding_window is not supported", good, with("use_sliding_window", true));
     says("partial_rotary_factor is not supported", good, with("partial_rotary_factor", 0.5));
     says("num_attention_heads is no multiple", good, with("num_key_value_heads", 3));
-    says("head_dim 30 is not supported", good, with("head_dim", 30));
+    for (const int bad : {28, 30, 580, 1 << 24})
+        says("config.json: head_dim " + std::to_string(bad) + " is not supported", good, with("head_dim", bad));
     says("it is no JSON object", good, tiny::json::array());
 
     const tiny::folder here;
@@ -361,6 +371,35 @@ TEST_CASE("pointer_chase/engine: sealed tiles are what the quantizers make of th
     CHECK(kvarn_cli::relative_error(tile.values, held.values) < 1e-6);
 }
 
+TEST_CASE("pointer_chase/engine: a cache that chooses its basis holds what the better one holds, head by head", "[engine]")
+{
+    // KV head 0 has two large channels that its queries hardly look at, head 1 has heavy tails everywhere.
+    const auto keys_of = [](const char* name) {
+        fed_cache fed(name, 0, 64);
+        std::mt19937 random(8);
+        std::normal_distribution<float> normal;
+        for (std::size_t i = 0; i < fed.k.size(); ++i) {
+            const bool large = i % 64 == 5 || i % 64 == 37;
+            const float x = normal(random), y = normal(random), z = normal(random);
+            fed.k[i] = kvarn::to_half(i / 64 % 2 == 1 ? x * y * z : large ? 50.0f + 8.0f * x : 0.3f * x);
+        }
+        for (std::size_t i = 0; i < fed.q.size(); ++i)
+            if (i / 64 < 3 && (i % 64 == 5 || i % 64 == 37)) fed.q[i] *= 0.01f;
+        for (int t = 0; t < 64; ++t) {
+            fed.step();
+            fed.cache.seal();
+        }
+        kvarn_cli::matrix k{2, 64, 64, std::vector<float>(2 * 64 * 64)}, v = k;
+        fed.cache.read(0, 0, k, v);
+        return k;
+    };
+    const auto chosen = keys_of("k2v2_g64_auto"), rotated = keys_of("k2v2_g64"), original = keys_of("k2v2_g64_ko");
+    for (std::size_t head = 0; head < 2; ++head)
+        for (std::size_t t = 0; t < 64; ++t)
+            for (std::size_t c = 0; c < 64; ++c) CHECK(chosen.token(head, t)[c] == (head == 0 ? original : rotated).token(head, t)[c]);
+    CHECK(rotated.token(0, 3)[7] != original.token(0, 3)[7]);
+}
+
 TEST_CASE("pointer_chase/engine: bytes are those of records, scalars, sink and tail", "[engine]")
 {
     const cache_shape shape{3, 1, 128, 2, 0};
@@ -395,8 +434,12 @@ TEST_CASE("pointer_chase/engine: rules give layers and heads other bits", "[engi
 TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
 {
     for (const char* name : {"exact", "rtn2", "rtn8", "rotated_rtn3", "kivi2_g32", "kivi4_g128", "q4_0", "q5_0", "q8_0",
-                             "rotated_q5_0", "k2v2_g128", "k2v2_g128:paper", "k2v2_g128:refined", "k8v3_g32"})
+                             "rotated_q5_0", "k2v2_g128", "k2v2_g128:paper", "k2v2_g128:refined", "k8v3_g32",
+                             "k2v2_g128_ko", "k2v2_g128_auto:paper", "k4v4_g64_kovo", "k2v2_g128_auto+0=k4v2"})
         CHECK(plan_of(name, 128, {}).name == name);
+    CHECK(plan_of("k2v2_g128_auto:paper", 128, {}).choose_basis);
+    CHECK(!plan_of("k2v2_g128", 128, {}).choose_basis);
+    CHECK(!plan_of("k2v2_g128_ko", 128, {}).format.keys_rotated());
     CHECK(plan_of("k2v2_g128:refined", 128, {}).how.encoder == kvarn::encoder::refined);
     CHECK(plan_of("k2v2_g128:paper", 128, {}).how.encoder == kvarn::encoder::paper);
     CHECK(plan_of("k2v2_g128", 128, {}).how.encoder == kvarn::encode_options{}.encoder);

@@ -115,6 +115,9 @@ TEST_CASE("pointer_chase: any model of the known kinds, against its own exact co
     CHECK(list[1]["hops"] < 80.0);
     CHECK(list[2]["kl"] < list[1]["kl"]);
     CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
+    check_refused(here, "--model m --caches exact", "--sequences is missing");
+    const json bases = run_json(here, "--model m --sequences s.npy --mode teacher --sink 16 --caches k2v2_g32_ko,k2v2_g32_auto");
+    CHECK((bases[0]["kl"] > 0.0 && bases[1]["kl"] > 0.0 && bases[0]["bytes"] == bases[1]["bytes"]));
 }
 
 TEST_CASE("pointer_chase: new walks", "[program]")

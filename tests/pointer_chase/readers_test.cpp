@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "examples/common/npy.hpp"
+#include "examples/pointer_chase/config.hpp"
 #include "examples/pointer_chase/safetensors.hpp"
 #include "tests/catch.hpp"
 #include "tiny_model.hpp"
@@ -115,6 +116,15 @@ TEST_CASE("pointer_chase/safetensors: refuses everything else with the reason", 
     says(with_entry(R"({"dtype": "U8", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]})", 4),
          "its shape is too large");
 
+    const std::string a = R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, )";
+    says(tiny::safetensors_file(a + R"("b": {"dtype": "I8", "shape": [4], "data_offsets": [4, 8]}})", std::string(8, '\0')),
+         "b: its data overlap those of a");
+    says(tiny::safetensors_file(a + R"("0": {"dtype": "?", "shape": [], "data_offsets": [7, 9]}})", std::string(9, '\0')),
+         "0: its data overlap those of a");
+    CHECK(parsed(tiny::safetensors_file(a + R"("b": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]}})", std::string(8, '\0')))
+              .floats("b")
+              .empty());
+
     const safetensors file = parsed(small_file());
     CHECK(refusal([&] { (void)file.floats("z"); }) == "x: the tensor z is missing");
     CHECK(refusal([&] { (void)file.floats("a", {3, 2}); }) == "x: a has the shape [2, 3], [3, 2] is needed");
@@ -154,6 +164,18 @@ TEST_CASE("pointer_chase/safetensors: thousands of random mutations parse or fai
     }
     CHECK(accepted > 300);  // data and names may change freely
     CHECK(refused > 4000);
+}
+
+TEST_CASE("pointer_chase/metadata: the embedding scale is a number to its last byte", "[readers]")
+{
+    const auto scale = [](const std::string& value) {
+        model_config c;
+        apply_metadata(c, parsed(tiny::safetensors_file(R"({"__metadata__": {"embedding_scale": ")" + value + "\"}}", "")));
+        return c.embedding_scale;
+    };
+    CHECK(scale("1.5") == 1.5f);
+    for (const char* bad : {"", "1.5x", "nan", "1e99", R"(1.5\u0000)", R"(1.5\u0000x)"})
+        CHECK(refusal([&] { (void)scale(bad); }) == "x: its metadata 'embedding_scale' are no number");
 }
 
 TEST_CASE("pointer_chase/sequences: int32 and int64 tables, and what is none", "[readers]")

@@ -57,8 +57,8 @@ TEST_CASE("property/values: every value comes back within half a step", "[proper
                     const auto x = support::random_tiles(random, f, 1, 1, kind);
                     const auto record = support::encode(f, x, support::paper());
                     const reference::shape s = support::shape_of(f);
-                    const reference::matrix k = reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose();
-                    const reference::matrix v = reference::in_record_basis(s, support::value_matrix(f, x, 0, 0));
+                    const reference::matrix k = reference::in_record_basis(s.rotate.k, support::key_matrix(f, x, 0, 0)).transpose();
+                    const reference::matrix v = reference::in_record_basis(s.rotate.v, support::value_matrix(f, x, 0, 0));
                     const double keys = worst_excess(reference::read_key_part(s, record.data()), k);
                     const double values = worst_excess(reference::read_value_part(s, record.data()), v);
                     CHECK(keys <= 1.0);
@@ -296,9 +296,9 @@ TEST_CASE("property/values: zero, constant and denormal tiles come back finite a
                     const auto refined = support::encode<kvarn::simd::portable>(f, x);
                     const reference::shape s = support::shape_of(f);
                     CHECK(worst_excess(reference::read_key_part(s, wanted.data()),
-                                       reference::in_record_basis(s, support::key_matrix(f, x, 0, 0)).transpose()) <= 1.0);
+                                       reference::in_record_basis(s.rotate.k, support::key_matrix(f, x, 0, 0)).transpose()) <= 1.0);
                     CHECK(worst_excess(reference::read_value_part(s, wanted.data()),
-                                       reference::in_record_basis(s, support::value_matrix(f, x, 0, 0))) <= 1.0);
+                                       reference::in_record_basis(s.rotate.v, support::value_matrix(f, x, 0, 0))) <= 1.0);
                     support::for_each_arch([&](auto arch) {
                         using arch_type = decltype(arch);
                         const bool same = support::encode<arch_type>(f, x, support::paper()) == wanted;

@@ -28,8 +28,11 @@ inline Eigen::RowVectorXd round_to_codes(const Eigen::RowVectorXd& x, double sca
     return x.unaryExpr([&](double value) { return std::clamp(std::nearbyint((value - zero) / scale), 0.0, most); });
 }
 
-/// Weighted least squares of x on scale * codes + zero; `unbiased` exchanges what is regressed on what.
-inline void fit(const Eigen::RowVectorXd& x, const weights& w, line& l, bool unbiased)
+/// x as the half that a record holds of x * factor.
+inline double half_of(double x, double factor) { return round_to_half(x * factor) / factor; }
+
+/// Weighted least squares of x on scale * codes + zero; `unbiased` exchanges what is regressed on what, and rounds the scale as the record does.
+inline void fit(const Eigen::RowVectorXd& x, const weights& w, line& l, bool unbiased, double fold)
 {
     const double all = w.sum(), mean_code = w.dot(l.codes) / all, mean = w.dot(x) / all;
     const Eigen::RowVectorXd c = l.codes.array() - mean_code, d = x.array() - mean;
@@ -39,7 +42,7 @@ inline void fit(const Eigen::RowVectorXd& x, const weights& w, line& l, bool unb
         l.scale = covariance / variance;
         if (unbiased) l.scale = std::clamp((w.array() * d.array().square()).sum() / covariance, l.scale, 2 * l.scale);
     }
-    if (unbiased) l.scale = round_to_half(l.scale);
+    if (unbiased) l.scale = half_of(l.scale, fold);
     l.zero = mean - l.scale * mean_code;
 }
 
@@ -63,11 +66,16 @@ inline line search(const Eigen::RowVectorXd& x, const weights& w, double most, i
 
 }  // namespace refined_detail
 
-/// `m` is axis 0 by axis 1; `token_is_axis1`: K, where axis 1 is the token, otherwise V. Scalars are not yet rounded where the record
+/// `given` is axis 0 by axis 1; `token_is_axis1`: K, where axis 1 is the token, otherwise V. Scalars are not yet rounded where the record
 /// rounds them last.
-inline part refined(const matrix& m, int bits, bool token_is_axis1, const refined_options& o)
+inline part refined(const matrix& given, int bits, bool token_is_axis1, const refined_options& o)
 {
     using namespace refined_detail;
+    // In units, a power of two of which the largest value is 2^10 to 2^11; the record folds what its halves could not hold into axis 0.
+    const double largest = given.cwiseAbs().maxCoeff();
+    const int exponent = largest > 0 ? std::clamp(std::ilogb(largest) - 10, -30, 30) : 0;
+    const double unit = std::ldexp(1.0, exponent), fold = std::ldexp(1.0, exponent - std::clamp(exponent, -13, 4));
+    const matrix m = given / unit;
     const double most = (1 << bits) - 1;
     const normalized_tile start = normalize(m, o.iterations);
     Eigen::RowVectorXd s1 = start.s1.transpose();
@@ -84,14 +92,14 @@ inline part refined(const matrix& m, int bits, bool token_is_axis1, const refine
         const matrix y = decoded_rows();
         for (Eigen::Index j = 0; j < m.cols(); ++j) {
             const double square = y.col(j).squaredNorm();
-            if (square > 0) s1(j) = std::max(s1(j) + step * (m.col(j).dot(y.col(j)) / square - s1(j)), 0x1p-14);
+            if (square > 0) s1(j) = std::max(s1(j) + step * (m.col(j).dot(y.col(j)) / square - s1(j)), 0x1p-10);
         }
     };
     const auto round_and_fit = [&](Eigen::Index i, bool unbiased) {
         line& l = lines[static_cast<std::size_t>(i)];
         const Eigen::RowVectorXd x = m.row(i).cwiseQuotient(s1);
         l.codes = round_to_codes(x, l.scale, l.zero, most);
-        fit(x, s1.cwiseAbs2(), l, unbiased);
+        fit(x, s1.cwiseAbs2(), l, unbiased, fold);
     };
     for (Eigen::Index i = 0; i < m.rows(); ++i) {
         line& l = lines[static_cast<std::size_t>(i)];
@@ -99,7 +107,7 @@ inline part refined(const matrix& m, int bits, bool token_is_axis1, const refine
         l = search(x, s1.cwiseAbs2(), most, o.clip_steps, 1e-10 * start.s0(i));
         for (int n = 0; n < 3; ++n) {
             l.codes = round_to_codes(x, l.scale, l.zero, most);
-            fit(x, s1.cwiseAbs2(), l, false);
+            fit(x, s1.cwiseAbs2(), l, false, fold);
         }
         l.codes = round_to_codes(x, l.scale, l.zero, most);
     }
@@ -109,12 +117,12 @@ inline part refined(const matrix& m, int bits, bool token_is_axis1, const refine
     }
     if (o.rounds > 0) refit(1);
     if (!token_is_axis1)
-        for (Eigen::Index j = 0; j < m.cols(); ++j) s1(j) = round_to_half(s1(j));
+        for (Eigen::Index j = 0; j < m.cols(); ++j) s1(j) = half_of(s1(j), unit / fold);
     for (Eigen::Index i = 0; i < m.rows(); ++i) {
         round_and_fit(i, token_is_axis1);
         line& l = lines[static_cast<std::size_t>(i)];
         if (token_is_axis1) {
-            l.zero = round_to_half(l.zero);
+            l.zero = half_of(l.zero, fold);
         } else {
             const double decoded = ((l.codes.array() * l.scale + l.zero).matrix().cwiseProduct(s1)).norm();
             const double ratio = decoded > 0 ? m.row(i).norm() / decoded : 1;
@@ -134,11 +142,11 @@ inline part refined(const matrix& m, int bits, bool token_is_axis1, const refine
     p.codes.resize(m.rows(), m.cols());
     p.scale0.resize(m.rows());
     p.zero0.resize(m.rows());
-    p.scale1 = s1.transpose();
+    p.scale1 = s1.transpose() * (unit / fold);
     for (Eigen::Index i = 0; i < m.rows(); ++i) {
         const line& l = lines[static_cast<std::size_t>(i)];
-        p.scale0(i) = l.scale;
-        p.zero0(i) = l.zero;
+        p.scale0(i) = l.scale * fold;
+        p.zero0(i) = l.zero * fold;
         for (Eigen::Index j = 0; j < m.cols(); ++j) p.codes(i, j) = static_cast<int>(l.codes(j));
     }
     return p;

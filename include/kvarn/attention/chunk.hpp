@@ -150,7 +150,10 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
         if (s.sealed() || s.basis == basis::rotated) rotated = true;
         else original = true;
     }
-    if (!f.keys_rotated()) original = false, rotated = true;
+    if (!f.keys_rotated()) {
+        original = false;
+        rotated = true;
+    }
     const bool given_rotated = !f.keys_rotated() || o.query_basis == basis::rotated;
     float* const given = given_rotated ? r.rotated_query : r.original_query;
     float* const other = given_rotated ? r.original_query : r.rotated_query;

@@ -4,6 +4,8 @@
 // (Milakov and Gimelshein 2018; Dao et al. 2022). In: scores times log2(e). Out: weights 2^(s - m), and their sum.
 // float arithmetic in a fixed order, without libm, so that every instruction set agrees. No allocation.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <bit>
 #include <cstdint>
 #include <limits>

@@ -3,6 +3,8 @@
 // What decode attention is asked: the history of one KV head as segments in the order of their positions, the queries that attend to it,
 // and the options. Plain structs over the engine's memory; nothing is copied or owned.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,7 +21,7 @@ namespace kvarn {
 enum class precision : std::uint8_t {
     exact,  ///< float weights: about 1e-5
     fine,   ///< 16-bit weights: below 1e-3
-    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): below 1e-2
+    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
 };
 
 struct attention_options {
@@ -85,7 +87,7 @@ struct kv_segment {
 };
 
 /// All tokens of one head of `k` and `v` (sink or tail), in the original basis unless said otherwise. `v` is empty (default) when V is read
-/// from K. Values must be finite.
+/// from K. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
                                                              basis stored = basis::original) noexcept
 {

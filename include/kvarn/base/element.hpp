@@ -4,12 +4,12 @@
 // In: bits. Out: float, and back with round-to-nearest-even. Plain integer arithmetic, so every machine agrees; constexpr, host and
 // device.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <bit>
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
-
-#include <kvarn/base/config.hpp>
 
 namespace kvarn {
 
@@ -58,7 +58,7 @@ template <class To, class From>
 /// Exact for every half, subnormals, infinities and NaN included.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(half h) noexcept
 {
-    const std::uint32_t sign = static_cast<std::uint32_t>(h.bits & 0x8000u) << 16;
+    const std::uint32_t sign = (h.bits & 0x8000u) << 16;
     const std::uint32_t magnitude = h.bits & 0x7fffu;
     if (magnitude >= 0x7c00u) return detail::bits_as<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
     if (magnitude >= 0x0400u) return detail::bits_as<float>(sign | ((magnitude << 13) + 0x38000000u));

@@ -5,6 +5,8 @@
 // What counts is not the error of K but that of the scores: sum over channels of E[q_d^2] e_d^2 in the original basis.
 // The caller owns all memory; nothing allocates. float arithmetic in a fixed order: the same choice on every machine.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <span>

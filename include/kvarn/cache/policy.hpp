@@ -3,6 +3,8 @@
 // Which layer and head of a model gets how many bits, in which basis. In: a base format, and rules for ranges of layers and heads. Out: the format
 // of each layer and head, and from it what a whole cache takes (plan_cache). constexpr, no allocation; rules stay the caller's.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -13,8 +15,8 @@
 
 namespace kvarn {
 
-/// Other bits, or another basis, for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative numbers count
-/// from the end: -1 is the last one. Bits of `unchanged` stay as they are.
+/// Other bits, or another basis, for the heads [first_head, last_head] of the layers [first_layer, last_layer], ends included. Negative
+/// numbers count from the end: -1 is the last one. Bits of `unchanged` and bases that are not given stay as they are.
 struct bit_rule {
     static constexpr int unchanged = -1;
 

@@ -17,6 +17,7 @@
 
 #include <kvarn/codec/encode.hpp>
 #include <kvarn/codec/packing.hpp>
+#include <kvarn/layout/tile_unit.hpp>
 #include <kvarn/simd/lanes.hpp>
 
 namespace kvarn::detail {
@@ -43,7 +44,7 @@ inline constexpr int fits_after_search = 3;
 /// twice as far finds in 5 rounds what it needs 16 for (docs/accuracy.md).
 inline constexpr float refit_step = 2.0f;
 inline constexpr float least_scale = 1e-12f;     // of axis 0; half's least number is 6e-8
-inline constexpr float least_factor = 0x1p-14f;  // of axis 1: half's least normal number
+inline constexpr float least_factor = 0x1p-10f;  // of axis 1, in units
 inline constexpr float least_variance = 1e-5f;   // of codes, relative to their mean square: below, they are all equal
 
 template <class Arch>
@@ -59,6 +60,7 @@ struct refine_pass {
     int size1, padded1;
     float levels;  // the largest code
     refine_memory m;
+    tile_unit unit;
     float total_weight = 0.0f;
 
     /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
@@ -193,7 +195,7 @@ struct refine_pass {
                 }
             }
         }
-        if constexpr (Unbiased) scale = as_half(scale);
+        if constexpr (Unbiased) scale = as_scalar0(scale);
         zero = one::add(origin, one::fnma(scale, mean_code, mean));
     }
 
@@ -231,7 +233,7 @@ struct refine_pass {
         for (int j = 0; j < size1; ++j) {
             if (!(m.square[j] > 0.0f)) continue;
             const float way = one::sub(one::div(m.product[j], m.square[j]), m.s1[j]);
-            m.s1[j] = one::maximum(one::fma(step, way, m.s1[j]), least_factor);
+            m.s1[j] = one::maximum(one::fma(step, way, m.s1[j]), least_factor * unit.unit);
         }
         take_factors();
     }
@@ -242,7 +244,9 @@ struct refine_pass {
         return decoded > 0.0f ? one::sqrt(one::div(exact, decoded)) : 1.0f;
     }
 
-    KVARN_INLINE static float as_half(float x) noexcept { return to_float(to_half(x)); }
+    /// A scalar in the precision that the record will have it in.
+    KVARN_INLINE float as_scalar0(float x) const noexcept { return to_float(to_half(x * unit.fold)) * unit.inverse_fold; }
+    KVARN_INLINE float as_scalar1(float x) const noexcept { return to_float(to_half(x * unit.inverse_fold)) * unit.fold; }
 
     /// The codes of place i of the block as bytes.
     KVARN_INLINE void store_codes(int i, std::uint8_t* to) const noexcept
@@ -269,17 +273,17 @@ struct refine_pass {
 };
 
 /// Encodes the tile; see the top. Codes of `bits` bits go to `packed`, scalars to m.scale, m.zero and m.s1. `rounds` >= 0 refits, and
-/// clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps. Returns whether all scalars fit a half; if not, what was written is of no use.
+/// clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps. `unit` is what the factors were made with. Returns whether all scalars fit a half; if not, what was written is of no use.
 /// Rows and columns must be readable up to whole lanes; columns of the tile from size1 up to there are overwritten.
 template <class Arch>
 bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, token_axis token, int bits, int rounds, int clip_steps,
-                    const float* s0, const refine_memory& m, std::uint8_t* packed) noexcept
+                    const float* s0, const refine_memory& m, const tile_unit& unit, std::uint8_t* packed) noexcept
 {
     using pass = refine_pass<Arch>;
     using one = typename pass::one;
     constexpr int block = pass::block;
     const int padded1 = simd::whole_lanes(size1);
-    pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m};
+    pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m, unit};
     p.take_factors();
     const auto for_blocks = [&](auto&& work) {
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
@@ -308,7 +312,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     }
     if (rounds > 0) p.refit_factors(1.0f);
     if (token == token_axis::axis0) {
-        for (int j = 0; j < size1; ++j) m.s1[j] = pass::as_half(m.s1[j]);
+        for (int j = 0; j < size1; ++j) m.s1[j] = p.as_scalar1(m.s1[j]);
         p.take_factors();
     }
 
@@ -319,7 +323,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int i = 0; i < rows; ++i) {
             if (token == token_axis::axis1) {
                 p.template fit<false, true>(i0 + i, i, p.middle(i0 + i));
-                m.zero[i0 + i] = pass::as_half(m.zero[i0 + i]);
+                m.zero[i0 + i] = p.as_scalar0(m.zero[i0 + i]);
             } else {
                 p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
                 p.keep_row_norm(i0 + i, i);
@@ -334,12 +338,15 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
 
     bool fit = true;
-    const auto check = [&](const float* scalars, int n) {
-        for (int i = 0; i < n; ++i) fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
+    const auto finish = [&](float* scalars, int n, float factor) {
+        for (int i = 0; i < n; ++i) {
+            scalars[i] *= factor;
+            fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
+        }
     };
-    check(m.scale, size0);
-    check(m.zero, size0);
-    check(m.s1, size1);
+    finish(m.scale, size0, unit.fold);
+    finish(m.zero, size0, unit.fold);
+    finish(m.s1, size1, unit.inverse_fold);
     return fit;
 }
 

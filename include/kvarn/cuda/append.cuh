@@ -12,13 +12,14 @@
 
 namespace kvarn::cuda {
 
-/// Shapes: new_k [tokens][heads][head_dim_k + exact_channels], new_v [tokens][heads][head_dim_v]; no tables. slots [tokens] in
-/// device memory: token i goes to page slots[i] / page_tokens, place slots[i] % page_tokens of the tail; negative: nowhere (a
-/// padded step). tail_k and tail_v say where pages lie and have the elements' type; sealed.k and sealed.v describe the tiles to
-/// seal out of the same pages (their tables name the pages of each full tile, negative where none is full yet).
+/// Shapes: new_k [tokens][heads][head_dim_k + exact_channels], new_v [tokens][heads][head_dim_v]; no tables. slot_mapping
+/// [tokens] in device memory: token i goes to page slot / page_tokens, place slot % page_tokens of the tail, where slot is
+/// slot_mapping[i]; negative: nowhere (a padded step). tail_k and tail_v say where pages lie and have the elements' type; sealed.k
+/// and sealed.v describe the tiles to seal out of the same pages (their tables name the pages of each full tile, negative where
+/// none is full yet).
 struct append_arguments {
     input_tiles new_k{}, new_v{};
-    const std::int32_t* slots = nullptr;
+    const std::int32_t* slot_mapping = nullptr;
     int tokens = 0;
     output_tiles tail_k{}, tail_v{};
     seal_arguments sealed{};
@@ -36,7 +37,7 @@ struct append_part {
 
 struct append_call {
     append_part part[2];
-    const std::int32_t* slots;
+    const std::int32_t* slot_mapping;
     int heads, parts;
 };
 
@@ -45,7 +46,7 @@ template <class Team>
 KVARN_DEVICE KVARN_INLINE void append_item(Team& team, const append_call& c, int item) noexcept
 {
     const append_part& p = c.part[item % c.parts];
-    const int token = item / c.parts, slot = c.slots[token];
+    const int token = item / c.parts, slot = c.slot_mapping[token];
     if (slot < 0) return;
     const int page = slot / p.to.page_tokens, place = slot - page * p.to.page_tokens, each = element_bytes(p.to.type);
     const std::byte* const from = static_cast<const std::byte*>(p.from.data) + token * p.from.token_stride * each;
@@ -62,7 +63,7 @@ KVARN_DEVICE KVARN_INLINE void append_item(Team& team, const append_call& c, int
     append_call c{};
     c.part[c.parts++] = {a.new_k, a.tail_k, f.key_channels() * element_bytes(a.tail_k.type) / 16};
     if (f.has_values()) c.part[c.parts++] = {a.new_v, a.tail_v, f.head_dim_v() * element_bytes(a.tail_v.type) / 16};
-    c.slots = a.slots;
+    c.slot_mapping = a.slot_mapping;
     c.heads = a.sealed.heads;
     return c;
 }
@@ -72,7 +73,7 @@ KVARN_DEVICE KVARN_INLINE void append_item(Team& team, const append_call& c, int
 {
     if (a.tokens < 0 || a.tokens > 0x3fffffff || a.sealed.heads < 0) return status::bad_argument;
     if (a.tokens == 0 || a.sealed.heads == 0) return status::ok;
-    if (a.slots == nullptr) return status::null_pointer;
+    if (a.slot_mapping == nullptr) return status::null_pointer;
     const auto part = [&](const input_tiles& from, const output_tiles& to, int channels) {
         if (from.table != nullptr || to.table != nullptr || from.type != to.type || to.page_tokens <= 0)
             return status::bad_argument;

@@ -129,11 +129,12 @@ struct variance_pass {
     const tile_factors& f;
     float inverse0, inverse0_less;  // 1 / size0, 1 / (size0 - 1)
     float inverse1, inverse1_less;
+    float unit;  // where axis 1 starts, and what its bounds are multiples of
 
-    KVARN_DEVICE KVARN_INLINE variance_pass(Team& team_, const tile_view& t_, const tile_factors& f_) noexcept
+    KVARN_DEVICE KVARN_INLINE variance_pass(Team& team_, const tile_view& t_, const tile_factors& f_, float unit_) noexcept
         : team(team_), t(t_), f(f_), inverse0(div(1.0f, static_cast<float>(t_.size0))),
           inverse0_less(div(1.0f, static_cast<float>(t_.size0 - 1))), inverse1(div(1.0f, static_cast<float>(t_.size1))),
-          inverse1_less(div(1.0f, static_cast<float>(t_.size1 - 1)))
+          inverse1_less(div(1.0f, static_cast<float>(t_.size1 - 1))), unit(unit_)
     {}
 
     /// Sample standard deviation from a sum and a sum of squares.
@@ -142,9 +143,9 @@ struct variance_pass {
         const float centred = fnma(sum, mul(sum, inverse_n), square);
         return sqrt(mul(maximum(centred, 0.0f), inverse_n1));
     }
-    KVARN_DEVICE KVARN_INLINE static float updated(float s, float present) noexcept
+    KVARN_DEVICE KVARN_INLINE static float updated(float s, float present, float by) noexcept
     {
-        return bounded(mul(s, bounded(present, deviation_floor, deviation_ceiling)), factor_floor, factor_ceiling);
+        return bounded(mul(s, bounded(present, deviation_floor, deviation_ceiling)), factor_floor * by, factor_ceiling * by);
     }
     /// Sixteen lanes one after the other, from a 16-byte aligned address.
     KVARN_DEVICE KVARN_INLINE static float total_of(const float* lanes) noexcept
@@ -163,7 +164,8 @@ struct variance_pass {
             f.pivot0[i] = 0.0f;
         });
         for_each(team, t.size1, [&](int j) {
-            f.s1[j] = f.current1[j] = f.reciprocal1[j] = 1.0f;
+            f.s1[j] = f.current1[j] = unit;
+            f.reciprocal1[j] = div(1.0f, unit);
             const int stride = opaque(t.stride);
             float sum = t.data[j];  // the first pivots are the means of the first sixteen rows
             for (int i = 1; i < lane_count; ++i) sum = add(sum, t.data[i * stride + j]);
@@ -213,7 +215,7 @@ struct variance_pass {
         f.pivot0[mine] = fma(sum, inverse1, middle);
         float present = raw;
         if (update) {
-            const float old = f.reciprocal0[mine], factor = updated(f.current0[mine], mul(raw, old)), r0 = div(1.0f, factor);
+            const float old = f.reciprocal0[mine], factor = updated(f.current0[mine], mul(raw, old), 1.0f), r0 = div(1.0f, factor);
             if (mine < lane_count) f.scratch[mine] = old;
             f.current0[mine] = factor;
             f.reciprocal0[mine] = r0;
@@ -254,12 +256,12 @@ struct variance_pass {
     KVARN_DEVICE KVARN_INLINE float run(bool update, float growth) const noexcept
     {
         // Two rows a thread where there are enough of them for all threads.
-        const int slots = team.size() / row_threads, half_rows = t.size0 / 2, slot = team.rank() / row_threads,
+        const int places = team.size() / row_threads, half_rows = t.size0 / 2, slot = team.rank() / row_threads,
                   k = team.rank() % row_threads;
-        if (half_rows >= slots)
-            for (int i = slot; i < half_rows; i += slots) take_rows<2>(update, i, half_rows, k, growth);
+        if (half_rows >= places)
+            for (int i = slot; i < half_rows; i += places) take_rows<2>(update, i, half_rows, k, growth);
         else
-            for (int i = slot; i < t.size0; i += slots) take_rows<1>(update, i, 0, k, growth);
+            for (int i = slot; i < t.size0; i += places) take_rows<1>(update, i, 0, k, growth);
         team.barrier();
         // Pivots of columns are the means of the pass before, grown like the first sixteen rows' factors.
         const float growth0 = update ? div(total_of(f.reciprocal0), total_of(f.scratch)) : 1.0f;
@@ -317,7 +319,7 @@ struct variance_pass {
     {
         for_each(team, t.size1, [&](int j) {
             const float raw = deviation(f.sum1[j], f.square1[j], inverse0, inverse0_less);
-            const float s = updated(f.current1[j], mul(raw, f.reciprocal1[j]));
+            const float s = updated(f.current1[j], mul(raw, f.reciprocal1[j]), unit);
             f.current1[j] = s;
             f.reciprocal1[j] = div(1.0f, s);
             f.pivot1[j] = fma(f.sum1[j], inverse0, f.pivot1[j]);
@@ -337,13 +339,13 @@ struct variance_pass {
     }
 };
 
-/// Leaves s0 and s1 in `f`. The tile must be complete (a barrier after its last store); ends with a barrier.
+/// Leaves s0 and s1 in `f`. `unit` as in normalize/variance.hpp. The tile must be complete (a barrier after its last store); ends with a barrier.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void normalize_variance(Team& team, const tile_view& t, int iterations, const tile_factors& f) noexcept
+KVARN_DEVICE KVARN_INLINE void normalize_variance(Team& team, const tile_view& t, int iterations, float unit, const tile_factors& f) noexcept
 {
-    const variance_pass<Team> pass(team, t, f);
+    const variance_pass<Team> pass(team, t, f, unit);
     pass.begin();
-    float total = static_cast<float>(t.size1);  // of reciprocals that are all 1
+    float total = div(static_cast<float>(t.size1), unit);  // of reciprocals that are all alike
     float best = 0.0f;
     for (int i = 0; i <= iterations; ++i) {  // 0: the tile as it is
         if (i != 0 && best >= 2.0f && mul(best, needed_gain) <= 2.0f) break;

@@ -10,14 +10,18 @@
 #include <cstdint>
 
 #include <kvarn/cuda/encode.cuh>
+#include <kvarn/layout/tile_unit.hpp>
 
 namespace kvarn::cuda::detail {
+
+using kvarn::detail::tile_unit;
+using kvarn::detail::unit_of;
 
 /// The numbers of codec/refine.hpp.
 inline constexpr int fits_after_search = 3;
 inline constexpr float refit_step = 2.0f;
 inline constexpr float least_scale = 1e-12f;
-inline constexpr float least_factor = 0x1p-14f;
+inline constexpr float least_factor = 0x1p-10f;
 inline constexpr float least_variance = 1e-5f;
 
 template <class Team>
@@ -31,12 +35,13 @@ struct refine_pass {
     float* columns;  // [size1][2]: 1 / s1 and s1^2, the weight
     float* product;  // [size1]
     float* scratch;
+    tile_unit unit;
     float total_weight = 0.0f;
 
     /// Arrays that the normaliser no longer needs; its s0 and s1 stay.
-    KVARN_DEVICE KVARN_INLINE refine_pass(Team& team_, const tile_view& t_, const tile_factors& f, int bits) noexcept
+    KVARN_DEVICE KVARN_INLINE refine_pass(Team& team_, const tile_view& t_, const tile_factors& f, int bits, const tile_unit& unit_) noexcept
         : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), rows(f.current0), zero(f.partial), s1(f.current1),
-          columns(f.reciprocal1), product(f.sum1), scratch(f.scratch)
+          columns(f.reciprocal1), product(f.sum1), scratch(f.scratch), unit(unit_)
     {}
 
     /// The code of x - origin before it is rounded, clamped.
@@ -178,7 +183,7 @@ struct refine_pass {
                 if constexpr (Unbiased) r.scale = minimum(maximum(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
             }
         }
-        if constexpr (Unbiased) r.scale = as_half(r.scale);
+        if constexpr (Unbiased) r.scale = as_scalar0(r.scale);
         r.zero = add(r.origin, fnma(r.scale, mean_code, mean));
     }
 
@@ -188,6 +193,10 @@ struct refine_pass {
         r.origin = fma(r.scale, 0.5f * levels, r.zero);
         fit<Unbiased>(r);
     }
+
+    /// A scalar in the precision that the record will have it in.
+    KVARN_DEVICE KVARN_INLINE float as_scalar0(float x) const noexcept { return as_half(x * unit.fold) * unit.inverse_fold; }
+    KVARN_DEVICE KVARN_INLINE float as_scalar1(float x) const noexcept { return as_half(x * unit.inverse_fold) * unit.fold; }
 
     /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
     KVARN_DEVICE KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
@@ -237,7 +246,7 @@ struct refine_pass {
         for_each(team, t.size1, [&](int j) {
             float products, squares;
             sum_column<false>(j, products, squares);
-            if (greater(squares, 0.0f)) s1[j] = maximum(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor);
+            if (greater(squares, 0.0f)) s1[j] = maximum(fma(step, sub(div(products, squares), s1[j]), s1[j]), least_factor * unit.unit);
         });
         take_factors();
     }
@@ -250,13 +259,14 @@ KVARN_DEVICE KVARN_INLINE bool fits_half(float x) noexcept
 }
 
 /// Encodes the tile; the token is axis 1 for K and axis 0 for V. Returns false, with nothing stored, if a scalar does not fit a
-/// half; the tile and f.s0, f.s1 are unchanged. `rounds` >= 0 refits; clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps.
+/// half; the tile and f.s0, f.s1 are unchanged. `rounds` >= 0 refits; clip ranges 1, 0.9, ... 1 - 0.1 * clip_steps. `unit` is what the
+/// factors were made with.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, const tile_factors& f, bool token_is_axis1,
-                                              int bits, int rounds, int clip_steps, std::byte* record,
-                                              const part_fields& at) noexcept
+                                              int bits, int rounds, int clip_steps, const tile_unit& unit,
+                                              std::byte* record, const part_fields& at) noexcept
 {
-    refine_pass<Team> p(team, t, f, bits);
+    refine_pass<Team> p(team, t, f, bits, unit);
     for_each(team, t.size1, [&](int j) { p.s1[j] = f.s1[j]; });
     p.take_factors();
     for_rows(team, t.size0, [&](int i, int k) {
@@ -279,7 +289,7 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
     else
         team.barrier();
     if (!token_is_axis1) {
-        for_each(team, t.size1, [&](int j) { p.s1[j] = as_half(p.s1[j]); });
+        for_each(team, t.size1, [&](int j) { p.s1[j] = p.as_scalar1(p.s1[j]); });
         p.take_factors();
     }
     bool fits = true;
@@ -287,13 +297,13 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
         auto r = p.load_row(i, k);
         if (token_is_axis1) {
             p.template fit_again<true>(r);
-            r.zero = as_half(r.zero);
+            r.zero = p.as_scalar0(r.zero);
         } else {
             p.template fit_again<false>(r);
             p.keep_row_norm(r);
         }
         r.zero = add(r.zero, 0.0f);  // -0 becomes +0
-        fits = fits && fits_half(r.scale) && fits_half(r.zero);
+        fits = fits && fits_half(r.scale * unit.fold) && fits_half(r.zero * unit.fold);
         p.store_row(i, r);
     });
     team.barrier();
@@ -305,6 +315,7 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
         } else {
             p.product[j] = p.s1[j];
         }
+        p.product[j] *= unit.inverse_fold;
         fits = fits && fits_half(p.product[j]);
     });
     if (largest_of_all(team, fits ? 0u : 1u, reinterpret_cast<std::uint32_t*>(p.scratch)) != 0) return false;
@@ -322,6 +333,13 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
             }
         };
     });
+    // After the codes, which needed them as they were; scale and zero of a row belong to one thread.
+    team.barrier();
+    for_each(team, t.size0, [&](int i) {
+        p.rows[4 * i + 3] *= unit.fold;
+        p.zero[i] *= unit.fold;
+    });
+    team.barrier();
     store_scalars(team, p.rows + 3, t.size0, record + at.scale0, 4);
     store_scalars(team, p.zero, t.size0, record + at.zero0);
     store_scalars(team, p.product, t.size1, record + at.scale1);

@@ -127,10 +127,19 @@ KVARN_DEVICE KVARN_INLINE status encode_part(Team& team, const seal_call& c, con
         }
         const tile_view t = place_tile(tile.data, opaque(tile.size0), opaque(tile.size1));
         const tile_factors f = place_factors(memory, t);
-        normalize_variance(team, t, step == refined ? c.refined_iterations : c.iterations, f);
+        tile_unit unit;
+        if (step == refined) {
+            std::uint32_t most = 0;
+            for_each(team, t.size0 << t.shift1, [&](int item) {
+                const std::uint32_t bits = bits_as<std::uint32_t>(t.row(item >> t.shift1)[item & (t.size1 - 1)]) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            });
+            unit = unit_of(largest_of_all(team, most, reinterpret_cast<std::uint32_t*>(f.scratch)));
+        }
+        normalize_variance(team, t, step == refined ? c.refined_iterations : c.iterations, unit.unit, f);
         if (step == refined) {
             team.barrier();
-            if (encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, record, p.at)) break;
+            if (encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, unit, record, p.at)) break;
         } else {
             const bool fits = find_ranges(team, t, f, p.bits);
             if (step == paper)

@@ -8,6 +8,8 @@
 // What is listed here must be a plain function template: neither inline nor constexpr, and without a deduced return type.
 // Otherwise a file compiled for the lowest processor would instantiate it, although it has no kernels for the higher ones.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 #include <span>

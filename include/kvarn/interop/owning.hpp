@@ -3,6 +3,8 @@
 // quantize_kv and dequantize_kv for callers who do not care about scratch: the same functions without that argument.
 // They allocate scratch per call (without throwing) and free it; everything else as in quantize.hpp.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <memory>
 #include <new>

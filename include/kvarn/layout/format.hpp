@@ -112,6 +112,15 @@ KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noe
     text.remove_prefix(1);
     return true;
 }
+/// By letters: the standard library's comparison would be a function shared by files compiled for different instruction sets.
+KVARN_INLINE constexpr bool take_word(std::string_view& text, std::string_view word) noexcept
+{
+    std::string_view rest = text;
+    for (const char letter : word)
+        if (!take_letter(rest, letter)) return false;
+    text = rest;
+    return true;
+}
 }  // namespace detail
 
 /// Validates a description. Errors: unsupported_head_dim, unsupported_bits, unsupported_group, unsupported_channels,
@@ -140,8 +149,7 @@ KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noe
 /// Errors: bad_format_name, or those of make_format.
 [[nodiscard]] KVARN_INLINE constexpr result<format> parse_format(std::string_view name, int head_dim_k, int head_dim_v) noexcept
 {
-    constexpr std::string_view prefix = "kvarn_";
-    if (name.substr(0, prefix.size()) == prefix) name.remove_prefix(prefix.size());
+    detail::take_word(name, "kvarn_");
     format_spec spec;
     spec.head_dim_k = head_dim_k;
     spec.head_dim_v = head_dim_v;
@@ -149,9 +157,13 @@ KVARN_INLINE constexpr bool take_letter(std::string_view& text, char letter) noe
     if (!detail::take_letter(name, 'v') || (spec.value_bits = detail::take_number(name)) < 0) return status::bad_format_name;
     if (!detail::take_letter(name, '_') || !detail::take_letter(name, 'g')) return status::bad_format_name;
     if ((spec.group = detail::take_number(name)) < 0) return status::bad_format_name;
-    if (name == "_ko" || name == "_kovo") spec.key_rotation = rotation::none;
-    if (name == "_vo" || name == "_kovo") spec.value_rotation = rotation::none;
-    if (!name.empty() && spec.key_rotation == rotation::hadamard && spec.value_rotation == rotation::hadamard) return status::bad_format_name;
+    if (!name.empty()) {
+        if (!detail::take_letter(name, '_')) return status::bad_format_name;
+        if (detail::take_word(name, "ko")) spec.key_rotation = rotation::none;
+        if (detail::take_word(name, "vo")) spec.value_rotation = rotation::none;
+        if (!name.empty() || (spec.key_rotation == rotation::hadamard && spec.value_rotation == rotation::hadamard))
+            return status::bad_format_name;
+    }
     return make_format(spec);
 }
 

@@ -61,9 +61,12 @@ struct variance_factors {
 }
 
 /// Normalises tile[i * stride + j], i < size0, j < size1. The tile must be readable, and zero, up to whole lanes of sixteen in
-/// both directions. At most `iterations` rounds; it stops early when no later iterate could be kept: the imbalance max/min + max/min is never below 2, and must fall by one part in 10^5 to count.
+/// both directions. At most `iterations` rounds; it stops early when no later iterate could be kept: the imbalance max/min + max/min is
+/// never below 2, and must fall by one part in 10^5 to count.
+/// `unit`, a power of two, is what axis 1 starts from and what its clamps are multiples of: tile * 2^n with unit * 2^n has the same s0, and
+/// s1 * 2^n. The paper's is 1.
 template <class Arch>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, float unit,
                         const variance_factors& f) noexcept;
 
 namespace detail {
@@ -97,9 +100,9 @@ struct variance_pass {
     }
 
     /// s <- clamp(s * clamp(deviation of the present iterate)); returns the new s.
-    KVARN_INLINE static v updated(const v& s, const v& present) noexcept
+    KVARN_INLINE static v updated(const v& s, const v& present, float unit) noexcept
     {
-        return clamp(mul(s, clamp(present, deviation_floor, deviation_ceiling)), factor_floor, factor_ceiling);
+        return clamp(mul(s, clamp(present, deviation_floor, deviation_ceiling)), factor_floor * unit, factor_ceiling * unit);
     }
 
     /// Sums over axis 1 of m * r - pivot and its square for Rows rows, folded to one register each.
@@ -155,7 +158,7 @@ struct variance_pass {
             if (centre0) fma(sums, v::broadcast(inverse_n), pivot).store(f.pivot0 + i0);
             if (update) {
                 const v old = v::load(f.reciprocal0 + i0);
-                const v s = updated(v::load(f.current0 + i0), mul(raw, old));
+                const v s = updated(v::load(f.current0 + i0), mul(raw, old), 1.0f);
                 const v r = div(v::broadcast(1.0f), s);
                 if (i0 == 0 && centre1) scale_pivots(f.pivot1, size1, total(r) / total(old));
                 s.store(f.current0 + i0);
@@ -187,7 +190,7 @@ struct variance_pass {
     /// Deviations along axis 0 from the sums; with Update also new factors for axis 1 (whose deviations then are of the iterate
     /// with the new factors) and pivots for the next pass. Returns the growth of axis 1's reciprocals.
     template <bool Update>
-    KVARN_NOINLINE static float columns(int size0, int size1, const variance_factors& f) noexcept
+    KVARN_NOINLINE static float columns(int size0, int size1, float unit, const variance_factors& f) noexcept
     {
         const bool centre1 = size0 % simd::lane_count == 0;
         const float before = Update ? total(f.reciprocal1, size1) : 1.0f;
@@ -196,7 +199,7 @@ struct variance_pass {
             const v raw = deviation(v::load(f.sum1 + j), v::load(f.square1 + j), inverse_n, inverse_n1);
             v r = v::load(f.reciprocal1 + j);
             if constexpr (Update) {
-                const v s = updated(v::load(f.current1 + j), mul(raw, r));
+                const v s = updated(v::load(f.current1 + j), mul(raw, r), unit);
                 r = div(v::broadcast(1.0f), s);
                 s.store(f.current1 + j);
                 r.store(f.reciprocal1 + j);
@@ -272,7 +275,7 @@ struct variance_pass {
 }  // namespace detail
 
 template <class Arch>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, float unit,
                         const variance_factors& f) noexcept
 {
     using pass = detail::variance_pass<Arch>;
@@ -285,18 +288,19 @@ void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int
         });
     };
     for (float* const ones : {f.s0, f.current0, f.reciprocal0}) pass::fill(ones, size0, 1.0f);
-    for (float* const ones : {f.s1, f.current1, f.reciprocal1}) pass::fill(ones, size1, 1.0f);
+    for (float* const units : {f.s1, f.current1}) pass::fill(units, size1, unit);
+    pass::fill(f.reciprocal1, size1, 1.0f / unit);
     pass::fill(f.pivot0, size0, 0.0f);
     pass::fill(f.pivot1, size1, 0.0f);
 
     run(false, 1.0f);
-    pass::template columns<false>(size0, size1, f);
+    pass::template columns<false>(size0, size1, unit, f);
     float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
     for (int i = 0; i < iterations; ++i) {
         if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
-        const float growth = pass::template columns<true>(size0, size1, f);
+        const float growth = pass::template columns<true>(size0, size1, unit, f);
         run(true, growth);
-        pass::template columns<false>(size0, size1, f);
+        pass::template columns<false>(size0, size1, unit, f);
         const float imbalance = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
         if (imbalance < best * detail::needed_gain) {
             best = imbalance;

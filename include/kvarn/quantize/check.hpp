@@ -3,6 +3,8 @@
 // Everything that a call refuses, found before anything is written (format.md section 7): shapes, buffers, values that are not
 // finite, and scalars that would overflow a half. No allocation; a trial encoding works in the caller's scratch.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <bit>
 #include <cmath>
 #include <cstddef>

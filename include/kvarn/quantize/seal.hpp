@@ -20,7 +20,7 @@
 namespace kvarn::detail {
 
 template <class Arch>
-KVARN_INLINE void clear(float* from, std::ptrdiff_t count) noexcept
+KVARN_INLINE void zero_fill(float* from, std::ptrdiff_t count) noexcept
 {
     for (std::ptrdiff_t i = 0; i < count; i += simd::lane_count) simd::lanes<Arch>::broadcast(0.0f).store(from + i);
 }
@@ -41,7 +41,7 @@ KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated
             transform_transposed<Arch>(static_cast<const float*>(m.stage), dim, width, rotated, m.tile + t, stride, dim, forward);
         }
     }
-    clear<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
+    zero_fill<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
 }
 
 /// V: tokens to tile[token * stride + channel], rotated.
@@ -70,6 +70,18 @@ KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotat
     if (rotated) transform_any_rows<Arch>(m.tile, stride, group, dim, direction::forward);
 }
 
+/// The bits of the largest magnitude of a tile.
+template <class Arch>
+KVARN_NOINLINE std::uint32_t largest_in_tile(const float* tile, std::ptrdiff_t stride, int size0, int size1) noexcept
+{
+    std::uint32_t most = 0;
+    for (int i = 0; i < size0; ++i) {
+        const std::uint32_t bits = simd::kernels<Arch>::largest_magnitude(tile + i * stride, static_cast<std::size_t>(size1));
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
 /// One part of a record, from the rotated tile in m.tile to codes and scalars. `record` null: only report whether the scalars fit.
 /// Where the refined encoder's scalars would not fit, the paper's encoder takes over, with its own rounds of normalisation: what one
 /// accepts, the other does too.
@@ -83,15 +95,16 @@ KVARN_NOINLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int
     bool fits = false;
     if (options.encoder == encoder::refined && record != nullptr) {
         static_assert(2 * simd::lane_count <= staged_tokens);
-        normalize_variance<Arch>(m.tile, stride, size0, size1, options.refined_iterations, f);
+        const tile_unit unit = unit_of(largest_in_tile<Arch>(m.tile, stride, size0, size1));
+        normalize_variance<Arch>(m.tile, stride, size0, size1, options.refined_iterations, unit.unit, f);
         const refine_memory r{m.scale, m.zero,    f.current1, f.reciprocal1, f.deviation1,
                               f.sum1,  f.square1, m.stage,    m.stage + simd::lane_count * simd::whole_lanes(size1)};
         for (int j = 0; j < size1; ++j) r.s1[j] = f.s1[j];
-        fits = encode_refined<Arch>(m.tile, stride, size0, size1, token, bits, options.refit_rounds, options.clip_steps, f.s0, r, packed);
+        fits = encode_refined<Arch>(m.tile, stride, size0, size1, token, bits, options.refit_rounds, options.clip_steps, f.s0, r, unit, packed);
         if (fits) s1 = r.s1;
     }
     if (!fits) {
-        normalize_variance<Arch>(m.tile, stride, size0, size1, options.iterations, f);
+        normalize_variance<Arch>(m.tile, stride, size0, size1, options.iterations, 1.0f, f);
         fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
     }
     if (record == nullptr) return fits;

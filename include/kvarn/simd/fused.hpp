@@ -4,10 +4,10 @@
 // round to nearest, subnormals kept (simd/environment.hpp). By the instruction where the target has one, by construction elsewhere:
 // a C library's fmaf is not always right (MinGW-w64's is not). No state; thread safe.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <bit>
 #include <cstdint>
-
-#include <kvarn/base/config.hpp>
 
 #if defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMAF) || defined(__riscv_flen) || defined(__s390x__) || \
     defined(__powerpc64__)

@@ -71,10 +71,10 @@ struct lanes {
     }
     KVARN_INLINE friend lanes fma(const lanes& a, const lanes& b, const lanes& c) noexcept
     {
-        if constexpr (requires(lanes r) { k::fma_all(a.r, b.r, c.r, r.r); }) {
-            lanes r;
-            k::fma_all(a.r, b.r, c.r, r.r);
-            return r;
+        if constexpr (requires(lanes sum) { k::fma_all(a.r, b.r, c.r, sum.r); }) {
+            lanes sum;
+            k::fma_all(a.r, b.r, c.r, sum.r);
+            return sum;
         } else {
             return make([&](int i) KVARN_LAMBDA { return k::fma(a.r[i], b.r[i], c.r[i]); });
         }

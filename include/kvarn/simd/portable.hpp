@@ -203,7 +203,8 @@ private:
                 std::memcpy(packed, codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8, static_cast<std::size_t>(block * Bits / 8));
                 unpack32<Bits>(packed, row);
                 for (int h = 0; h < Heads; ++h)
-                    for (int j = 0; j < block; ++j) sum[h][j] = static_cast<Sum>(sum[h][j] + weights[h][i] * row[j]);
+                    for (int j = 0; j < block; ++j)  // as unsigned: scalars that are NaN make weights of any size
+                        sum[h][j] = static_cast<Sum>(static_cast<std::uint32_t>(sum[h][j]) + static_cast<std::uint32_t>(weights[h][i] * row[j]));
             }
             for (int h = 0; h < Heads; ++h)
                 for (int j = 0; j < block; ++j) sums[h][c + j] = static_cast<float>(sum[h][j]);

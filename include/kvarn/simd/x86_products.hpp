@@ -252,8 +252,8 @@ private:
                 pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
                 if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
             };
-            [&]<int... I>(std::integer_sequence<int, I...>) KVARN_LAMBDA {
-                (group(std::integral_constant<int, I * together>{}), ...);
+            [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
+                (group(std::integral_constant<int, Index * together>{}), ...);
             }(std::make_integer_sequence<int, per_word / together>{});
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h) interleave_out<per_word>(stage[h], Wide ? 16 : 8, to[h]);
@@ -270,9 +270,9 @@ private:
             for (int lane = 0; lane < 16; ++lane) {
                 // Lower half columns 0..3 and 8..11, upper half the others: interleaving two rows then leaves them in order.
                 const int column = lane < 8 ? lane % 4 + (lane < 4 ? 0 : 8) : lane % 4 + (lane < 12 ? 4 : 12);
-                const int bit = column * Bits, byte = bit / 8;
-                p.order[2 * lane] = static_cast<std::uint8_t>(byte);
-                p.order[2 * lane + 1] = static_cast<std::uint8_t>(byte + 1 < 2 * Bits ? byte + 1 : byte);
+                const int bit = column * Bits, start = bit / 8;
+                p.order[2 * lane] = static_cast<std::uint8_t>(start);
+                p.order[2 * lane + 1] = static_cast<std::uint8_t>(start + 1 < 2 * Bits ? start + 1 : start);
                 p.mask[lane] = static_cast<std::int16_t>(((1 << Bits) - 1) << (bit % 8));
                 p.scale[column] = 1.0f / static_cast<float>(1 << (bit % 8));
             }
@@ -407,8 +407,8 @@ private:
                 pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
                 if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
             };
-            [&]<int... I>(std::integer_sequence<int, I...>) KVARN_LAMBDA {
-                (group(std::integral_constant<int, I * together>{}), ...);
+            [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
+                (group(std::integral_constant<int, Index * together>{}), ...);
             }(std::make_integer_sequence<int, per_byte / together>{});
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h) interleave_out<per_byte>(stage[h], Wide ? 32 : 16, to[h]);

@@ -36,7 +36,10 @@ KVARN_DEVICE KVARN_INLINE void finish_rows(Team& team, const attention_block& b,
     }
     const std::ptrdiff_t number = (static_cast<std::ptrdiff_t>(b.sequence) * c.a.kv_heads + b.head) * c.rows + b.first_row + row;
     float* const to = c.a.workspace + (number * (c.a.splits + 1) + b.split) * floats;
-    if (b.warp == 0 && j == 0) to[0] = largest, to[1] = total;
+    if (b.warp == 0 && j == 0) {
+        to[0] = largest;
+        to[1] = total;
+    }
     const int quads = b.is_exact() ? 4 : c.value_block / 16;  // of a thread in a block of channels
     for (int n = b.warp; n < c.out_dim / 16; n += attention_warps) {
         float sum[4] = {};

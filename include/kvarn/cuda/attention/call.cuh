@@ -98,7 +98,10 @@ inline constexpr int max_query_rows = 1024;
         const std::int64_t turns = (static_cast<std::int64_t>(blocks) * splits + places - 1) / places;
         const int share = (tiles + splits - 1) / splits,
                   of_warp = (share + detail::attention_warps - 1) / detail::attention_warps;
-        if (turns * (4 * of_warp + 1) < least) least = turns * (4 * of_warp + 1), best = splits;
+        if (turns * (4 * of_warp + 1) < least) {
+            least = turns * (4 * of_warp + 1);
+            best = splits;
+        }
     }
     return best;
 }

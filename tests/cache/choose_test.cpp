@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// The basis of a head's keys: keys with a few large, quiet channels that queries avoid want the original one, isotropic noise on
+// equal channels the rotation; and whatever the caller may get wrong.
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include <kvarn/cache/choose.hpp>
+
+#include "../catch.hpp"
+#include "../support/library.hpp"
+
+namespace {
+
+using kvarn::status;
+
+constexpr std::size_t dim = 64, group = 64, queries = 96;
+
+struct head {
+    std::vector<float> k = std::vector<float>(2 * group * dim), q = std::vector<float>(queries * dim);
+
+    [[nodiscard]] kvarn::kv_view<const float> keys(std::size_t tiles = 1) const { return kvarn::token_major(k.data(), tiles * group, 1, dim); }
+    [[nodiscard]] kvarn::kv_view<const float> all_queries() const { return kvarn::token_major(q.data(), queries / 3, 3, dim); }
+};
+
+kvarn::format base(const char* name = "k2v2_g64") { return kvarn::parse_format(name, static_cast<int>(dim)).value; }
+
+/// Keys as some models have them: two channels of 50 times the size, from biases, which carry little of the scores.
+head biased_head(std::uint64_t seed)
+{
+    support::random_source random(seed);
+    head h;
+    for (std::size_t i = 0; i < h.k.size(); ++i) {
+        const std::size_t d = i % dim;
+        h.k[i] = static_cast<float>(random.gaussian()) * (d % 29 == 3 ? 8.0f : 0.3f) + (d % 29 == 3 ? 60.0f : 0.0f);
+    }
+    for (std::size_t i = 0; i < h.q.size(); ++i) h.q[i] = static_cast<float>(random.gaussian()) * (i % dim % 29 == 3 ? 0.02f : 1.0f);
+    return h;
+}
+
+/// Keys with outlier tokens in every channel alike; queries look everywhere.
+head isotropic_head(std::uint64_t seed)
+{
+    support::random_source random(seed);
+    head h;
+    for (float& x : h.k) x = static_cast<float>(random.gaussian() * random.gaussian() * random.gaussian());  // heavy tails, which rotations mix away
+    for (float& x : h.q) x = static_cast<float>(random.gaussian());
+    return h;
+}
+
+std::vector<std::uint64_t> moments_of(const head& h, const kvarn::format& f)
+{
+    std::vector<std::uint64_t> m(dim);
+    REQUIRE(kvarn::add_query_moments(f, h.all_queries(), std::span(m)) == status::ok);
+    return m;
+}
+
+kvarn::result<kvarn::format> choose(const kvarn::format& f, const head& h, std::span<const std::uint64_t> moments,
+                                    const kvarn::choose_options& options = {}, std::size_t tiles = 1)
+{
+    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f) + 1);
+    return kvarn::choose_format(f, h.keys(tiles), moments, std::span(scratch).subspan(1), options);
+}
+
+}  // namespace
+
+TEST_CASE("cache/choose: the basis follows the data", "[unit]")
+{
+    for (const char* name : {"k2v2_g64", "k4v4_g64", "k4v2_g64_ko", "k3v0_g64"})
+        for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+            INFO(name << ", seed " << seed);
+            const kvarn::format f = base(name);
+            const head biased = biased_head(seed), isotropic = isotropic_head(seed);
+            const auto off = choose(f, biased, moments_of(biased, f)), on = choose(f, isotropic, moments_of(isotropic, f), {}, 2);
+            REQUIRE(off.ok());
+            REQUIRE(on.ok());
+            CHECK(!off->keys_rotated());
+            CHECK(on->keys_rotated());
+            CHECK(off->values_rotated() == (f.has_values() ? f.values_rotated() : false));  // V is read from K where there is no V part
+            CHECK((off->key_bits() == f.key_bits() && off->value_bits() == f.value_bits() && off->group() == f.group()));
+        }
+}
+
+TEST_CASE("cache/choose: neither the scale of K or Q nor the order of queries matters", "[unit]")
+{
+    const kvarn::format f = base();
+    const head h = biased_head(7);
+    const auto whole = moments_of(h, f);
+    std::vector<std::uint64_t> parts(dim), scaled(dim);
+    for (std::size_t t = queries / 3; t-- > 0;)
+        REQUIRE(kvarn::add_query_moments(f, kvarn::token_range(h.all_queries(), t, 1), std::span(parts)) == status::ok);
+    CHECK(parts == whole);
+    for (const float by : {0x1p-40f, 0x1p-9f, 0x1p13f, 0x1p60f}) {
+        head other = h;
+        for (float& x : other.q) x *= by;
+        CHECK(moments_of(other, f) == whole);
+    }
+    // Every query counts once: the moments of n queries add up to n.
+    const auto sum = static_cast<double>(std::accumulate(whole.begin(), whole.end(), std::uint64_t{0})) * 0x1p-32;
+    CHECK(std::fabs(sum - static_cast<double>(queries)) < 1e-4);
+    for (const float by : {0x1p-10f, 0x1p10f}) {
+        head other = h;
+        for (float& x : other.k) x *= by;
+        CHECK(*choose(f, other, whole) == *choose(f, h, whole));
+    }
+}
+
+TEST_CASE("cache/choose: all instruction sets and element types choose alike", "[unit]")
+{
+    const kvarn::format f = base();
+    for (const head& h : {biased_head(3), isotropic_head(3)}) {
+        const auto keys = support::stored<kvarn::half>(h.k), asked = support::stored<kvarn::half>(h.q);
+        std::vector<std::uint64_t> first;
+        support::for_each_arch([&](auto arch) {
+            using arch_type = decltype(arch);
+            std::vector<std::uint64_t> m(dim);
+            REQUIRE(kvarn::add_query_moments<arch_type>(f, kvarn::token_major(asked.data(), queries, 1, dim), std::span(m)) == status::ok);
+            if (first.empty()) first = m;
+            CHECK(m == first);
+        });
+        std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
+        const auto chosen = kvarn::choose_format(f, kvarn::kv_view<const kvarn::half>(kvarn::token_major(keys.data(), group, 1, dim)),
+                                                 std::span<const std::uint64_t>(first), std::span(scratch));
+        REQUIRE(chosen.ok());
+        CHECK(*chosen == *choose(f, h, moments_of(h, f)));
+    }
+}
+
+TEST_CASE("cache/choose: without queries nothing changes, and what cannot be rotated is not", "[unit]")
+{
+    const std::vector<std::uint64_t> none(128);
+    for (const char* name : {"k2v2_g64", "k2v2_g64_ko"}) CHECK(*choose(base(name), biased_head(1), none) == base(name));
+    head h;
+    for (float& x : h.q) x = 0.0f;
+    h.q[5] = std::numeric_limits<float>::infinity();
+    h.q[dim + 5] = std::numeric_limits<float>::quiet_NaN();
+    for (const std::uint64_t m : moments_of(h, base())) CHECK(m == 0);
+
+    const kvarn::format odd = kvarn::parse_format("k2v2_g64_ko", 100, 64).value;
+    std::vector<float> k(group * 100, 1.0f);
+    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(odd));
+    const auto chosen = kvarn::choose_format(odd, kvarn::token_major(k.data(), group, 1, 100), std::span<const std::uint64_t>(none), std::span(scratch));
+    REQUIRE(chosen.ok());
+    CHECK(!chosen->keys_rotated());
+}
+
+TEST_CASE("cache/choose: what is wrong is named", "[unit]")
+{
+    const kvarn::format f = base();
+    const head h = biased_head(1);
+    const auto m = moments_of(h, f);
+    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
+    const auto refusal = [&](kvarn::kv_view<const float> k, std::span<const std::uint64_t> moments, std::span<std::byte> room,
+                             const kvarn::choose_options& options = {}) { return kvarn::choose_format(f, k, moments, room, options).error; };
+    auto view = h.keys();
+    CHECK(refusal(view, m, scratch) == status::ok);
+    CHECK(refusal(kvarn::first_tokens(view, group - 1), m, scratch) == status::token_count_mismatch);
+    CHECK(refusal(kvarn::first_tokens(view, 0), m, scratch) == status::token_count_mismatch);
+    view.channels = dim - 4;
+    CHECK(refusal(view, m, scratch) == status::shape_mismatch);
+    view = h.keys();
+    view.heads = 2;
+    CHECK(refusal(view, m, scratch) == status::shape_mismatch);
+    view = h.keys();
+    view.data = nullptr;
+    CHECK(refusal(view, m, scratch) == status::null_pointer);
+    CHECK(refusal(h.keys(), std::span(m).first(dim - 1), scratch) == status::buffer_too_small);
+    CHECK(refusal(h.keys(), m, std::span(scratch).first(scratch.size() - 1)) == status::buffer_too_small);
+    for (const float margin : {0.0f, -1.0f, std::numeric_limits<float>::quiet_NaN()}) CHECK(refusal(h.keys(), m, scratch, {margin, {}}) == status::bad_argument);
+    kvarn::choose_options bad;
+    bad.encode.refit_rounds = 99;
+    CHECK(refusal(h.keys(), m, scratch, bad) == status::bad_argument);
+    head broken = h;
+    broken.k[77] = std::numeric_limits<float>::infinity();
+    CHECK(refusal(broken.keys(), m, scratch) == status::not_finite);
+
+    std::vector<std::uint64_t> to(dim);
+    CHECK(kvarn::add_query_moments(f, h.all_queries(), std::span(to).first(dim - 1)) == status::buffer_too_small);
+    auto q = h.all_queries();
+    q.channels = dim - 1;
+    CHECK(kvarn::add_query_moments(f, q, std::span(to)) == status::shape_mismatch);
+    q = h.all_queries();
+    q.data = nullptr;
+    CHECK(kvarn::add_query_moments(f, q, std::span(to)) == status::null_pointer);
+    CHECK(kvarn::add_query_moments(f, kvarn::first_tokens(h.all_queries(), 0), std::span(to)) == status::ok);
+    CHECK(to == std::vector<std::uint64_t>(dim));
+}
