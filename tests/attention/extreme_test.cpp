@@ -496,3 +496,28 @@ TEST_CASE("attention/extreme: a record of zeros, and one of the smallest halves"
             }
         }
 }
+
+// Weights have no bound then; UndefinedBehaviorSanitizer watches the sums.
+TEST_CASE("attention/extreme: a scale that is NaN costs the outputs, nothing else", "[unit]")
+{
+    const kvarn::format f = format_of(576, 64, 8, 2, 32, false);
+    const auto keys = part_of(8, 576, 32, [](int, int) { return 255; });
+    const auto values = part_of(2, 32, 64, [](int t, int c) { return (t + c) % 4; });
+    support::bytes record = record_of(f, keys, values);
+    const std::size_t scale = kvarn::layout_of(f).k_channel_scale + 2 * 300;
+    record[scale] = 0x00;
+    record[scale + 1] = 0x7e;
+    const std::byte* const list[] = {support::as_bytes(record.data())};
+    const kvarn::kv_segment history[] = {kvarn::listed_tiles(f, list)};
+    for (int i = 0; i < 16; ++i) {
+        attention_query x;
+        x.q.assign(576, 1.0f + 0.06f * static_cast<float>(i));
+        for (const precision p : support::all_precisions) {
+            x.options.precision = p;
+            support::for_each_arch([&](auto arch) {
+                const auto got = support::attend<decltype(arch)>(f, history, x);
+                CHECK((got.status == kvarn::status::ok && got.intact));
+            });
+        }
+    }
+}

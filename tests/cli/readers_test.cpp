@@ -10,8 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "examples/kvarn/container.hpp"
 #include "examples/common/npy.hpp"
+#include "examples/common/program.hpp"
+#include "examples/kvarn/container.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/bytes_output.hpp"
 
@@ -164,6 +165,13 @@ TEST_CASE("cli/npy: finds the place of a value that is not finite", "[readers]")
         std::memcpy(a.data.data() + 2 * (1 * 12 + 2 * 4 + 3), &bad, 2);
         CHECK_THROWS_WITH(require_finite(a, "x.npy"), "x.npy: holds NaN or infinity (head 1, token 2, channel 3)");
     }
+}
+
+TEST_CASE("cli/program: a message is one line without control characters", "[readers]")
+{
+    CHECK(one_line("x: a\n\tb\r\n") == "x: a  b");
+    CHECK(one_line(std::string("x: \x1b[31mred\x7f\0.", 14)) == "x:  [31mred  .");
+    CHECK(one_line("x: gr\xc3\xbc\xc3\x9f") == "x: gr\xc3\xbc\xc3\x9f");
 }
 
 TEST_CASE("cli/container: comes back as it was written", "[readers]")

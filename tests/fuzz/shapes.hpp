@@ -217,11 +217,12 @@ inline void fill_record(source& in, random_source& numbers, const kvarn::format&
         record[i] = static_cast<std::byte>(codes < 16 ? 0xff : codes < 24 ? 0 : numbers.bits() & 0xff);
     const auto put = [&](std::size_t from, std::size_t to, bool positive) {
         const float size = std::ldexp(1.0f, static_cast<std::int8_t>(in.take()) % (kind == scalars::plausible ? 4 : 15));
+        const bool same = in.one_in(8), spoiled = kind == scalars::any && in.one_in(4);
         for (std::size_t i = from; i < to; i += 2) {
-            float value = size * numbers.normal();
+            float value = same ? size : size * numbers.normal();
             if (positive) value = std::fabs(value);
             kvarn::half h = kvarn::saturate_to<kvarn::half>(value);
-            if (kind == scalars::any && numbers.bits() % 64 == 0) h.bits = static_cast<std::uint16_t>(numbers.bits());
+            if (spoiled && numbers.bits() % 64 == 0) h.bits = static_cast<std::uint16_t>(numbers.bits());
             std::memcpy(record + i, &h, sizeof h);
         }
     };
