@@ -16,34 +16,35 @@ KVARN_NOINLINE void score_exact(const float* keys, int tokens, const float* quer
 {
     using k = simd::kernels<Arch>;
     using lane = simd::lanes<Arch>;
-    constexpr int together = 4 / Heads;  // tokens at a time
+    using part = simd::part_lanes<Arch>;
+    constexpr int together = part::count < simd::lane_count ? 1 : 4 / Heads;  // tokens at a time
     alignas(64) float folded[Heads][16 * k::width];
     for (int first = 0; first < tokens; first += 16) {
         for (int t = 0; t < 16; t += together) {
-            lane sum[together][Heads];
-            KVARN_UNROLL
-            for (int i = 0; i < together; ++i)
-                KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) sum[i][h] = lane::broadcast(0.0f);
+            lane sums[together * Heads];
             const float* const key = keys + static_cast<std::ptrdiff_t>(first + t) * channels;
-            for (int c = 0; c < channels; c += simd::lane_count) {
-                lane q[Heads];
+            simd::sum_in_parts<Arch>(sums, [&](part (&sum)[together * Heads], int e) KVARN_LAMBDA {
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) q[h] = lane::load(queries + h * channels + c);
-                KVARN_UNROLL
-                for (int i = 0; i < together; ++i) {
-                    const lane x = lane::load(key + i * channels + c);
+                for (int i = 0; i < together * Heads; ++i) sum[i] = part::broadcast(0.0f);
+                for (int c = e; c < channels; c += simd::lane_count) {
+                    part q[Heads];
                     KVARN_UNROLL
-                    for (int h = 0; h < Heads; ++h) {
-                        sum[i][h] = fma(x, q[h], sum[i][h]);
-                        sum[i][h].hold();
+                    for (int h = 0; h < Heads; ++h) q[h] = part::load(queries + h * channels + c);
+                    KVARN_UNROLL
+                    for (int i = 0; i < together; ++i) {
+                        const part x = part::load(key + i * channels + c);
+                        KVARN_UNROLL
+                        for (int h = 0; h < Heads; ++h) {
+                            sum[i * Heads + h] = fma(x, q[h], sum[i * Heads + h]);
+                            sum[i * Heads + h].hold();
+                        }
                     }
                 }
-            }
+            });
             KVARN_UNROLL
             for (int i = 0; i < together; ++i)
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) k::store(folded[h] + (t + i) * k::width, fold(sum[i][h]));
+                for (int h = 0; h < Heads; ++h) k::store(folded[h] + (t + i) * k::width, fold(sums[i * Heads + h]));
         }
         for (int h = 0; h < Heads; ++h) simd::sum_folded_rows<Arch>(folded[h]).store(scores + h * stride + first);
     }
@@ -53,19 +54,20 @@ KVARN_NOINLINE void score_exact(const float* keys, int tokens, const float* quer
 template <class Arch, int Heads>
 KVARN_NOINLINE void add_exact_values(const float* values, int tokens, const float* weights, std::ptrdiff_t stride, float* out, int channels) noexcept
 {
-    using lane = simd::lanes<Arch>;
-    constexpr int blocks = 4 / Heads;  // of 16 channels at a time
+    using lane = simd::part_lanes<Arch>;
+    constexpr int n = lane::count;
+    constexpr int blocks = 4 / Heads;  // of n channels at a time
     const auto block = [&](auto width, int c) KVARN_LAMBDA {
-            constexpr int wide = decltype(width)::value;
+        constexpr int wide = decltype(width)::value;
         lane sum[Heads][wide];
         KVARN_UNROLL
         for (int h = 0; h < Heads; ++h)
             KVARN_UNROLL
-            for (int j = 0; j < wide; ++j) sum[h][j] = lane::load(out + h * channels + c + 16 * j);
+            for (int j = 0; j < wide; ++j) sum[h][j] = lane::load(out + h * channels + c + n * j);
         for (int t = 0; t < tokens; ++t) {
             lane v[wide];
             KVARN_UNROLL
-            for (int j = 0; j < wide; ++j) v[j] = lane::load(values + static_cast<std::ptrdiff_t>(t) * channels + c + 16 * j);
+            for (int j = 0; j < wide; ++j) v[j] = lane::load(values + static_cast<std::ptrdiff_t>(t) * channels + c + n * j);
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h) {
                 const lane w = lane::broadcast(weights[h * stride + t]);
@@ -79,11 +81,12 @@ KVARN_NOINLINE void add_exact_values(const float* values, int tokens, const floa
         KVARN_UNROLL
         for (int h = 0; h < Heads; ++h)
             KVARN_UNROLL
-            for (int j = 0; j < wide; ++j) sum[h][j].store(out + h * channels + c + 16 * j);
+            for (int j = 0; j < wide; ++j) sum[h][j].store(out + h * channels + c + n * j);
     };
     int c = 0;
-    for (; c + 16 * blocks <= channels; c += 16 * blocks) block(std::integral_constant<int, blocks>{}, c);
-    for (; c < channels; c += 16) block(std::integral_constant<int, 1>{}, c);
+    for (; c + n * blocks <= channels; c += n * blocks) block(std::integral_constant<int, blocks>{}, c);
+    if constexpr (n * blocks > simd::lane_count)
+        for (; c < channels; c += n) block(std::integral_constant<int, 1>{}, c);
 }
 
 /// Adds `tokens` <= exact_block tokens, already in r.keys and r.values, to the states and outputs of all rows.

@@ -89,8 +89,9 @@ template <class Arch, int Heads>
 KVARN_NOINLINE void multiply_exact(int bits, const std::uint8_t* codes, int rows, int columns, const product_rows& x, simd::read_ahead& ahead) noexcept
 {
     using k = simd::kernels<Arch>;
-    using lane = simd::lanes<Arch>;
-    constexpr int blocks = Heads == 1 ? 4 : Heads == 2 ? 2 : 1;  // of 16 columns at a time
+    using lane = simd::part_lanes<Arch>;
+    constexpr int n = lane::count;
+    constexpr int blocks = 4 / Heads;  // of n columns at a time
     const int padded = simd::whole_lanes(columns);
     for (int first = 0; first < rows; first += unpacked_rows) {
         const int now = rows - first < unpacked_rows ? rows - first : unpacked_rows;
@@ -104,12 +105,12 @@ KVARN_NOINLINE void multiply_exact(int bits, const std::uint8_t* codes, int rows
             for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
                 for (int j = 0; j < wide; ++j)
-                    sum[h][j] = first == 0 ? lane(lane::broadcast(0.0f)) : lane(lane::load(x.y + h * x.stride + c + 16 * j));
+                    sum[h][j] = first == 0 ? lane::broadcast(0.0f) : lane::load(x.y + h * x.stride + c + n * j);
             for (int i = 0; i < now; ++i) {
                 lane code[wide];
                 KVARN_UNROLL
                 for (int j = 0; j < wide; ++j) {
-                    const std::uint8_t* const at = x.codes + i * columns + c + 16 * j;
+                    const std::uint8_t* const at = x.codes + i * columns + c + n * j;
                     code[j] = lane::make([&](int r) KVARN_LAMBDA { return k::load_codes(at + r * k::width); });
                 }
                 KVARN_UNROLL
@@ -126,11 +127,12 @@ KVARN_NOINLINE void multiply_exact(int bits, const std::uint8_t* codes, int rows
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
-                for (int j = 0; j < wide; ++j) sum[h][j].store(x.y + h * x.stride + c + 16 * j);
+                for (int j = 0; j < wide; ++j) sum[h][j].store(x.y + h * x.stride + c + n * j);
         };
         int c = 0;
-        for (; c + 16 * blocks <= padded; c += 16 * blocks) block(std::integral_constant<int, blocks>{}, c);
-        for (; c < padded; c += 16) block(std::integral_constant<int, 1>{}, c);
+        for (; c + n * blocks <= padded; c += n * blocks) block(std::integral_constant<int, blocks>{}, c);
+        if constexpr (n * blocks > simd::lane_count)
+            for (; c < padded; c += n) block(std::integral_constant<int, 1>{}, c);
     }
 }
 

@@ -50,6 +50,7 @@ inline constexpr float least_variance = 1e-5f;   // of codes, relative to their 
 template <class Arch>
 struct refine_pass {
     using v = simd::lanes<Arch>;
+    using part = simd::part_lanes<Arch>;
     using k = simd::kernels<Arch>;
     using one = simd::kernels<simd::portable>;
     static constexpr int block = simd::lane_count;
@@ -64,10 +65,11 @@ struct refine_pass {
     float total_weight = 0.0f;
 
     /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
-    KVARN_INLINE v code_of(const v& x, const v& inverse, const v& offset) const noexcept
+    template <class V>
+    KVARN_INLINE V code_of(const V& x, const V& inverse, const V& offset) const noexcept
     {
-        const v y = minimum(maximum(fma(x, inverse, offset), v::broadcast(0.0f)), v::broadcast(levels));
-        return sub(add(y, v::broadcast(magic)), v::broadcast(magic));
+        const V y = minimum(maximum(fma(x, inverse, offset), V::broadcast(0.0f)), V::broadcast(levels));
+        return sub(add(y, V::broadcast(magic)), V::broadcast(magic));
     }
 
     /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
@@ -100,23 +102,24 @@ struct refine_pass {
     template <int Count>
     KVARN_INLINE void clip_errors(const float* x, float half_range, int first, float* error) const noexcept
     {
-        v sum[Count], inverse[Count];
-        for (int c = 0; c < Count; ++c) {
-            sum[c] = v::broadcast(0.0f);
-            inverse[c] = v::broadcast(one::div(0.5f * levels, one::mul(half_range, clip(first + c))));
-        }
-        const v offset = v::broadcast(0.5f * levels);
-        for (int j = 0; j < padded1; j += block) {
-            const v value = v::load(x + j), weight = v::load(m.weight + j);
-            KVARN_UNROLL
-            for (int c = 0; c < Count; ++c) {
-                const v y = fma(value, inverse[c], offset);
-                const v code = sub(add(minimum(maximum(y, v::broadcast(0.0f)), v::broadcast(levels)), v::broadcast(magic)), v::broadcast(magic));
-                const v e = sub(y, code);
-                sum[c] = fma(mul(e, weight), e, sum[c]);
+        part inverse[Count];
+        for (int c = 0; c < Count; ++c) inverse[c] = part::broadcast(one::div(0.5f * levels, one::mul(half_range, clip(first + c))));
+        const part offset = part::broadcast(0.5f * levels), zero = part::broadcast(0.0f), most = part::broadcast(levels);
+        v sums[Count];
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Count], int first_lane) KVARN_LAMBDA {
+            for (int c = 0; c < Count; ++c) sum[c] = zero;
+            for (int j = first_lane; j < padded1; j += block) {
+                const part value = part::load(x + j), weight = part::load(m.weight + j);
+                KVARN_UNROLL
+                for (int c = 0; c < Count; ++c) {
+                    const part y = fma(value, inverse[c], offset);
+                    const part code = sub(add(minimum(maximum(y, zero), most), part::broadcast(magic)), part::broadcast(magic));
+                    const part e = sub(y, code);
+                    sum[c] = fma(mul(e, weight), e, sum[c]);
+                }
             }
-        }
-        for (int c = 0; c < Count; ++c) error[c] = reduce_add(sum[c]);
+        });
+        for (int c = 0; c < Count; ++c) error[c] = reduce_add(sums[c]);
     }
 
     /// The share of the range that candidate number `i` keeps.
@@ -169,19 +172,24 @@ struct refine_pass {
         float& scale = m.scale[row];
         float& zero = m.zero[row];
         const float inverse = one::div(1.0f, scale);
-        const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, zero), inverse));
-        v sum_c = v::broadcast(0.0f), sum_cc = sum_c, sum_cx = sum_c, sum_x = sum_c, sum_xx = sum_c;
-        const v minus_origin = v::broadcast(-origin);
-        for (int j = 0; j < padded1; j += block) {
-            const v value = Staged ? v(v::load(x + j)) : v(fma(v::load(x + j), v::load(m.reciprocal + j), minus_origin));
-            const v weight = v::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
-            code.store(codes + j);
-            sum_c = add(sum_c, weighted);
-            sum_cc = fma(weighted, code, sum_cc);
-            sum_cx = fma(weighted, value, sum_cx);
-            sum_x = fma(weight, value, sum_x);
-            if constexpr (Unbiased) sum_xx = fma(mul(weight, value), value, sum_xx);
-        }
+        const part by = part::broadcast(inverse), offset = part::broadcast(one::mul(one::sub(origin, zero), inverse));
+        const part minus_origin = part::broadcast(-origin);
+        v sums[Unbiased ? 5 : 4];
+        const auto &sum_c = sums[0], &sum_cc = sums[1], &sum_cx = sums[2], &sum_x = sums[3], &sum_xx = sums[Unbiased ? 4 : 0];
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Unbiased ? 5 : 4], int e) KVARN_LAMBDA {
+            KVARN_UNROLL
+            for (part& all : sum) all = part::broadcast(0.0f);
+            for (int j = e; j < padded1; j += block) {
+                const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(m.reciprocal + j), minus_origin);
+                const part weight = part::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
+                code.store(codes + j);
+                sum[0] = add(sum[0], weighted);
+                sum[1] = fma(weighted, code, sum[1]);
+                sum[2] = fma(weighted, value, sum[2]);
+                sum[3] = fma(weight, value, sum[3]);
+                if constexpr (Unbiased) sum[4] = fma(mul(weight, value), value, sum[4]);
+            }
+        });
         const float c = reduce_add(sum_c), s = reduce_add(sum_x), cc = reduce_add(sum_cc);
         const float mean_code = one::div(c, total_weight), mean = one::div(s, total_weight);
         const float variance = one::fnma(mean_code, c, cc), covariance = one::fnma(mean_code, s, reduce_add(sum_cx));
@@ -206,19 +214,19 @@ struct refine_pass {
         float* const codes = m.codes + i * padded1;
         const float inverse = one::div(1.0f, m.scale[row]);
         const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, m.zero[row]), inverse));
-        for (int j = 0; j < padded1; j += block) code_of(v::load(x + j), by, offset).store(codes + j);
+        for (int j = 0; j < padded1; j += block) code_of<v>(v::load(x + j), by, offset).store(codes + j);
     }
 
     /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, with Norms, tile^2.
     template <bool Norms>
     KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
     {
-        for (int j = 0; j < padded1; j += block) {
-            v product = v::broadcast(0.0f), square = product;
-            if (i0 != 0) product = v::load(m.product + j), square = v::load(m.square + j);
+        for (int j = 0; j < padded1; j += part::count) {
+            part product = part::broadcast(0.0f), square = product;
+            if (i0 != 0) product = part::load(m.product + j), square = part::load(m.square + j);
             for (int i = 0; i < rows; ++i) {
-                const v value = v::load(tile + (i0 + i) * stride + j);
-                const v y = fma(v::load(m.codes + i * padded1 + j), v::broadcast(m.scale[i0 + i]), v::broadcast(m.zero[i0 + i]));
+                const part value = part::load(tile + (i0 + i) * stride + j);
+                const part y = fma(part::load(m.codes + i * padded1 + j), part::broadcast(m.scale[i0 + i]), part::broadcast(m.zero[i0 + i]));
                 product = fma(value, Norms ? value : y, product);
                 square = fma(y, y, square);
             }

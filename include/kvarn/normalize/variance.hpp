@@ -85,6 +85,7 @@ inline constexpr float needed_gain = 1.0f - 1e-5f;
 template <class Arch>
 struct variance_pass {
     using v = simd::lanes<Arch>;
+    using part = simd::part_lanes<Arch>;
     using k = simd::kernels<Arch>;
 
     /// Sample standard deviation of n numbers from their sum and their sum of squares.
@@ -110,26 +111,28 @@ struct variance_pass {
     KVARN_INLINE static void row_sums(const float* row, std::ptrdiff_t stride, Size1 size1, const float* r, const float* minus_pivot,
                                       float* sum, float* square) noexcept
     {
-        v s[Rows], q[Rows];
         typename k::reg offset[Rows];
         KVARN_UNROLL
         for (int i = 0; i < Rows; ++i) offset[i] = k::broadcast(minus_pivot[i]);
-        KVARN_UNROLL
-        for (int i = 0; i < Rows; ++i) s[i] = q[i] = v::broadcast(0.0f);
-        for (int j = 0; j < size1; j += simd::lane_count) {
-            const v factor = v::load(r + j);
+        v sums[2 * Rows];
+        simd::sum_in_parts<Arch>(sums, [&](part (&s)[2 * Rows], int e) KVARN_LAMBDA {
             KVARN_UNROLL
-            for (int i = 0; i < Rows; ++i) {
-                const v m = v::load(row + i * stride + j);
-                const v u = v::make([&](int e) KVARN_LAMBDA { return k::fma(factor.r[e], m.r[e], offset[i]); });
-                s[i] = add(s[i], u);
-                q[i] = fma(u, u, q[i]);
+            for (int i = 0; i < 2 * Rows; ++i) s[i] = part::broadcast(0.0f);
+            for (int j = e; j < size1; j += simd::lane_count) {
+                const part factor = part::load(r + j);
+                KVARN_UNROLL
+                for (int i = 0; i < Rows; ++i) {
+                    const part m = part::load(row + i * stride + j);
+                    const part u = part::make([&](int l) KVARN_LAMBDA { return k::fma(factor.r[l], m.r[l], offset[i]); });
+                    s[2 * i] = add(s[2 * i], u);
+                    s[2 * i + 1] = fma(u, u, s[2 * i + 1]);
+                }
             }
-        }
+        });
         KVARN_UNROLL
         for (int i = 0; i < Rows; ++i) {
-            k::store(sum + i * k::width, fold(s[i]));
-            k::store(square + i * k::width, fold(q[i]));
+            k::store(sum + i * k::width, fold(sums[2 * i]));
+            k::store(square + i * k::width, fold(sums[2 * i + 1]));
         }
     }
 
@@ -143,7 +146,8 @@ struct variance_pass {
         // Padding would not be zero about a pivot.
         const bool centre0 = size1 % simd::lane_count == 0, centre1 = size0 % simd::lane_count == 0;
         constexpr int block = simd::lane_count;
-        constexpr int together = v::registers == 1 ? 4 : 2;
+        const int padded1 = simd::whole_lanes(size1);
+        constexpr int together = v::registers == 1 ? 4 : k::width == 1 ? 1 : 2;
         const float inverse_n = 1.0f / static_cast<float>(size1), inverse_n1 = 1.0f / static_cast<float>(size1 - 1);
         alignas(64) float sum[block * k::width], square[block * k::width], minus_pivot[block];
         for (int i0 = 0; i0 < size0; i0 += block) {
@@ -168,18 +172,23 @@ struct variance_pass {
                 raw.store(f.deviation0 + i0);
                 if (i0 == 0 && centre1) first_pivots(rows, stride, size1, f.pivot1);
             }
-            for (int j = 0; j < size1; j += simd::lane_count) {
-                const v offset = mul(v::load(f.pivot1 + j), v::broadcast(-1.0f));
-                v s = v::broadcast(0.0f), q = s;
-                KVARN_UNROLL
-                for (int i = 0; i < block; ++i) {
-                    const v u = fma(v::broadcast(f.reciprocal0[i0 + i]), v::load(rows + i * stride + j), offset);
+            for (int j = 0; j < padded1; j += part::count) {
+                const part offset = mul(part::load(f.pivot1 + j), part::broadcast(-1.0f));
+                part s = part::broadcast(0.0f), q = s;
+                const auto add_row = [&](int i) KVARN_LAMBDA {
+                    const part u = fma(part::broadcast(f.reciprocal0[i0 + i]), part::load(rows + i * stride + j), offset);
                     s = add(s, u);
                     q = fma(u, u, q);
+                };
+                if constexpr (k::width == 1) {
+                    for (int i = 0; i < block; ++i) add_row(i);
+                } else {
+                    KVARN_UNROLL
+                    for (int i = 0; i < block; ++i) add_row(i);
                 }
                 if (i0 != 0) {
-                    s = add(v::load(f.sum1 + j), s);
-                    q = add(v::load(f.square1 + j), q);
+                    s = add(part::load(f.sum1 + j), s);
+                    q = add(part::load(f.square1 + j), q);
                 }
                 s.store(f.sum1 + j);
                 q.store(f.square1 + j);
@@ -280,8 +289,9 @@ void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int
 {
     using pass = detail::variance_pass<Arch>;
     const auto run = [&](bool update, float growth) {
-        detail::with_extent(stride == size1 + detail::tile_padding ? size1 : 0, [&](auto n) KVARN_LAMBDA {
-            if constexpr (detail::is_constant_extent<decltype(n)>)
+        const bool padded = stride == size1 + detail::tile_padding;
+        detail::with_extent(padded ? size1 : 0, [&](auto n) KVARN_LAMBDA {
+            if constexpr (detail::is_constant_extent<decltype(n)> && pass::k::width > 1)
                 pass::run(update, tile, std::integral_constant<int, n() + detail::tile_padding>{}, size0, n, growth, f);
             else
                 pass::run(update, tile, stride, size0, size1, growth, f);

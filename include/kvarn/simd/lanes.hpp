@@ -2,7 +2,7 @@
 #pragma once
 // lanes<Arch>: sixteen floats, however many registers that takes. The stages are written once, against sixteen virtual lanes,
 // so that a sum runs in the same order on every instruction set: lane j adds the elements j, j + 16, j + 32, ... and the
-// lanes are then added in halves (8, 4, 2, 1).
+// lanes are then added in halves (8, 4, 2, 1). Loops that carry sums of lanes, with which no other lane meets, run in parts of them.
 
 #include <kvarn/simd/portable_lanes.hpp>
 #include <kvarn/simd/xsimd.hpp>
@@ -12,10 +12,11 @@ namespace kvarn::simd {
 /// `n` rounded up to whole lanes.
 [[nodiscard]] KVARN_INLINE constexpr int whole_lanes(int n) noexcept { return (n + lane_count - 1) / lane_count * lane_count; }
 
-template <class Arch>
+template <class Arch, int Count>
 struct lanes {
     using k = kernels<Arch>;
-    static constexpr int registers = lane_count / k::width;
+    static constexpr int count = Count;
+    static constexpr int registers = Count / k::width;
     typename k::reg r[registers];
 
     template <class F>
@@ -119,6 +120,27 @@ struct lanes {
         return x.r[0];
     }
 };
+
+/// As many of the sixteen lanes as a loop can carry several sums of in registers: four where a register is one lane.
+template <class Arch>
+using part_lanes = lanes<Arch, kernels<Arch>::width == 1 ? 4 : lane_count>;
+
+/// Calls work(sum, e) for the lanes from e on of all sums, which are part_lanes then: the loop that carries them stands inside `work`.
+template <class Arch, int Sums, class F>
+KVARN_INLINE void sum_in_parts(lanes<Arch> (&sum)[Sums], F&& work) noexcept
+{
+    using part = part_lanes<Arch>;
+    if constexpr (part::count == lane_count) {
+        work(sum, 0);
+    } else {
+        for (int e = 0; e < lane_count; e += part::count) {
+            part some[Sums];
+            work(some, e);
+            KVARN_UNROLL
+            for (int i = 0; i < Sums; ++i) some[i].store(sum[i].r + e);
+        }
+    }
+}
 
 /// Sums of sixteen rows that were folded to one register each: `folded` is [16][width]; lane i of the result is row i's sum.
 template <class Arch>

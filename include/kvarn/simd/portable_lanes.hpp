@@ -13,7 +13,7 @@ namespace kvarn::simd {
 
 inline constexpr int lane_count = 16;
 
-template <class Arch>
+template <class Arch, int Count = lane_count>
 struct lanes;
 
 /// Calls f(i) for every lane.
@@ -38,8 +38,9 @@ struct lane_expression {
 };
 
 template <>
-struct lanes<portable> {
+struct lanes<portable, lane_count> {
     using k = kernels<portable>;
+    static constexpr int count = lane_count;
     static constexpr int registers = lane_count;
     float r[lane_count];
 
