@@ -198,7 +198,7 @@ rounding rounded(int bits, int n, const std::vector<float>& w)
     rounding r;
     kvarn::detail::with_bits(bits, [&](auto b) {
         if constexpr (sizeof(Weight) == 2 || b() == 2 || b() == 4)
-            r.scale = kvarn::detail::round_weights<Arch, b()>(w.data(), n, totals, to.data());
+            r.scale = kvarn::detail::round_weights<Arch>(b(), w.data(), n, totals, to.data());
     });
     CHECK(to.back() == Weight{77});
     r.weights.assign(to.begin(), to.end() - 1);
