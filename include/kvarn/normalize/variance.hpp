@@ -62,10 +62,11 @@ struct variance_factors {
 /// Normalises tile[i * stride + j], i < size0, j < size1. The tile must be readable, and zero, up to whole lanes of sixteen in
 /// both directions. `Size1` is int or an integral constant. At most `iterations` rounds; it stops early when no later iterate
 /// could be kept: the imbalance max/min + max/min is never below 2, and must fall by one part in 10^5 to count.
+/// More than `enough` rounds are for tiles whose imbalance is still above `balanced`, as one token or channel of another size makes it.
 /// `unit`, a power of two, is what axis 1 starts from and what its clamps are multiples of: tile * 2^n with unit * 2^n has the same s0, and
 /// s1 * 2^n. The paper's is 1.
 template <class Arch, class Size1>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations, float unit,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations, int enough, float unit,
                         const variance_factors& f) noexcept;
 
 namespace detail {
@@ -76,6 +77,7 @@ inline constexpr float deviation_floor = 1e-3f;
 inline constexpr float deviation_ceiling = 1e3f;
 inline constexpr float least_deviation = 1e-8f;                 // in max / min
 inline constexpr float needed_gain = 1.0f - 1e-5f;
+inline constexpr float balanced = 4.0f;                         // an imbalance
 
 template <class Arch>
 struct variance_pass {
@@ -269,7 +271,7 @@ struct variance_pass {
 }  // namespace detail
 
 template <class Arch, class Size1>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations, float unit,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Size1 size1, int iterations, int enough, float unit,
                         const variance_factors& f) noexcept
 {
     using pass = detail::variance_pass<Arch>;
@@ -283,7 +285,7 @@ void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, Siz
     pass::template columns<false>(size0, size1, unit, f);
     float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
     for (int i = 0; i < iterations; ++i) {
-        if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
+        if ((best >= 2.0f && best * detail::needed_gain <= 2.0f) || (i >= enough && best < detail::balanced)) break;
         const float growth = pass::template columns<true>(size0, size1, unit, f);
         pass::template run<true>(tile, stride, size0, size1, growth, f);
         pass::template columns<false>(size0, size1, unit, f);
