@@ -229,7 +229,7 @@ private:
         for (std::size_t head = 0; plan_->choose_basis && tiles_ == 0 && head < shape_.kv_heads; ++head) {
             kvarn::choose_options options;
             options.encode = plan_->how;
-            const auto chosen = kvarn::choose_format(l.formats[head], one_head(l.tail_k.data(), head), moments_of(l, head), scratch_, options);
+            const auto chosen = kvarn::choose_format(l.formats[head], one_head(l.tail_k.data(), head), {}, moments_of(l, head), scratch_, options);
             kvarn_cli::check(chosen.error, plan_->name + ": choosing a basis");
             l.formats[head] = *chosen;
         }

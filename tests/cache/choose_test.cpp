@@ -63,7 +63,7 @@ kvarn::result<kvarn::format> choose(const kvarn::format& f, const head& h, std::
                                     const kvarn::choose_options& options = {}, std::size_t tiles = 1)
 {
     std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f) + 1);
-    return kvarn::choose_format(f, h.keys(tiles), moments, std::span(scratch).subspan(1), options);
+    return kvarn::choose_format(f, h.keys(tiles), {}, moments, std::span(scratch).subspan(1), options);
 }
 
 }  // namespace
@@ -109,6 +109,69 @@ TEST_CASE("cache/choose: neither the scale of K or Q nor the order of queries ma
     }
 }
 
+TEST_CASE("cache/choose: V leaves the rotation for a channel far from zero, and only then", "[unit]")
+{
+    for (const char* name : {"k4v4_g64", "k4v4_g64_vo", "k6v6_g64"}) {
+        const kvarn::format f = base(name);
+        const head h = isotropic_head(5);
+        const std::vector<std::uint64_t> none(dim);
+        std::vector<float> v = h.q;
+        v.resize(group * dim, 0.25f);
+        std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
+        const auto chosen = [&] { return *kvarn::choose_format(f, h.keys(), kvarn::kv_view<const float>(kvarn::token_major(v.data(), group, 1, dim)), std::span<const std::uint64_t>(none), std::span(scratch)); };
+        CHECK(chosen().values_rotated());
+        CHECK(chosen().keys_rotated() == f.keys_rotated());  // no queries
+        for (std::size_t t = 0; t < group; ++t) v[t * dim + 7] += 300.0f;
+        CHECK(!chosen().values_rotated());
+    }
+}
+
+TEST_CASE("cache/choose: bits under an error bound", "[unit]")
+{
+    const kvarn::format f = base("k2v2_g64");
+    const head h = isotropic_head(6);
+    const std::vector<float> v(h.k.begin() + group * dim, h.k.end());
+    const auto moments = moments_of(h, f);
+    const auto values = kvarn::kv_view<const float>(kvarn::token_major(v.data(), group, 1, dim));
+    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
+    int key_bits = 0, value_bits = 0;
+    for (const float bound : {1.0f, 0.18f, 0.12f, 0.08f, 0.04f, 0.015f, 1e-6f}) {
+        kvarn::choose_options o;
+        o.most_key_error = bound;
+        const auto keys_only = *kvarn::choose_format(f, h.keys(), values, std::span<const std::uint64_t>(moments), std::span(scratch), o);
+        CHECK(keys_only.value_bits() == 2);
+        o.most_value_error = bound;
+        const auto both = *kvarn::choose_format(f, h.keys(), values, std::span<const std::uint64_t>(moments), std::span(scratch), o);
+        CHECK(both.key_bits() == keys_only.key_bits());
+        CHECK(both.key_bits() >= key_bits);
+        CHECK(both.value_bits() >= value_bits);
+        key_bits = both.key_bits();
+        value_bits = both.value_bits();
+        CHECK((bound < 1.0f) == (key_bits > 2));
+        CHECK((bound < 1.0f) == (value_bits > 2));
+        if (bound < 1e-3f) break;
+        // What was promised holds.
+        std::vector<std::byte> record(kvarn::record_bytes(both)), room(kvarn::scratch_bytes(both));
+        const auto grid = kvarn::tile_major(both, record.data(), record.size(), 1, 1);
+        REQUIRE(kvarn::quantize_kv(both, h.keys(), values, grid, room) == status::ok);
+        std::vector<float> a(group * dim), b(group * dim);
+        REQUIRE(kvarn::dequantize_kv(both, grid, kvarn::token_major(a.data(), group, 1, dim), kvarn::token_major(b.data(), group, 1, dim),
+                                     kvarn::basis::original, room) == status::ok);
+        double error = 0, energy = 0, weighted = 0, weighted_energy = 0;
+        for (std::size_t i = 0; i < group * dim; ++i) {
+            const auto weight = static_cast<double>(moments[i % dim]);
+            weighted += weight * std::pow(a[i] - h.k[i], 2);
+            weighted_energy += weight * std::pow(h.k[i], 2);
+            error += std::pow(b[i] - v[i], 2);
+            energy += std::pow(v[i], 2);
+        }
+        CHECK(std::sqrt(weighted / weighted_energy) <= bound * 1.001);
+        CHECK(std::sqrt(error / energy) <= bound * 1.001);
+    }
+    CHECK(key_bits == 8);
+    CHECK(value_bits == 8);
+}
+
 TEST_CASE("cache/choose: all instruction sets and element types choose alike", "[unit]")
 {
     const kvarn::format f = base();
@@ -123,7 +186,7 @@ TEST_CASE("cache/choose: all instruction sets and element types choose alike", "
             CHECK(m == first);
         });
         std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
-        const auto chosen = kvarn::choose_format(f, kvarn::kv_view<const kvarn::half>(kvarn::token_major(keys.data(), group, 1, dim)),
+        const auto chosen = kvarn::choose_format(f, kvarn::kv_view<const kvarn::half>(kvarn::token_major(keys.data(), group, 1, dim)), {},
                                                  std::span<const std::uint64_t>(first), std::span(scratch));
         REQUIRE(chosen.ok());
         CHECK(*chosen == *choose(f, h, moments_of(h, f)));
@@ -143,7 +206,7 @@ TEST_CASE("cache/choose: without queries nothing changes, and what cannot be rot
     const kvarn::format odd = kvarn::parse_format("k2v2_g64_ko", 100, 64).value;
     std::vector<float> k(group * 100, 1.0f);
     std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(odd));
-    const auto chosen = kvarn::choose_format(odd, kvarn::token_major(k.data(), group, 1, 100), std::span<const std::uint64_t>(none), std::span(scratch));
+    const auto chosen = kvarn::choose_format(odd, kvarn::token_major(k.data(), group, 1, 100), {}, std::span<const std::uint64_t>(none), std::span(scratch));
     REQUIRE(chosen.ok());
     CHECK(!chosen->keys_rotated());
 }
@@ -155,7 +218,7 @@ TEST_CASE("cache/choose: what is wrong is named", "[unit]")
     const auto m = moments_of(h, f);
     std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(f));
     const auto refusal = [&](kvarn::kv_view<const float> k, std::span<const std::uint64_t> moments, std::span<std::byte> room,
-                             const kvarn::choose_options& options = {}) { return kvarn::choose_format(f, k, moments, room, options).error; };
+                             const kvarn::choose_options& options = {}) { return kvarn::choose_format(f, k, {}, moments, room, options).error; };
     auto view = h.keys();
     CHECK(refusal(view, m, scratch) == status::ok);
     CHECK(refusal(kvarn::first_tokens(view, group - 1), m, scratch) == status::token_count_mismatch);
@@ -170,7 +233,32 @@ TEST_CASE("cache/choose: what is wrong is named", "[unit]")
     CHECK(refusal(view, m, scratch) == status::null_pointer);
     CHECK(refusal(h.keys(), std::span(m).first(dim - 1), scratch) == status::buffer_too_small);
     CHECK(refusal(h.keys(), m, std::span(scratch).first(scratch.size() - 1)) == status::buffer_too_small);
-    for (const float margin : {0.0f, -1.0f, std::numeric_limits<float>::quiet_NaN()}) CHECK(refusal(h.keys(), m, scratch, {margin, {}}) == status::bad_argument);
+    for (const float margin : {0.0f, -1.0f, std::numeric_limits<float>::quiet_NaN()}) {
+        kvarn::choose_options wrong;
+        wrong.margin = margin;
+        CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+        wrong = {};
+        wrong.value_margin = margin;
+        CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+        if (margin == 0.0f) continue;
+        wrong = {};
+        wrong.most_key_error = margin;
+        CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+        wrong = {};
+        wrong.most_value_error = margin;
+        CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+    }
+    const auto refused_values = [&](kvarn::kv_view<const float> v) {
+        return kvarn::choose_format(f, h.keys(2), v, std::span<const std::uint64_t>(m), std::span(scratch)).error;
+    };
+    auto values = h.keys(2);
+    CHECK(refused_values(values) == status::ok);
+    CHECK(refused_values(h.keys(1)) == status::token_count_mismatch);
+    values.channels = dim - 4;
+    CHECK(refused_values(values) == status::shape_mismatch);
+    values = h.keys(2);
+    values.data = nullptr;
+    CHECK(refused_values(values) == status::null_pointer);
     kvarn::choose_options bad;
     bad.encode.refit_rounds = 99;
     CHECK(refusal(h.keys(), m, scratch, bad) == status::bad_argument);

@@ -70,11 +70,13 @@ TEST_CASE("codec/refine: less error than the paper's encoder on every kind of ti
             INFO(support::describe(f) << ", " << support::name_of(kind));
             const auto x = support::random_tiles(random, f, 1, 1, kind);
             const auto refined = support::encode_errors(f, x).front(), paper = support::encode_errors(f, x, support::paper()).front();
-            CHECK(refined.k.relative_error <= 1.005f * paper.k.relative_error);
+            CHECK(refined.k.relative_error <= 1.02f * paper.k.relative_error);
             CHECK(refined.v.relative_error <= 1.005f * paper.v.relative_error);
-            CHECK(refined.k.worst_scale_error <= 0.0005f);  // a token scale is a half: 2^-11
+            // Where a channel outweighs all others, its part of the norm counts less.
+            const bool outweighed = kind == support::tile_kind::channel_outliers && !f.keys_rotated();
+            CHECK(refined.k.worst_scale_error <= (outweighed ? 0.05f : 0.0005f));  // a token scale is a half: 2^-11
             // Scale and zero are halves, which have fewer digits below 2^-14: tokens of a hundredth of the usual norm at 8 bits.
-            CHECK(refined.v.worst_scale_error <= (kind == support::tile_kind::token_scales ? 0.005f : 0.0015f));
+            CHECK(refined.v.worst_scale_error <= (outweighed ? 0.1f : kind == support::tile_kind::token_scales ? 0.005f : 0.0015f));
         }
 }
 
@@ -100,6 +102,50 @@ TEST_CASE("codec/refine: channels of K keep their spread about the mean", "[unit
         return product / square;
     };
     CHECK(std::fabs(slope({}) - 1) < 0.02);
+}
+
+TEST_CASE("codec/refine: one token or channel of another size, or far from zero, costs the others little", "[unit]")
+{
+    enum { plain, token, channel, offset };
+    const auto error_of_others = [](const reference::shape& s, int kind, float size) {
+        support::random_source random(155);
+        const kvarn::format f = support::make(s);
+        auto x = support::random_tiles(random, f, 1, 1, support::tile_kind::gaussian);
+        constexpr int odd_token = 40, odd_channel = 7;
+        const auto disturb = [&](std::vector<float>& values, int dim) {
+            for (std::size_t i = 0; i < values.size(); ++i) {
+                const int t = static_cast<int>(i) / dim, d = static_cast<int>(i) % dim;
+                if ((kind == token && t == odd_token) || (kind == channel && d == odd_channel)) values[i] *= size;
+                if (kind == offset && d == odd_channel) values[i] += size;
+            }
+        };
+        disturb(x.k, s.head_dim_k);
+        disturb(x.v, s.head_dim_v);
+        const auto record = support::encode(f, x);
+        const auto others = [&](reference::matrix exact, reference::matrix decoded) {  // [token][channel], original basis
+            for (auto* m : {&exact, &decoded}) {
+                if (kind == token) m->row(odd_token).setZero();
+                if (kind == channel || kind == offset) m->col(odd_channel).setZero();
+            }
+            return reference::relative_difference(decoded, exact);
+        };
+        return std::pair(others(support::key_matrix(f, x, 0, 0), reference::in_record_basis(s.rotate.k, reference::decoded_keys(s, record.data()))),
+                         others(support::value_matrix(f, x, 0, 0), reference::in_record_basis(s.rotate.v, reference::decoded_values(s, record.data()))));
+    };
+    for (const int dim : {64, 128})
+        for (const int bits : {2, 4})
+            for (const bool rotate : {true, false}) {
+                const reference::shape s{dim, dim, bits, bits, 128, rotate, 0};
+                const auto usual = error_of_others(s, plain, 0);
+                for (const float size : {30.0f, 300.0f, 1000.0f})
+                    for (const int kind : {token, channel, offset}) {
+                        if (rotate && kind != token) continue;  // a rotation spreads a channel over all: that is what a basis is chosen for
+                        const auto disturbed = error_of_others(s, kind, size);
+                        CAPTURE(dim, bits, rotate, size, kind);
+                        CHECK(disturbed.first <= 1.2 * usual.first);
+                        CHECK(disturbed.second <= 1.2 * usual.second);
+                    }
+            }
 }
 
 TEST_CASE("codec/refine: what the paper's encoder accepts, the refined one accepts", "[unit]")

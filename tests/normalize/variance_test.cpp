@@ -40,7 +40,7 @@ TEST_CASE("normalize/variance: the reference leaves unit deviations along both a
     support::random_source random(31);
     const std::vector<float> x = support::random_tile(random, 128, 96, support::tile_kind::channel_outliers);
     const reference::matrix m = 8.0 * support::tile_matrix(x, 0, 0, 1, 128, 96, 0, 96);  // away from the lower clamp
-    const reference::normalized_tile n = reference::normalize(m, 8);
+    const reference::normalized_tile n = reference::normalize(m, 8, 8);
     CHECK((reference::row_deviation(n.m).array() - 1.0).abs().maxCoeff() < 0.02);
     CHECK((reference::column_deviation(n.m).array() - 1.0).abs().maxCoeff() < 0.02);
     CHECK((n.s0.asDiagonal() * n.m * n.s1.asDiagonal() - m).cwiseAbs().maxCoeff() < 1e-9);

@@ -162,13 +162,15 @@ inline matrix divided(const matrix& m, const vector& s0, const vector& s1)
 }
 
 /// `m` is axis 0 by axis 1. A later iterate replaces the kept one only if it is better by more than one part in 10^5.
-inline normalized_tile normalize(const matrix& m, int iterations)
+/// No more than `enough` rounds once the imbalance is below 4.
+inline normalized_tile normalize(const matrix& m, int iterations, int enough)
 {
     vector s0 = vector::Ones(m.rows()), s1 = vector::Ones(m.cols());
     normalized_tile best{s0, s1, m, 0};
     double best_imbalance = imbalance(m);
     matrix current = m;
     for (int i = 1; i <= iterations; ++i) {
+        if (i > enough && best_imbalance < 4.0) break;
         s1 = rescaled(s1, column_deviation(current));
         current = divided(m, s0, s1);
         s0 = rescaled(s0, row_deviation(current));
@@ -367,13 +369,13 @@ inline matrix in_record_basis(bool rotate, const matrix& token_by_channel)
 /// Normalised K tile: axis 0 is the channel. `keys` are the quantized channels [token][channel], original basis.
 inline normalized_tile normalized_keys(const shape& s, const matrix& keys, int iterations)
 {
-    return normalize(in_record_basis(s.rotate.k, keys).transpose(), iterations);
+    return normalize(in_record_basis(s.rotate.k, keys).transpose(), iterations, iterations);
 }
 
 /// Normalised V tile: axis 0 is the token.
 inline normalized_tile normalized_values(const shape& s, const matrix& values, int iterations)
 {
-    return normalize(in_record_basis(s.rotate.v, values), iterations);
+    return normalize(in_record_basis(s.rotate.v, values), iterations, iterations);
 }
 
 /// |a - b| / |b| in the Frobenius norm.

@@ -11,7 +11,7 @@
 namespace reference {
 
 struct refined_options {
-    int iterations = 1, rounds = 5, clip_steps = 2;
+    int iterations = 1, rounds = 5, clip_steps = 2, most_iterations = 8;
 };
 
 namespace refined_detail {
@@ -64,6 +64,15 @@ inline line search(const Eigen::RowVectorXd& x, const weights& w, double most, i
     return best;
 }
 
+/// What is left of an index's weight: a factor's power of two counts as at most four times the mean one.
+inline Eigen::VectorXd shares_of(const Eigen::VectorXd& factors)
+{
+    int sum = 0;
+    for (const double s : factors) sum += std::ilogb(s) + 127;
+    const int most = sum / static_cast<int>(factors.size()) - 127 + 2;
+    return factors.unaryExpr([&](double s) { return std::ldexp(1.0, -2 * std::max(0, std::ilogb(s) - most)); });
+}
+
 }  // namespace refined_detail
 
 /// `given` is axis 0 by axis 1; `token_is_axis1`: K, where axis 1 is the token, otherwise V. Scalars are not yet rounded where the record
@@ -77,8 +86,14 @@ inline part refined(const matrix& given, int bits, bool token_is_axis1, const re
     const double unit = std::ldexp(1.0, exponent), fold = std::ldexp(1.0, exponent - std::clamp(exponent, -13, 4));
     const matrix m = given / unit;
     const double most = (1 << bits) - 1;
-    const normalized_tile start = normalize(m, o.iterations);
+    const normalized_tile start = normalize(m, std::max(o.iterations, o.most_iterations), o.iterations);
     Eigen::RowVectorXd s1 = start.s1.transpose();
+    if (!token_is_axis1)
+        for (Eigen::Index j = 0; j < m.cols(); ++j)
+            s1(j) = std::max(s1(j), std::sqrt(m.col(j).cwiseQuotient(start.s0).squaredNorm() / (16.0 * static_cast<double>(m.rows()))));
+    const Eigen::VectorXd share0 = shares_of(start.s0);
+    const weights share1 = shares_of(s1.transpose()).transpose();
+    const auto weights1 = [&] { return weights(s1.cwiseAbs2().cwiseProduct(share1)); };
     std::vector<line> lines(static_cast<std::size_t>(m.rows()));
     const auto decoded_rows = [&] {
         matrix y(m.rows(), m.cols());
@@ -91,23 +106,24 @@ inline part refined(const matrix& given, int bits, bool token_is_axis1, const re
     const auto refit = [&](double step) {
         const matrix y = decoded_rows();
         for (Eigen::Index j = 0; j < m.cols(); ++j) {
-            const double square = y.col(j).squaredNorm();
-            if (square > 0) s1(j) = std::max(s1(j) + step * (m.col(j).dot(y.col(j)) / square - s1(j)), 0x1p-10);
+            const Eigen::VectorXd weighted = y.col(j).cwiseProduct(share0);
+            const double square = y.col(j).dot(weighted);
+            if (square > 0) s1(j) = std::max(s1(j) + step * (m.col(j).dot(weighted) / square - s1(j)), 0x1p-10);
         }
     };
     const auto round_and_fit = [&](Eigen::Index i, bool unbiased) {
         line& l = lines[static_cast<std::size_t>(i)];
         const Eigen::RowVectorXd x = m.row(i).cwiseQuotient(s1);
         l.codes = round_to_codes(x, l.scale, l.zero, most);
-        fit(x, s1.cwiseAbs2(), l, unbiased, fold);
+        fit(x, weights1(), l, unbiased, fold);
     };
     for (Eigen::Index i = 0; i < m.rows(); ++i) {
         line& l = lines[static_cast<std::size_t>(i)];
         const Eigen::RowVectorXd x = m.row(i).cwiseQuotient(s1);
-        l = search(x, s1.cwiseAbs2(), most, o.clip_steps, 1e-10 * start.s0(i));
+        l = search(x, weights1(), most, o.clip_steps, 1e-10 * start.s0(i));
         for (int n = 0; n < 3; ++n) {
             l.codes = round_to_codes(x, l.scale, l.zero, most);
-            fit(x, s1.cwiseAbs2(), l, false, fold);
+            fit(x, weights1(), l, false, fold);
         }
         l.codes = round_to_codes(x, l.scale, l.zero, most);
     }
@@ -124,8 +140,9 @@ inline part refined(const matrix& given, int bits, bool token_is_axis1, const re
         if (token_is_axis1) {
             l.zero = half_of(l.zero, fold);
         } else {
-            const double decoded = ((l.codes.array() * l.scale + l.zero).matrix().cwiseProduct(s1)).norm();
-            const double ratio = decoded > 0 ? m.row(i).norm() / decoded : 1;
+            const weights root = share1.cwiseSqrt();
+            const double decoded = ((l.codes.array() * l.scale + l.zero).matrix().cwiseProduct(s1.cwiseProduct(root))).norm();
+            const double ratio = decoded > 0 ? m.row(i).cwiseProduct(root).norm() / decoded : 1;
             l.scale *= ratio;
             l.zero *= ratio;
         }
@@ -133,8 +150,9 @@ inline part refined(const matrix& given, int bits, bool token_is_axis1, const re
     if (token_is_axis1) {
         const matrix y = decoded_rows();
         for (Eigen::Index j = 0; j < m.cols(); ++j) {
-            const double decoded = y.col(j).norm();
-            s1(j) = decoded > 0 ? m.col(j).norm() / decoded : 1;
+            const Eigen::VectorXd root = share0.cwiseSqrt();
+            const double decoded = y.col(j).cwiseProduct(root).norm();
+            s1(j) = decoded > 0 ? m.col(j).cwiseProduct(root).norm() / decoded : 1;
         }
     }
     part p;

@@ -9,6 +9,9 @@
 //   1. each axis-0 index i tries clip ranges 1, 0.9, 0.8, ... about the middle of its x, keeps the best, and alternates rounding
 //      with the least-squares fit of scale_i and zero_i;
 //   2. rounds of refits: s1_j by least squares, round again, then scale_i and zero_i by least squares;
+// Weights have bounds, so that a token or channel much larger than the others, or in V far from zero, costs the others little: while it is
+// encoded, a row beyond them is held smaller by a power of two, and a column weighs less by one (bound_weights, bound_means). Errors and
+// norms are those of values so weighted. Tiles without such rows and columns are as without bounds.
 //   3. K: each channel's scale is widened to the unbiased fit; then the scalars of axis 0 (K) or axis 1 (V) take their half precision,
 //      and the token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
 
@@ -31,7 +34,9 @@ struct refine_memory {
     float* zero;        ///< result, axis 0
     float* s1;          ///< in: the normaliser's factors of axis 1; out: those of the record
     float* reciprocal;  ///< axis 1: 1 / s1
-    float* weight;      ///< axis 1: s1^2, 0 in the padding
+    float* weight;      ///< axis 1: s1^2 * share, 0 in the padding
+    float* share;       ///< axis 1: what bounds leave of the weight: 1, 1/4, 1/16, ...
+    float* lift;        ///< axis 0: by how much the row is held smaller: 1, 2, 4, ...
     float* product;     ///< axis 1: sums along axis 0
     float* square;      ///< axis 1: sums along axis 0
     float* x;           ///< [16][axis 1]
@@ -45,7 +50,23 @@ inline constexpr int fits_after_search = 3;
 inline constexpr float refit_step = 2.0f;
 inline constexpr float least_scale = 1e-12f;     // of axis 0; half's least number is 6e-8
 inline constexpr float least_factor = 0x1p-10f;  // of axis 1, in units
+inline constexpr int most_leverage = 2;           // in binades, of a factor over the mean one: beyond, its weight does not grow
+inline constexpr float most_mean_square = 16.0f;  // of a normalised channel of V
 inline constexpr float least_variance = 1e-5f;   // of codes, relative to their mean square: below, they are all equal
+
+/// The power of two of a positive float, and the largest that a factor may have without losing weight.
+KVARN_INLINE int binade(float x) noexcept { return static_cast<int>(bits_as<std::uint32_t>(x) >> 23); }
+KVARN_INLINE int most_binade(const float* factors, int n) noexcept
+{
+    int sum = 0;
+    for (int i = 0; i < n; ++i) sum += binade(factors[i]);
+    return sum / n + most_leverage;
+}
+/// 2^n, or 1 where n is negative.
+KVARN_INLINE float lift_by(int n) noexcept
+{
+    return bits_as<float>(static_cast<std::uint32_t>(n > 0 ? 127 + n : 127) << 23);
+}
 
 template <class Arch>
 struct refine_pass {
@@ -80,11 +101,44 @@ struct refine_pass {
         for (int j = 0; j < padded1; j += block) {
             const v s = v::load(m.s1 + j);
             div(v::broadcast(1.0f), s).store(m.reciprocal + j);
-            mul(s, s).store(m.weight + j);
+            mul(mul(s, s), v::load(m.share + j)).store(m.weight + j);
         }
         for (int j = size1; j < padded1; ++j) m.weight[j] = 0.0f;
         for (int j = 0; j < padded1; j += block) sum = add(sum, v::load(m.weight + j));
         total_weight = reduce_add(sum);
+    }
+
+    /// The rows' and columns' weights, from the factors that the normaliser found. `scaled` times lift leaves a row as it was.
+    KVARN_NOINLINE void bound_weights(const float* s0, int size0) const noexcept
+    {
+        const int most0 = most_binade(s0, size0), most1 = most_binade(m.s1, size1);
+        for (int i = 0; i < size0; ++i) m.lift[i] = lift_by(binade(s0[i]) - most0);
+        for (int j = 0; j < padded1; ++j) m.share[j] = j < size1 ? one::div(1.0f, lift_by(2 * (binade(m.s1[j]) - most1))) : 1.0f;
+    }
+
+    /// Takes the tile's rows times 1 / lift, or times lift.
+    KVARN_NOINLINE void scale_rows(float* rows, int size0, bool up) const noexcept
+    {
+        for (int i = 0; i < size0; ++i) {
+            if (!(m.lift[i] > 1.0f)) continue;
+            const v by = v::broadcast(up ? m.lift[i] : one::div(1.0f, m.lift[i]));
+            for (int j = 0; j < padded1; j += block) mul(v::load(rows + i * stride + j), by).store(rows + i * stride + j);
+        }
+    }
+
+    /// V has no zero of its own for a channel: one far from zero gets a larger factor, so that it does not take up the rows' range.
+    KVARN_NOINLINE void bound_means(const float* s0, int size0) const noexcept
+    {
+        for (int i = 0; i < size0; ++i) m.lift[i] = one::div(1.0f, s0[i]);
+        for (int j = 0; j < padded1; j += block) {
+            v sum = v::broadcast(0.0f);
+            for (int i = 0; i < size0; ++i) {
+                const v x = mul(v::load(tile + i * stride + j), v::broadcast(m.lift[i]));
+                sum = fma(x, x, sum);
+            }
+            const v mean_square = mul(sum, v::broadcast(1.0f / (most_mean_square * static_cast<float>(size0))));
+            maximum(v::load(m.s1 + j), sqrt(mean_square)).store(m.s1 + j);
+        }
     }
 
     KVARN_INLINE float middle(int i) const noexcept { return one::fma(m.scale[i], 0.5f * levels, m.zero[i]); }
@@ -203,7 +257,7 @@ struct refine_pass {
                 }
             }
         }
-        if constexpr (Unbiased) scale = as_scalar0(scale);
+        if constexpr (Unbiased) scale = as_scalar0(row, scale);
         zero = one::add(origin, one::fnma(scale, mean_code, mean));
     }
 
@@ -253,7 +307,11 @@ struct refine_pass {
     }
 
     /// A scalar in the precision that the record will have it in.
-    KVARN_INLINE float as_scalar0(float x) const noexcept { return to_float(to_half(x * unit.fold)) * unit.inverse_fold; }
+    KVARN_INLINE float as_scalar0(int row, float x) const noexcept
+    {
+        const float factor = unit.fold * m.lift[row];  // powers of two
+        return to_float(to_half(x * factor)) * one::div(1.0f, factor);
+    }
     KVARN_INLINE float as_scalar1(float x) const noexcept { return to_float(to_half(x * unit.inverse_fold)) * unit.fold; }
 
     /// The codes of place i of the block as bytes.
@@ -271,7 +329,7 @@ struct refine_pass {
         v exact = v::broadcast(0.0f), decoded = exact;
         for (int j = 0; j < padded1; j += block) {
             const v y = fma(v::load(m.codes + i * padded1 + j), scale, zero), value = v::load(values + j);
-            exact = fma(value, value, exact);
+            exact = fma(mul(value, v::load(m.share + j)), value, exact);
             decoded = fma(mul(y, v::load(m.weight + j)), y, decoded);
         }
         const float ratio = norm_ratio(reduce_add(exact), reduce_add(decoded));
@@ -292,6 +350,9 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     constexpr int block = pass::block;
     const int padded1 = simd::whole_lanes(size1);
     pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m, unit};
+    if (token == token_axis::axis0) p.bound_means(s0, size0);
+    p.bound_weights(s0, size0);
+    p.scale_rows(tile, size0, false);
     p.take_factors();
     const auto for_blocks = [&](auto&& work) {
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
@@ -304,7 +365,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         };
         // For minimum and maximum padding repeats column 0; otherwise it is zero, for the norms.
         for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
-        for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(s0[i0 + i], 1e-10f));
+        for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(one::div(s0[i0 + i], m.lift[i0 + i]), 1e-10f));
         for (int n = 0; n < fits_after_search; ++n)
             for (int i = 0; i < rows; ++i) p.template fit<true, false>(i0 + i, i, origin[i]);
         for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
@@ -331,7 +392,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int i = 0; i < rows; ++i) {
             if (token == token_axis::axis1) {
                 p.template fit<false, true>(i0 + i, i, p.middle(i0 + i));
-                m.zero[i0 + i] = p.as_scalar0(m.zero[i0 + i]);
+                m.zero[i0 + i] = p.as_scalar0(i0 + i, m.zero[i0 + i]);
             } else {
                 p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
                 p.keep_row_norm(i0 + i, i);
@@ -345,6 +406,11 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     if (token == token_axis::axis1)
         for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
 
+    p.scale_rows(tile, size0, true);
+    for (int i = 0; i < size0; ++i) {
+        m.scale[i] *= m.lift[i];
+        m.zero[i] *= m.lift[i];
+    }
     bool fit = true;
     const auto finish = [&](float* scalars, int n, float factor) {
         for (int i = 0; i < n; ++i) {

@@ -121,6 +121,7 @@ inline constexpr float deviation_floor = 1e-3f;
 inline constexpr float deviation_ceiling = 1e3f;
 inline constexpr float least_deviation = 1e-8f;
 inline constexpr float needed_gain = 1.0f - 1e-5f;
+inline constexpr float balanced = 4.0f;
 
 template <class Team>
 struct variance_pass {
@@ -341,7 +342,7 @@ struct variance_pass {
 
 /// Leaves s0 and s1 in `f`. `unit` as in normalize/variance.hpp. The tile must be complete (a barrier after its last store); ends with a barrier.
 template <class Team>
-KVARN_DEVICE KVARN_INLINE void normalize_variance(Team& team, const tile_view& t, int iterations, float unit, const tile_factors& f) noexcept
+KVARN_DEVICE KVARN_INLINE void normalize_variance(Team& team, const tile_view& t, int iterations, int enough, float unit, const tile_factors& f) noexcept
 {
     const variance_pass<Team> pass(team, t, f, unit);
     pass.begin();
@@ -349,6 +350,7 @@ KVARN_DEVICE KVARN_INLINE void normalize_variance(Team& team, const tile_view& t
     float best = 0.0f;
     for (int i = 0; i <= iterations; ++i) {  // 0: the tile as it is
         if (i != 0 && best >= 2.0f && mul(best, needed_gain) <= 2.0f) break;
+        if (i > enough && best < balanced) break;
         const float growth = i != 0 ? pass.update_columns(total) : 1.0f;
         const float imbalance = pass.run(i != 0, growth);
         if (i != 0 && !(imbalance < mul(best, needed_gain))) continue;

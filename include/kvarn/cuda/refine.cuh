@@ -22,7 +22,13 @@ inline constexpr int fits_after_search = 3;
 inline constexpr float refit_step = 2.0f;
 inline constexpr float least_scale = 1e-12f;
 inline constexpr float least_factor = 0x1p-10f;
+inline constexpr int most_leverage = 2;
+inline constexpr float most_mean_square = 16.0f;
 inline constexpr float least_variance = 1e-5f;
+
+KVARN_DEVICE KVARN_INLINE int binade(float x) noexcept { return static_cast<int>(bits_as<std::uint32_t>(x) >> 23); }
+/// 2^n, or 1 where n is negative.
+KVARN_DEVICE KVARN_INLINE float lift_by(int n) noexcept { return bits_as<float>(static_cast<std::uint32_t>(n > 0 ? 127 + n : 127) << 23); }
 
 template <class Team>
 struct refine_pass {
@@ -31,8 +37,10 @@ struct refine_pass {
     float levels;
     float* rows;     // [size0][4]: origin, then by and plus of the codes, then scale
     float* zero;     // [size0]
+    float* lift;     // [size0]
     float* s1;       // [size1]
-    float* columns;  // [size1][2]: 1 / s1 and s1^2, the weight
+    float* columns;  // [size1][2]: 1 / s1 and s1^2 * share, the weight
+    float* share;    // [size1]
     float* product;  // [size1]
     float* scratch;
     tile_unit unit;
@@ -40,8 +48,8 @@ struct refine_pass {
 
     /// Arrays that the normaliser no longer needs; its s0 and s1 stay.
     KVARN_DEVICE KVARN_INLINE refine_pass(Team& team_, const tile_view& t_, const tile_factors& f, int bits, const tile_unit& unit_) noexcept
-        : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), rows(f.current0), zero(f.partial), s1(f.current1),
-          columns(f.reciprocal1), product(f.sum1), scratch(f.scratch), unit(unit_)
+        : team(team_), t(t_), levels(static_cast<float>((1 << bits) - 1)), rows(f.current0), zero(f.partial), lift(f.partial + t_.size0),
+          s1(f.current1), columns(f.reciprocal1), share(f.pivot1), product(f.sum1), scratch(f.scratch), unit(unit_)
     {}
 
     /// The code of x - origin before it is rounded, clamped.
@@ -59,7 +67,7 @@ struct refine_pass {
     KVARN_DEVICE KVARN_INLINE void take_factors() noexcept
     {
         for_each(team, t.size1, [&](int j) {
-            store_group(columns + 2 * j, float_group<2>{{div(1.0f, s1[j]), mul(s1[j], s1[j])}});
+            store_group(columns + 2 * j, float_group<2>{{div(1.0f, s1[j]), mul(mul(s1[j], s1[j]), share[j])}});
         });
         team.barrier();
         if (team.rank() < lane_count) {
@@ -72,6 +80,58 @@ struct refine_pass {
         total_weight = fold_lanes(scratch);
     }
 
+    /// The largest power of two that a factor may have without losing weight. A barrier at each end.
+    KVARN_DEVICE KVARN_INLINE int most_binade(const float* factors, int n) const noexcept
+    {
+        auto* const sums = reinterpret_cast<std::uint32_t*>(scratch);
+        team.barrier();
+        if (team.rank() < lane_count) {
+            std::uint32_t sum = 0;
+            for (int i = team.rank(); i < n; i += lane_count) sum += static_cast<std::uint32_t>(binade(factors[i]));
+            sums[team.rank()] = sum;
+        }
+        team.barrier();
+        std::uint32_t sum = 0;
+        for (int i = 0; i < lane_count; ++i) sum += sums[i];
+        team.barrier();
+        return static_cast<int>(sum) / n + most_leverage;
+    }
+
+    /// The rows' and columns' weights, from the factors that the normaliser found.
+    KVARN_DEVICE KVARN_INLINE void bound_weights(const float* s0) const noexcept
+    {
+        const int most0 = most_binade(s0, t.size0), most1 = most_binade(s1, t.size1);
+        for_each(team, t.size0, [&](int i) { lift[i] = lift_by(binade(s0[i]) - most0); });
+        for_each(team, t.size1, [&](int j) { share[j] = div(1.0f, lift_by(2 * (binade(s1[j]) - most1))); });
+    }
+
+    /// Takes the tile's rows times 1 / lift, or times lift. A barrier at each end.
+    KVARN_DEVICE KVARN_INLINE void scale_rows(bool up) const noexcept
+    {
+        team.barrier();
+        for_each(team, t.size0 << t.shift1, [&](int item) {
+            const float by = lift[item >> t.shift1];
+            float& x = t.row(item >> t.shift1)[item & (t.size1 - 1)];
+            if (by > 1.0f) x = mul(x, up ? by : div(1.0f, by));
+        });
+        team.barrier();
+    }
+
+    /// V: a channel far from zero gets a larger factor. A barrier before and between.
+    KVARN_DEVICE KVARN_INLINE void bound_means(const float* s0) noexcept
+    {
+        for_each(team, t.size0, [&](int i) { lift[i] = div(1.0f, s0[i]); });
+        team.barrier();
+        for_each(team, t.size1, [&](int j) {
+            float sum = 0.0f;
+            for (int i = 0; i < t.size0; ++i) {
+                const float x = mul(t.data[i * t.stride + j], lift[i]);
+                sum = fma(x, x, sum);
+            }
+            s1[j] = maximum(s1[j], sqrt(mul(sum, div(1.0f, mul(most_mean_square, static_cast<float>(t.size0))))));
+        });
+    }
+
     /// The share of the range that candidate number `i` keeps.
     KVARN_DEVICE KVARN_INLINE static float clip(int i) noexcept { return fma(-0.1f, static_cast<float>(i), 1.0f); }
 
@@ -79,13 +139,14 @@ struct refine_pass {
     struct row_state {
         const float* x;  // at this thread's first lane
         int k;
+        float lift;
         float scale, zero, origin;
         float by = 0.0f, plus = 0.0f;  // of the codes
     };
 
     KVARN_DEVICE KVARN_INLINE row_state load_row(int i, int k) const noexcept
     {
-        return {t.row(i) + k, k, rows[4 * i + 3], zero[i], 0.0f};
+        return {t.row(i) + k, k, lift[i], rows[4 * i + 3], zero[i], 0.0f};
     }
     KVARN_DEVICE KVARN_INLINE void store_row(int i, const row_state& r) const noexcept
     {
@@ -94,7 +155,7 @@ struct refine_pass {
         store_group(rows + 4 * i, float_group<4>{{r.origin, r.by, r.plus, r.scale}});
         zero[i] = r.zero;
     }
-    /// body(lane, x - origin, weight, value) for this thread's elements of the row.
+    /// body(lane, x - origin, weight, value, j) for this thread's elements of the row.
     template <class Body>
     KVARN_DEVICE KVARN_INLINE void for_elements(const row_state& r, Body&& body) const noexcept
     {
@@ -104,7 +165,7 @@ struct refine_pass {
             for (int n = 0; n < 4; ++n) {
                 const float value = r.x[j + 4 * n];
                 const float_group<2> c = load_group<2>(column + 2 * (j + 4 * n));
-                body(n, fma(value, c.x[0], -r.origin), c.x[1], value);
+                body(n, fma(value, c.x[0], -r.origin), c.x[1], value, r.k + j + 4 * n);
             }
         }
     }
@@ -129,7 +190,7 @@ struct refine_pass {
             float sum[3][4] = {}, by[3];
             KVARN_UNROLL
             for (int c = 0; c < 3; ++c) by[c] = div(middle, mul(half_range, clip(first + c)));
-            for_elements(r, [&](int n, float x, float w, float) {
+            for_elements(r, [&](int n, float x, float w, float, int) {
                 KVARN_UNROLL
                 for (int c = 0; c < 3; ++c) {
                     const float y = fma(x, by[c], middle);
@@ -164,7 +225,7 @@ struct refine_pass {
     {
         round(r);
         float sum_c[4] = {}, sum_cc[4] = {}, sum_cx[4] = {}, sum_x[4] = {}, sum_xx[4] = {};
-        for_elements(r, [&](int n, float x, float w, float) {
+        for_elements(r, [&](int n, float x, float w, float, int) {
             const float code = code_of(x, r.by, r.plus), weighted = mul(code, w);
             sum_c[n] = add(sum_c[n], weighted);
             sum_cc[n] = fma(weighted, code, sum_cc[n]);
@@ -183,7 +244,7 @@ struct refine_pass {
                 if constexpr (Unbiased) r.scale = minimum(maximum(div(fnma(mean, s, xx), covariance), fitted), mul(2.0f, fitted));
             }
         }
-        if constexpr (Unbiased) r.scale = as_scalar0(r.scale);
+        if constexpr (Unbiased) r.scale = as_scalar0(r, r.scale);
         r.zero = add(r.origin, fnma(r.scale, mean_code, mean));
     }
 
@@ -195,7 +256,11 @@ struct refine_pass {
     }
 
     /// A scalar in the precision that the record will have it in.
-    KVARN_DEVICE KVARN_INLINE float as_scalar0(float x) const noexcept { return as_half(x * unit.fold) * unit.inverse_fold; }
+    KVARN_DEVICE KVARN_INLINE float as_scalar0(const row_state& r, float x) const noexcept
+    {
+        const float factor = unit.fold * r.lift;  // powers of two
+        return as_half(x * factor) * div(1.0f, factor);
+    }
     KVARN_DEVICE KVARN_INLINE float as_scalar1(float x) const noexcept { return as_half(x * unit.inverse_fold) * unit.fold; }
 
     /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
@@ -208,9 +273,9 @@ struct refine_pass {
     KVARN_DEVICE KVARN_INLINE void keep_row_norm(row_state& r) const noexcept
     {
         float exact[4] = {}, decoded[4] = {};
-        for_elements(r, [&](int n, float x, float w, float value) {
+        for_elements(r, [&](int n, float x, float w, float value, int j) {
             const float y = fma(code_of(x, r.by, r.plus), r.scale, r.zero);
-            exact[n] = fma(value, value, exact[n]);
+            exact[n] = fma(mul(value, share[j]), value, exact[n]);
             decoded[n] = fma(mul(y, w), y, decoded[n]);
         });
         const float ratio = norm_ratio(fold(team, exact), fold(team, decoded));
@@ -268,10 +333,13 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
 {
     refine_pass<Team> p(team, t, f, bits, unit);
     for_each(team, t.size1, [&](int j) { p.s1[j] = f.s1[j]; });
+    if (!token_is_axis1) p.bound_means(f.s0);
+    p.bound_weights(f.s0);
+    p.scale_rows(false);
     p.take_factors();
     for_rows(team, t.size0, [&](int i, int k) {
         auto r = p.load_row(i, k);
-        p.search(r, clip_steps, mul(f.s0[i], 1e-10f));
+        p.search(r, clip_steps, mul(div(f.s0[i], r.lift), 1e-10f));
         for (int n = 0; n < fits_after_search; ++n) p.template fit<false>(r);
         p.round(r);
         p.store_row(i, r);
@@ -297,13 +365,13 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
         auto r = p.load_row(i, k);
         if (token_is_axis1) {
             p.template fit_again<true>(r);
-            r.zero = p.as_scalar0(r.zero);
+            r.zero = p.as_scalar0(r, r.zero);
         } else {
             p.template fit_again<false>(r);
             p.keep_row_norm(r);
         }
         r.zero = add(r.zero, 0.0f);  // -0 becomes +0
-        fits = fits && fits_half(r.scale * unit.fold) && fits_half(r.zero * unit.fold);
+        fits = fits && fits_half(r.scale * r.lift * unit.fold) && fits_half(r.zero * r.lift * unit.fold);
         p.store_row(i, r);
     });
     team.barrier();
@@ -318,7 +386,10 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
         p.product[j] *= unit.inverse_fold;
         fits = fits && fits_half(p.product[j]);
     });
-    if (largest_of_all(team, fits ? 0u : 1u, reinterpret_cast<std::uint32_t*>(p.scratch)) != 0) return false;
+    if (largest_of_all(team, fits ? 0u : 1u, reinterpret_cast<std::uint32_t*>(p.scratch)) != 0) {
+        p.scale_rows(true);
+        return false;
+    }
     pack_tile(team, t, bits, record + at.codes, [&](int i) {
         return [&p, values = t.row(i), row = load_group<4>(p.rows + 4 * i)](int j, std::uint32_t(&four)[4]) {
             const float_group<4> x = load_group<4>(values + j);
@@ -336,6 +407,8 @@ KVARN_DEVICE KVARN_INLINE bool encode_refined(Team& team, const tile_view& t, co
     // After the codes, which needed them as they were; scale and zero of a row belong to one thread.
     team.barrier();
     for_each(team, t.size0, [&](int i) {
+        p.rows[4 * i + 3] *= p.lift[i];
+        p.zero[i] *= p.lift[i];
         p.rows[4 * i + 3] *= unit.fold;
         p.zero[i] *= unit.fold;
     });

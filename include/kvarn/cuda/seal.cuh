@@ -65,7 +65,7 @@ struct seal_call {
     int tile_floats;
     int heads, parts, group, group_shift, exact_channels;
     std::uint32_t exact_at, content_bytes, owned_bytes;
-    int iterations, refined_iterations, refit_rounds, clip_steps;
+    int iterations, refined_iterations, most_rounds, refit_rounds, clip_steps;
     bool refined;
 };
 
@@ -136,7 +136,7 @@ KVARN_DEVICE KVARN_INLINE status encode_part(Team& team, const seal_call& c, con
             });
             unit = unit_of(largest_of_all(team, most, reinterpret_cast<std::uint32_t*>(f.scratch)));
         }
-        normalize_variance(team, t, step == refined ? c.refined_iterations : c.iterations, unit.unit, f);
+        normalize_variance(team, t, step == refined ? c.most_rounds : c.iterations, step == refined ? c.refined_iterations : c.iterations, unit.unit, f);
         if (step == refined) {
             team.barrier();
             if (encode_refined(team, t, f, keys, p.bits, c.refit_rounds, c.clip_steps, unit, record, p.at)) break;
@@ -252,6 +252,7 @@ KVARN_DEVICE KVARN_INLINE void seal_block(Team& team, const seal_call& c, int bl
     c.refined = o.encoder == encoder::refined;
     c.iterations = o.iterations;
     c.refined_iterations = o.refined_iterations;
+    c.most_rounds = kvarn::detail::most_rounds(o);
     c.refit_rounds = o.refit_rounds;
     c.clip_steps = o.clip_steps;
     return c;

@@ -19,12 +19,19 @@ enum class encoder : std::uint8_t {
 struct encode_options {
     kvarn::encoder encoder = kvarn::encoder::refined;
     int iterations = 8;          ///< paper: at most this many rounds of variance normalisation, 0..64
-    int refined_iterations = 1;  ///< refined: the same; refits of the scalars follow, after which more rounds change nothing
+    int refined_iterations = 1;  ///< refined: rounds for a balanced tile; refits follow, after which more rounds change nothing. Others take
+                                 ///< up to `iterations`, if those are more
     int refit_rounds = 5;        ///< refined: refits of both axes' scalars, 0..16
     int clip_steps = 2;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
 };
 
 namespace detail {
+
+/// The most rounds of normalisation that the refined encoder takes.
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int most_rounds(const encode_options& o) noexcept
+{
+    return o.iterations > o.refined_iterations ? o.iterations : o.refined_iterations;
+}
 
 [[nodiscard]] KVARN_INLINE constexpr bool is_count(int x, int most) noexcept
 {

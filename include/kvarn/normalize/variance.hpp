@@ -62,11 +62,12 @@ struct variance_factors {
 
 /// Normalises tile[i * stride + j], i < size0, j < size1. The tile must be readable, and zero, up to whole lanes of sixteen in
 /// both directions. At most `iterations` rounds; it stops early when no later iterate could be kept: the imbalance max/min + max/min is
-/// never below 2, and must fall by one part in 10^5 to count.
+/// never below 2, and must fall by one part in 10^5 to count. More than `enough` rounds are for tiles whose imbalance is still above
+/// `balanced`, as one token or channel of another size makes it.
 /// `unit`, a power of two, is what axis 1 starts from and what its clamps are multiples of: tile * 2^n with unit * 2^n has the same s0, and
 /// s1 * 2^n. The paper's is 1.
 template <class Arch>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, float unit,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, int enough, float unit,
                         const variance_factors& f) noexcept;
 
 namespace detail {
@@ -81,6 +82,7 @@ inline constexpr float deviation_floor = 1e-3f;
 inline constexpr float deviation_ceiling = 1e3f;
 inline constexpr float least_deviation = 1e-8f;                 // in max / min
 inline constexpr float needed_gain = 1.0f - 1e-5f;
+inline constexpr float balanced = 4.0f;                         // an imbalance
 
 template <class Arch>
 struct variance_pass {
@@ -284,7 +286,7 @@ struct variance_pass {
 }  // namespace detail
 
 template <class Arch>
-void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, float unit,
+void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int size1, int iterations, int enough, float unit,
                         const variance_factors& f) noexcept
 {
     using pass = detail::variance_pass<Arch>;
@@ -307,7 +309,7 @@ void normalize_variance(const float* tile, std::ptrdiff_t stride, int size0, int
     pass::template columns<false>(size0, size1, unit, f);
     float best = pass::spread(f.deviation0, size0) + pass::spread(f.deviation1, size1);
     for (int i = 0; i < iterations; ++i) {
-        if (best >= 2.0f && best * detail::needed_gain <= 2.0f) break;
+        if ((best >= 2.0f && best * detail::needed_gain <= 2.0f) || (i >= enough && best < detail::balanced)) break;
         const float growth = pass::template columns<true>(size0, size1, unit, f);
         run(true, growth);
         pass::template columns<false>(size0, size1, unit, f);

@@ -96,15 +96,15 @@ KVARN_NOINLINE bool encode_part(const tile_memory& m, std::ptrdiff_t stride, int
     if (options.encoder == encoder::refined && record != nullptr) {
         static_assert(2 * simd::lane_count <= staged_tokens);
         const tile_unit unit = unit_of(largest_in_tile<Arch>(m.tile, stride, size0, size1));
-        normalize_variance<Arch>(m.tile, stride, size0, size1, options.refined_iterations, unit.unit, f);
-        const refine_memory r{m.scale, m.zero,    f.current1, f.reciprocal1, f.deviation1,
-                              f.sum1,  f.square1, m.stage,    m.stage + simd::lane_count * simd::whole_lanes(size1)};
+        normalize_variance<Arch>(m.tile, stride, size0, size1, most_rounds(options), options.refined_iterations, unit.unit, f);
+        const refine_memory r{m.scale,      m.zero,       f.current1, f.reciprocal1, f.deviation1, f.pivot1,
+                              f.deviation0, f.sum1,       f.square1,  m.stage,       m.stage + simd::lane_count * simd::whole_lanes(size1)};
         for (int j = 0; j < size1; ++j) r.s1[j] = f.s1[j];
         fits = encode_refined<Arch>(m.tile, stride, size0, size1, token, bits, options.refit_rounds, options.clip_steps, f.s0, r, unit, packed);
         if (fits) s1 = r.s1;
     }
     if (!fits) {
-        normalize_variance<Arch>(m.tile, stride, size0, size1, options.iterations, 1.0f, f);
+        normalize_variance<Arch>(m.tile, stride, size0, size1, options.iterations, options.iterations, 1.0f, f);
         fits = encode_minmax<Arch>(m.tile, stride, size0, size1, f.s0, f.s1, f.reciprocal1, bits, packed, m.scale, m.zero);
     }
     if (record == nullptr) return fits;
