@@ -37,6 +37,10 @@ case $level in
         [ ! -d /usr/include/x86_64-linux-gnu ] || flags="$flags -idirafter /usr/include/x86_64-linux-gnu"
         printf '#include <string>\nint main() {}\n' | "$compiler" $flags -x c++ - -o "$out.probe" 2>/dev/null ||
             skip "$compiler has no 32-bit libraries: skipped"
+        # The x87 unit computes with excess precision.
+        printf '#include <kvarn/kvarn.hpp>\n' |
+            "$compiler" -std=c++20 $flags -mfpmath=387 -fsyntax-only -I "$KVARN_INCLUDE" -x c++ - 2>&1 |
+            grep -q 'error.*excess precision' || { echo "FAILED: the x87 unit was not refused"; exit 1; }
         # A kernel may be built without support for 32-bit programs.
         "$out.probe" 2>/dev/null || run=${KVARN_QEMU_I386:-none}
         ;;
