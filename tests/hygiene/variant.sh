@@ -16,6 +16,11 @@ skip() {
     echo "$*"
     exit 77
 }
+on_request='KVARN_WINDOWS=1 sh tests/run.sh installs it'
+case $target in
+    # Clang too needs MinGW's libraries.
+    windows-*) [ -n "$KVARN_MINGW_GXX" ] || skip "no MinGW-w64 is installed ($on_request): skipped" ;;
+esac
 case $compiler in
     '' | *-NOTFOUND) skip "no compiler for $name is installed: skipped" ;;
 esac
@@ -56,7 +61,6 @@ if [ "$target" != "$level" ]; then
     flags="$flags -static" run=${KVARN_WINE:-none}
     if [ -n "$clang" ]; then
         # Clang knows neither every folder that a distribution gives MinGW's GCC, nor which libraries that one links.
-        [ -n "$KVARN_MINGW_GXX" ] || skip "no MinGW-w64 is installed: skipped"
         library=$("$KVARN_MINGW_GXX" -print-file-name=include/c++)
         flags="--target=x86_64-w64-mingw32 $flags -isystem $library -isystem $library/x86_64-w64-mingw32 -Wno-unused-command-line-argument"
         link=$KVARN_MINGW_GXX
@@ -74,7 +78,10 @@ fi
 [ ! -f "$out.exe" ] || mv "$out.exe" "$out"
 
 [ "$level" != "$(uname -m)" ] || run=
-[ "$run" != none ] || skip "no emulator for $target is installed: compiled, not run"
+[ "$run" != none ] || case $target in
+    windows-*) skip "no Wine is installed ($on_request): compiled, not run" ;;
+    *) skip "no emulator for $target is installed: compiled, not run" ;;
+esac
 for feature in $needs; do
     grep -q -w -m 1 "$feature" /proc/cpuinfo || skip "this processor has no $feature: compiled, not run"
 done
