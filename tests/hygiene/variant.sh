@@ -19,7 +19,7 @@ skip() {
 on_request='KVARN_WINDOWS=1 sh tests/run.sh installs it'
 case $target in
     # Clang too needs MinGW's libraries.
-    windows-*) [ -n "$KVARN_MINGW_GXX" ] || skip "no MinGW-w64 is installed ($on_request): skipped" ;;
+    windows-*) [ -n "${KVARN_MINGW_GXX:-}" ] || skip "no MinGW-w64 is installed ($on_request): skipped" ;;
 esac
 case $compiler in
     '' | *-NOTFOUND) skip "no compiler for $name is installed: skipped" ;;
