@@ -12,7 +12,7 @@ case $compiler in
 esac
 work=$KVARN_WORK/multi_isa_windows
 rm -rf "$work"
-mkdir -p "$work/prefix/dosdevices" "$work/prefix/drive_c/windows/system32"
+mkdir -p "$work"
 cat >"$work/CMakeLists.txt" <<END
 cmake_minimum_required(VERSION 3.20)
 project(windows LANGUAGES CXX)
@@ -48,20 +48,18 @@ printf '.text\nf: vmovaps %%ymm0, 16(%%rsp)\n' | "$compiler" -Wa,-muse-unaligned
 [ "$failed" = 0 ] || exit 1
 
 [ -n "$KVARN_WINE" ] || { echo "no Wine is installed ($on_request): compiled, not run"; exit 77; }
-# As in variant.sh.
-ln -s ../drive_c "$work/prefix/dosdevices/c:"
-ln -s / "$work/prefix/dosdevices/z:"
-echo disable >"$work/prefix/.update-timestamp"
-export WINEPREFIX="$work/prefix" WINEBOOTSTRAPMODE=1 WINEDEBUG=-all
 digests() { tr -d '\r' <"$1" | awk '$1 == "dispatched" { print $5, $6 }'; }
 expected=$(digests "$KVARN_WORK/multi_isa/output.txt")
 [ -n "$expected" ] || { echo "FAILED: hygiene.multi_isa left no output"; exit 1; }
 sets=sse2
 ! grep -q -w -m 1 avx2 /proc/cpuinfo || sets="sse2 avx2"
+. "$here/wine.sh"
+wine_start "$work/prefix"
 for set in $sets; do
     "$KVARN_WINE" "$work/build/program.exe" 0 $set >"$work/$set.txt" || { echo "FAILED: exit code $? with $set"; failed=1; }
     cat "$work/$set.txt"
     grep -q "^dispatched *$set " "$work/$set.txt" || { echo "FAILED: $set did not run"; failed=1; }
     [ "$(digests "$work/$set.txt")" = "$expected" ] || { echo "FAILED: other bytes than on this machine: $expected"; failed=1; }
 done
+wine_stop
 exit $failed

@@ -10,7 +10,7 @@ shift 3
 mkdir -p "$KVARN_WORK/records"
 out=$KVARN_WORK/records/$name
 rm -f "$out" "$out.txt"
-trap 'rm -rf "$out" "$out.o" "$out.probe" "$out.prefix"' EXIT
+trap 'rm -rf "$out" "$out.o" "$out.probe" "$out.crlf" "$out.moved"' EXIT
 
 skip() {
     echo "$*"
@@ -89,18 +89,13 @@ failed=0
 if [ "$target" = "$level" ]; then
     $run "$out" >"$out.txt" || failed=1
 else
-    # A prefix with nothing in it, so that Wine neither copies its libraries there nor starts services.
-    prefix=$out.prefix
-    rm -rf "$prefix"
-    mkdir -p "$prefix/dosdevices" "$prefix/drive_c/windows/system32"
-    ln -s ../drive_c "$prefix/dosdevices/c:"
-    ln -s / "$prefix/dosdevices/z:"
-    echo disable >"$prefix/.update-timestamp"
-    export WINEPREFIX="$prefix" WINEBOOTSTRAPMODE=1 WINEDEBUG=-all
-    "$run" "$out" >"$prefix/crlf.txt" || failed=1
-    tr -d '\r' <"$prefix/crlf.txt" >"$out.txt"
-    "$run" "$out" moved >"$prefix/moved.txt" || failed=1
-    cmp "$prefix/crlf.txt" "$prefix/moved.txt" || failed=1
+    . "$here/wine.sh"
+    wine_start "$out.prefix"
+    "$run" "$out" >"$out.crlf" || failed=1
+    tr -d '\r' <"$out.crlf" >"$out.txt"
+    "$run" "$out" moved >"$out.moved" || failed=1
+    cmp "$out.crlf" "$out.moved" || failed=1
+    wine_stop
 fi
 grep -B 1 '^ ' "$out.txt" || :
 tail -n 1 "$out.txt"
