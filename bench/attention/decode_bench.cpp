@@ -11,6 +11,7 @@
 #include <cstring>
 #include <map>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,7 @@ const std::vector<kvarn::half>& half_pool(int head_dim)
 }
 
 /// Records of the same tiles, 64 different ones over and over.
-const std::vector<std::byte>& record_pool(const kvarn::format& f, const std::string& name)
+std::span<const std::byte> record_pool(const kvarn::format& f, const std::string& name)
 {
     static std::map<std::string, std::vector<std::byte>> pools;
     auto& pool = pools[name];
@@ -139,7 +140,7 @@ struct decoder {
 
     kvarn::format format;
     std::size_t d, heads, tiles;
-    const std::vector<std::byte>& pool;
+    std::span<const std::byte> pool;
     std::vector<float> q, out;
     std::vector<std::byte> scratch;
     kvarn::attention_options options;

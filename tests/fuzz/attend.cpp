@@ -17,7 +17,8 @@ using kvarn::status;
 using any_array = std::variant<array<float>, array<kvarn::half>, array<kvarn::bfloat16>>;
 using segments = std::vector<kvarn::kv_segment>;
 
-any_array& add_array(std::list<any_array>& to, element type, const layout& l, std::size_t misalignment)
+// The layout by value: GCC 13 and 14 suspect the returned reference to be one into a temporary argument.
+any_array& add_array(std::list<any_array>& to, element type, layout l, std::size_t misalignment)
 {
     return with_element(type, [&]<class T>(T) -> any_array& { return to.emplace_back(std::in_place_type<array<T>>, l, misalignment); });
 }
