@@ -5,12 +5,12 @@
 #include <cmath>
 #include <string_view>
 
-#include "examples/pointer_chase/config.hpp"
+#include "examples/language_model/config.hpp"
 #include "readers.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using fuzz::accepts;
 using fuzz::require;
 

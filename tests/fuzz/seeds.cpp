@@ -13,7 +13,7 @@
 #include "fuzz.hpp"
 #include "tests/support/bytes_output.hpp"
 #if __has_include(<nlohmann/json.hpp>)
-#include "tests/pointer_chase/tiny_model.hpp"
+#include "tests/language_model/tiny_model.hpp"
 #define KVARN_FUZZ_JSON 1
 #endif
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The safetensors, JSON and integer .npy readers of the example pointer_chase: what they accept, what they refuse and with which
+// The safetensors, JSON and integer .npy readers of the example language_model: what they accept, what they refuse and with which
 // words, and thousands of random mutations with a fixed seed, each of which must end in a parsed file or a failure.
 
 #include <algorithm>
@@ -11,14 +11,14 @@
 #include <vector>
 
 #include "examples/common/npy.hpp"
-#include "examples/pointer_chase/config.hpp"
-#include "examples/pointer_chase/safetensors.hpp"
+#include "examples/language_model/config.hpp"
+#include "examples/language_model/safetensors.hpp"
 #include "tests/catch.hpp"
 #include "tiny_model.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using tiny::refusal;
 
 std::vector<std::byte> to_bytes(const std::string& content)
@@ -64,7 +64,7 @@ void mutate(std::string& file, std::mt19937& random)
 
 }  // namespace
 
-TEST_CASE("pointer_chase/safetensors: tensors of all three types come back", "[readers]")
+TEST_CASE("language_model/safetensors: tensors of all three types come back", "[readers]")
 {
     const safetensors file = parsed(small_file());
     CHECK(file.entries().size() == 3);
@@ -77,7 +77,7 @@ TEST_CASE("pointer_chase/safetensors: tensors of all three types come back", "[r
     CHECK(parsed(tiny::safetensors_file("{}   ", "")).entries().empty());
 }
 
-TEST_CASE("pointer_chase/safetensors: refuses everything else with the reason", "[readers]")
+TEST_CASE("language_model/safetensors: refuses everything else with the reason", "[readers]")
 {
     const auto says = [](const std::string& content, const char* reason) {
         INFO(reason);
@@ -132,13 +132,13 @@ TEST_CASE("pointer_chase/safetensors: refuses everything else with the reason", 
     CHECK(refusal([&] { (void)other.floats("a"); }) == "x: a has the type I64, only F32, F16 and BF16 are read");
 }
 
-TEST_CASE("pointer_chase/safetensors: every cut of the data is noticed", "[readers]")
+TEST_CASE("language_model/safetensors: every cut of the data is noticed", "[readers]")
 {
     const std::string file = small_file();
     for (std::size_t size = 0; size < file.size(); ++size) CHECK_THROWS_AS((void)parsed(file.substr(0, size)), failure);
 }
 
-TEST_CASE("pointer_chase/safetensors: thousands of random mutations parse or fail, nothing else", "[readers]")
+TEST_CASE("language_model/safetensors: thousands of random mutations parse or fail, nothing else", "[readers]")
 {
     std::mt19937 random(20240613);
     std::size_t accepted = 0, refused = 0;
@@ -166,7 +166,7 @@ TEST_CASE("pointer_chase/safetensors: thousands of random mutations parse or fai
     CHECK(refused > 4000);
 }
 
-TEST_CASE("pointer_chase/metadata: the embedding scale is a number to its last byte", "[readers]")
+TEST_CASE("language_model/metadata: the embedding scale is a number to its last byte", "[readers]")
 {
     const auto scale = [](const std::string& value) {
         model_config c;
@@ -178,7 +178,7 @@ TEST_CASE("pointer_chase/metadata: the embedding scale is a number to its last b
         CHECK(refusal([&] { (void)scale(bad); }) == "x: its metadata 'embedding_scale' are no number");
 }
 
-TEST_CASE("pointer_chase/sequences: int32 and int64 tables, and what is none", "[readers]")
+TEST_CASE("language_model/sequences: int32 and int64 tables, and what is none", "[readers]")
 {
     const auto table = kvarn_cli::parse_npy_integers(to_bytes(tiny::npy_file<std::int32_t>({1, -2, 3, 4, 5, 6}, 2, 3)), "x");
     CHECK((table.rows == 2 && table.columns == 3));

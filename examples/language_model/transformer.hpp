@@ -16,7 +16,7 @@
 #include "kv_cache.hpp"
 #include "model.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 /// What one layer did for one block; halves and floats are [token][head][channel].
 struct layer_step {
@@ -169,4 +169,4 @@ private:
     std::vector<kvarn::half> k_, v_;
 };
 
-}  // namespace pointer_chase
+}  // namespace language_model

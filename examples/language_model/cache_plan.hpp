@@ -19,7 +19,7 @@
 #include "../common/baselines.hpp"
 #include "../common/failure.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using kvarn_cli::failure;
 
@@ -27,7 +27,7 @@ enum class storage { exact, records, round_trip };
 
 struct cache_plan {
     std::string name;
-    pointer_chase::storage storage = storage::exact;
+    language_model::storage storage = storage::exact;
     kvarn::format format;            ///< of the records; for the others what attention needs to know, the head dimension
     std::vector<kvarn::bit_rule> rules;    ///< records only: layers and heads with other bits
     std::size_t layers = 1, kv_heads = 1;  ///< of the model, which rules may name
@@ -281,4 +281,4 @@ inline void take_rules(std::string& name, cache_plan& plan)
     return plans;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The example pointer_chase as a process: what it prints, that the exact cache walks to the end and quantized ones do worse in
+// The example language_model as a process: what it prints, that the exact cache walks to the end and quantized ones do worse in
 // the right order, and every error path, which must give exit code 2, one line on stderr and no file.
 
 #include <algorithm>
@@ -29,7 +29,7 @@ using nlohmann::json;
 using support::check_refused, support::outcome, support::read_text;
 
 struct workplace : support::workplace {
-    workplace() : support::workplace(KVARN_POINTER_CHASE_PROGRAM, "pointer_chase") {}
+    workplace() : support::workplace(KVARN_LANGUAGE_MODEL_PROGRAM, "language_model") {}
 };
 
 json run_json(const workplace& here, const std::string& arguments)
@@ -44,7 +44,7 @@ json run_json(const workplace& here, const std::string& arguments)
 
 }  // namespace
 
-TEST_CASE("pointer_chase: the exact cache walks to the end, coarser ones do not", "[program]")
+TEST_CASE("language_model: the exact cache walks to the end, coarser ones do not", "[program]")
 {
     const workplace here;
     const json list = run_json(here, "--limit 2 --caches exact,rtn2,k2v2_g128:paper,k2v2_g128:refined");
@@ -71,7 +71,7 @@ TEST_CASE("pointer_chase: the exact cache walks to the end, coarser ones do not"
     CHECK(!paper.contains("blocks"));
 }
 
-TEST_CASE("pointer_chase: modes, sinks and what they print", "[program]")
+TEST_CASE("language_model: modes, sinks and what they print", "[program]")
 {
     const workplace here;
     const json pseudo = run_json(here, "--limit 1 --mode pseudo --caches k2v2_g128:paper");
@@ -102,7 +102,7 @@ TEST_CASE("pointer_chase: modes, sinks and what they print", "[program]")
     CHECK(here.run("--version").out.find("kvarn ") == 0);
 }
 
-TEST_CASE("pointer_chase: any model of the known kinds, against its own exact continuation", "[program]")
+TEST_CASE("language_model: any model of the known kinds, against its own exact continuation", "[program]")
 {
     const workplace here;
     const tiny::spec s;
@@ -120,7 +120,7 @@ TEST_CASE("pointer_chase: any model of the known kinds, against its own exact co
     CHECK((bases[0]["kl"] > 0.0 && bases[1]["kl"] > 0.0 && bases[0]["bytes"] == bases[1]["bytes"]));
 }
 
-TEST_CASE("pointer_chase: new walks", "[program]")
+TEST_CASE("language_model: new walks", "[program]")
 {
     const workplace here;
     const json a = run_json(here, "--walks 2 --caches exact"), b = run_json(here, "--walks 2 --seed 2 --caches exact");
@@ -134,7 +134,7 @@ TEST_CASE("pointer_chase: new walks", "[program]")
     check_refused(here, "--seed 3", "--seed");
 }
 
-TEST_CASE("pointer_chase: a rule for everything is another format", "[program]")
+TEST_CASE("language_model: a rule for everything is another format", "[program]")
 {
     const workplace here;
     const json list = run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
@@ -143,7 +143,7 @@ TEST_CASE("pointer_chase: a rule for everything is another format", "[program]")
     CHECK(list[2]["bytes"] < list[1]["bytes"]);
 }
 
-TEST_CASE("pointer_chase: decoding survives the refined encoder, and no other method of two bits", "[accuracy]")
+TEST_CASE("language_model: decoding survives the refined encoder, and no other method of two bits", "[accuracy]")
 {
     const workplace here;
     const json list = run_json(here, "--caches exact,rtn2,rotated_rtn2,kivi2_g128,k2v2_g128:paper,k2v2_g128:refined");
@@ -167,7 +167,7 @@ TEST_CASE("pointer_chase: decoding survives the refined encoder, and no other me
     }
 }
 
-TEST_CASE("pointer_chase: the report is one file with everything in it", "[program]")
+TEST_CASE("language_model: the report is one file with everything in it", "[program]")
 {
     const workplace here;
     const outcome result = here.run("--limit 1 --html r.html --caches exact,rtn2,k2v2_g128:paper");
@@ -184,7 +184,7 @@ TEST_CASE("pointer_chase: the report is one file with everything in it", "[progr
     CHECK(read_text(here / "e.html").find("Attention error") == std::string::npos);
 }
 
-TEST_CASE("pointer_chase: what is wrong is said in one line, and no file stays", "[program]")
+TEST_CASE("language_model: what is wrong is said in one line, and no file stays", "[program]")
 {
     const workplace here;
     const std::string good = read_text(KVARN_POINTER_CHASE_DATA "/model.safetensors");

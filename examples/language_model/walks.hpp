@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-namespace pointer_chase {
+namespace language_model {
 
 /// splitmix64.
 class walk_random {
@@ -59,4 +59,4 @@ private:
     return sequences;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

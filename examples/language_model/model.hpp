@@ -16,7 +16,7 @@
 #include "config.hpp"
 #include "safetensors.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using row_vector = Eigen::RowVectorXf;
@@ -187,4 +187,4 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
     return m;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

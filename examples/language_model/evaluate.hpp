@@ -20,13 +20,13 @@
 #include "../common/threads.hpp"
 #include "transformer.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using tokens = std::vector<std::int32_t>;
 
 /// What is run.
 struct experiment {
-    const pointer_chase::model* model = nullptr;
+    const language_model::model* model = nullptr;
     std::vector<tokens> sequences;  ///< all of one length
     std::size_t known = 0;          ///< tokens given at the start; what follows is predicted
     bool truth = false;             ///< the tokens that follow are right answers, not one continuation of many
@@ -332,4 +332,4 @@ struct modes {
     return reports;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -45,7 +45,7 @@ public:
     folder()
     {
         std::random_device random;
-        path_ = fs::temp_directory_path() / ("kvarn_pointer_chase_test_" + std::to_string(random()) + std::to_string(random()));
+        path_ = fs::temp_directory_path() / ("kvarn_language_model_test_" + std::to_string(random()) + std::to_string(random()));
         fs::create_directories(path_);
     }
     folder(const folder&) = delete;

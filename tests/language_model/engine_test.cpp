@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The inference engine of the example pointer_chase: logits against PyTorch's (logits.npy) and against a forward pass in double
+// The inference engine of the example language_model: logits against PyTorch's (logits.npy) and against a forward pass in double
 // with plain loops; blocks against one token at a time; when tiles are sealed and what attention sees before and after; bytes;
 // names; threads.
 
@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "examples/common/npy.hpp"
-#include "examples/pointer_chase/report.hpp"
+#include "examples/language_model/report.hpp"
 #include "tests/catch.hpp"
 #include "tiny_model.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using tiny::refusal;
 
 const model& chasing_model()
@@ -128,10 +128,10 @@ kvarn_cli::matrix empty_matrix(std::size_t count)
 
 }  // namespace
 
-TEST_CASE("pointer_chase/engine: the logits are PyTorch's", "[engine]")
+TEST_CASE("language_model/engine: the logits are PyTorch's", "[engine]")
 {
     const std::size_t positions[] = {0, 127, 128, 700, 1024, 1025, 1026, 1152, 1300, 1535};
-    const kvarn_cli::tensor expected = kvarn_cli::read_npy(KVARN_POINTER_CHASE_TESTS "/logits.npy");
+    const kvarn_cli::tensor expected = kvarn_cli::read_npy(KVARN_LANGUAGE_MODEL_TESTS "/logits.npy");
     REQUIRE((expected.tokens == std::size(positions) && expected.channels == 1025));
     const tokens x = walk(0);
     const auto logits = all_logits(chasing_model(), exact_plan(chasing_model()), x, 128);
@@ -143,7 +143,7 @@ TEST_CASE("pointer_chase/engine: the logits are PyTorch's", "[engine]")
     CHECK(worst > 0);
 }
 
-TEST_CASE("pointer_chase/engine: blocks of any size are one token at a time, up to rounding", "[engine]")
+TEST_CASE("language_model/engine: blocks of any size are one token at a time, up to rounding", "[engine]")
 {
     const tokens x = walk(1);
     const std::span<const std::int32_t> some = std::span(x).first(300);
@@ -158,7 +158,7 @@ TEST_CASE("pointer_chase/engine: blocks of any size are one token at a time, up 
     }
 }
 
-TEST_CASE("pointer_chase/engine: random models agree with plain loops in double", "[engine]")
+TEST_CASE("language_model/engine: random models agree with plain loops in double", "[engine]")
 {
     std::vector<tiny::spec> specs(5);
     specs[0].type = "BF16";
@@ -201,7 +201,7 @@ TEST_CASE("pointer_chase/engine: random models agree with plain loops in double"
     }
 }
 
-TEST_CASE("pointer_chase/engine: one file without config.json is a pointer-chasing decoder", "[engine]")
+TEST_CASE("language_model/engine: one file without config.json is a pointer-chasing decoder", "[engine]")
 {
     const tiny::folder here;
     tiny::spec s;
@@ -224,7 +224,7 @@ TEST_CASE("pointer_chase/engine: one file without config.json is a pointer-chasi
     CHECK(chasing_model().config.embedding_scale == 16.0f);
 }
 
-TEST_CASE("pointer_chase/engine: models that are damaged or not known are refused by name", "[engine]")
+TEST_CASE("language_model/engine: models that are damaged or not known are refused by name", "[engine]")
 {
     const tiny::spec s;
     const tiny::tensors good = tiny::random_tensors(s, 1);
@@ -293,7 +293,7 @@ TEST_CASE("pointer_chase/engine: models that are damaged or not known are refuse
     CHECK(refusal([&] { (void)read_model(here.path().string()); }).find("shard: cannot open") != std::string::npos);
 }
 
-TEST_CASE("pointer_chase/engine: a tile is sealed after its last token was attended to", "[engine]")
+TEST_CASE("language_model/engine: a tile is sealed after its last token was attended to", "[engine]")
 {
     for (const char* name : {"k4v4_g32:paper", "k2v3_g64:paper", "rotated_rtn3", "exact"})
         for (const std::size_t sink : {std::size_t{0}, std::size_t{37}, std::size_t{64}}) {
@@ -336,7 +336,7 @@ TEST_CASE("pointer_chase/engine: a tile is sealed after its last token was atten
         }
 }
 
-TEST_CASE("pointer_chase/engine: sealed tiles are what the quantizers make of the halves", "[engine]")
+TEST_CASE("language_model/engine: sealed tiles are what the quantizers make of the halves", "[engine]")
 {
     fed_cache fed("k3v2_g32:paper", 10, 10 + 3 * 32);
     while (fed.cache.tokens() < fed.length) {
@@ -371,7 +371,7 @@ TEST_CASE("pointer_chase/engine: sealed tiles are what the quantizers make of th
     CHECK(kvarn_cli::relative_error(tile.values, held.values) < 1e-6);
 }
 
-TEST_CASE("pointer_chase/engine: a cache that chooses its basis holds what the better one holds, head by head", "[engine]")
+TEST_CASE("language_model/engine: a cache that chooses its basis holds what the better one holds, head by head", "[engine]")
 {
     // KV head 0 has two large channels that its queries hardly look at, head 1 has heavy tails everywhere.
     const auto keys_of = [](const char* name) {
@@ -400,7 +400,7 @@ TEST_CASE("pointer_chase/engine: a cache that chooses its basis holds what the b
     CHECK(rotated.token(0, 3)[7] != original.token(0, 3)[7]);
 }
 
-TEST_CASE("pointer_chase/engine: bytes are those of records, scalars, sink and tail", "[engine]")
+TEST_CASE("language_model/engine: bytes are those of records, scalars, sink and tail", "[engine]")
 {
     const cache_shape shape{3, 1, 128, 2, 0};
     const auto bytes = [&](const char* name, std::size_t length) { return cache_bytes(plan_of(name, 128, {}), shape, length); };
@@ -416,7 +416,7 @@ TEST_CASE("pointer_chase/engine: bytes are those of records, scalars, sink and t
     CHECK(plan_of("exact", 128, {}).sealed_bits() == 16);
 }
 
-TEST_CASE("pointer_chase/engine: rules give layers and heads other bits", "[engine]")
+TEST_CASE("language_model/engine: rules give layers and heads other bits", "[engine]")
 {
     const plan_options of_model{128, {}, 3, 2};
     const cache_plan plan = plan_of("k2v2_g128:refined+0=k4v2+*/-1=k3v8+1..2/0=k5v6", 128, of_model);
@@ -431,7 +431,7 @@ TEST_CASE("pointer_chase/engine: rules give layers and heads other bits", "[engi
     CHECK(cache_bytes(plan, {3, 2, 128, 1, 0}, 128 + 256) == 6 * 128 * 512 + 2 * bytes);
 }
 
-TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
+TEST_CASE("language_model/engine: names of caches", "[engine]")
 {
     for (const char* name : {"exact", "rtn2", "rtn8", "rotated_rtn3", "kivi2_g32", "kivi4_g128", "q4_0", "q5_0", "q8_0",
                              "rotated_q5_0", "k2v2_g128", "k2v2_g128:paper", "k2v2_g128:refined", "k8v3_g32",
@@ -466,7 +466,7 @@ TEST_CASE("pointer_chase/engine: names of caches", "[engine]")
     CHECK(refusal([&] { (void)plans_of("rtn2,rtn2", 128, {}); }).find("twice") != std::string::npos);
 }
 
-TEST_CASE("pointer_chase/engine: results do not depend on the number of threads", "[engine]")
+TEST_CASE("language_model/engine: results do not depend on the number of threads", "[engine]")
 {
     experiment e;
     e.model = &chasing_model();
@@ -484,7 +484,7 @@ TEST_CASE("pointer_chase/engine: results do not depend on the number of threads"
     CHECK(nlohmann::json::parse(one)[0]["kl"] == 0);
 }
 
-TEST_CASE("pointer_chase/engine: pseudo-decoding, static and accumulated", "[engine]")
+TEST_CASE("language_model/engine: pseudo-decoding, static and accumulated", "[engine]")
 {
     experiment e;
     e.model = &chasing_model();
@@ -520,7 +520,7 @@ TEST_CASE("pointer_chase/engine: pseudo-decoding, static and accumulated", "[eng
     }
 }
 
-TEST_CASE("pointer_chase/engine: a divergence is zero for equals, positive for others, and right by hand", "[engine]")
+TEST_CASE("language_model/engine: a divergence is zero for equals, positive for others, and right by hand", "[engine]")
 {
     using namespace evaluate_detail;
     const float a[] = {1, 2, 3}, b[] = {3, 2, 1}, large[] = {1000, 0, -1000};

@@ -24,7 +24,7 @@
 #include "../common/failure.hpp"
 #include "../common/files.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using kvarn_cli::bytes;
 using kvarn_cli::failure;
@@ -246,4 +246,4 @@ private:
     return {kvarn_cli::read_file(path), path};
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// pointer_chase: runs a small language model with exact and quantized caches and reports how decoding suffers.
+// language_model: runs a language model with exact and quantized caches and reports how decoding suffers.
 // Exit code 0, or 2 with one line on stderr.
 
 #include <algorithm>
@@ -24,7 +24,7 @@
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 
 constexpr const char* pointer_task = "pointer chasing";  // what the metadata of such a model say
 
@@ -130,7 +130,7 @@ int run(int argc, char** argv)
                  "k<bits>v<bits>_g<group>; after it _auto to keep each head's keys in the basis that its queries ask for, or _ko, _vo,\n"
                  "_kovo for the original basis of K, V or both; then :paper or :refined; then rules for layers and heads that get other\n"
                  "bits: k2v2_g128_auto:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
-                 "pointer_chase");
+                 "language_model");
     app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
     options given;
     app.add_option(
@@ -181,5 +181,5 @@ int run(int argc, char** argv)
 
 int main(int argc, char** argv)
 {
-    return kvarn_cli::run_program("pointer_chase", [&] { return run(argc, argv); });
+    return kvarn_cli::run_program("language_model", [&] { return run(argc, argv); });
 }

@@ -17,7 +17,7 @@
 
 #include "safetensors.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 struct model_config {
     std::size_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
@@ -220,4 +220,4 @@ inline void require_sizes(const model_config& c, const std::map<std::string, ten
     }
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

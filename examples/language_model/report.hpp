@@ -12,7 +12,7 @@
 #include "../common/text.hpp"
 #include "evaluate.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using kvarn_cli::text;
 
@@ -188,4 +188,4 @@ inline constexpr block_measure block_measures[] = {
     return list.dump(1) + "\n";
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

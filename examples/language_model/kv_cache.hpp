@@ -15,7 +15,7 @@
 
 #include "cache_plan.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 struct cache_shape {
     std::size_t layers = 0, kv_heads = 0, head_dim = 0, group_heads = 1;  ///< group_heads: query heads on one KV head
@@ -276,4 +276,4 @@ private:
     std::vector<float> opened_k_, opened_v_;
 };
 
-}  // namespace pointer_chase
+}  // namespace language_model

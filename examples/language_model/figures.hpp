@@ -16,7 +16,7 @@
 #include "charts.hpp"
 #include "report.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 namespace figure_detail {
 
@@ -349,4 +349,4 @@ using block_value = std::function<double(const block_result&)>;
     return out + "</body></html>\n";
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model
