@@ -21,9 +21,18 @@
 #include <kvarn/base/status.hpp>
 #include <kvarn/layout/record.hpp>
 
+#include "text.hpp"
+
 namespace kvarn_cli {
 
-/// Progress of long work: one line on stderr, rewritten in place, only if stderr is a terminal.
+/// 75 -> 1:15, 7000 -> 1:56:40
+[[nodiscard]] inline std::string clock_text(double seconds)
+{
+    const auto all = static_cast<unsigned long>(seconds + 0.5);
+    return all < 3600 ? text("%lu:%02lu", all / 60, all % 60) : text("%lu:%02lu:%02lu", all / 3600, all / 60 % 60, all % 60);
+}
+
+/// Progress of long work, with the time left if it goes on like this: one line on stderr, rewritten in place, only if stderr is a terminal.
 class progress {
 public:
     explicit progress(std::string what) : what_(std::move(what)) {}
@@ -40,7 +49,10 @@ public:
         if (!terminal() || now - last_ < std::chrono::milliseconds(200)) return;
         last_ = now;
         shown_ = true;
-        std::fprintf(stderr, "\r\x1b[K%s %zu/%zu %s", what_.c_str(), done, all, detail.c_str());
+        const double seconds = std::chrono::duration<double>(now - begin_).count();
+        const std::string left =
+            seconds < 2 || done == 0 ? "" : ", " + clock_text(seconds / static_cast<double>(done) * static_cast<double>(all - done)) + " left";
+        std::fprintf(stderr, "\r\x1b[K%s %zu/%zu %s%s", what_.c_str(), done, all, detail.c_str(), left.c_str());
         std::fflush(stderr);
     }
 
@@ -56,7 +68,7 @@ private:
     }
 
     std::string what_;
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now(), last_ = begin_;
     bool shown_ = false;
 };
 

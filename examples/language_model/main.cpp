@@ -33,8 +33,9 @@ struct options {
     std::string caches =
         "exact,rtn2,rotated_rtn2,kivi2_g128,kivi2_g32,rotated_q4_0,k2v2_g128:paper,k2v2_g128:refined,k4v2_g128:paper,"
         "k4v2_g128:refined";
-    std::string mode, html;
-    std::size_t prompt = 0, limit = 0, walks = 0;  // 0: the default
+    std::vector<std::string> modes;  // empty: the default
+    std::string html, csv, against;
+    std::size_t prompt = 0, from = 0, limit = 0, walks = 0;  // 0: the default
     std::uint64_t seed = 1;
     plan_options plans;
     unsigned threads = 0;
@@ -73,11 +74,30 @@ std::size_t known_tokens(const options& given, std::size_t length, bool is_point
     return is_pointer_chase ? (length - 1) / 3 * 2 + 2 : length / 2;
 }
 
-modes modes_of(const options& given)
+/// The first token whose prediction counts: as --from says, the first that is not given, or the 256th of a long text.
+std::size_t first_scored(const options& given, const experiment& e)
 {
-    if (!given.html.empty()) return {true, true, true};
-    if (given.mode.empty()) return {true, true, false};
-    return {given.mode == "teacher", given.mode == "greedy", given.mode == "pseudo"};
+    if (given.from >= e.length())
+        throw failure(text("--from: tokens from %zu on leave nothing to predict of %zu", given.from, e.length()));
+    if (given.from != 0) return given.from;
+    return e.truth || given.prompt != 0 ? e.known : std::min<std::size_t>(256, e.known);
+}
+
+/// As --mode says. Single steps and pseudo-decoding take long with a large model: by default they run on the pointer-chasing one only.
+modes modes_of(const options& given, bool is_pointer_chase)
+{
+    const auto wanted = [&](const char* mode) { return std::find(given.modes.begin(), given.modes.end(), mode) != given.modes.end(); };
+    if (given.modes.empty()) return {true, is_pointer_chase, is_pointer_chase && !given.html.empty()};
+    return {wanted("teacher"), wanted("greedy"), wanted("pseudo")};
+}
+
+/// The cache that the others are paired with: the one asked for, or the first that is not exact.
+std::size_t paired_cache(const options& given, const std::vector<cache_plan>& plans)
+{
+    for (std::size_t i = 0; i < plans.size(); ++i)
+        if (given.against.empty() ? plans[i].storage != storage::exact : plans[i].name == given.against) return i;
+    if (!given.against.empty()) throw failure("--against: '" + given.against + "' is none of the --caches");
+    return 0;
 }
 
 std::string facts_of(const options& given, const experiment& e)
@@ -85,10 +105,10 @@ std::string facts_of(const options& given, const experiment& e)
     const model_config& c = e.model->config;
     const std::string name = std::filesystem::path(given.model).filename().string();
     return text("%s: %zu layers, hidden %zu, %zu query heads on %zu KV head%s of %zu channels, vocabulary %zu\n"
-                "%zu sequence%s of %zu tokens, the first %zu given, %zu predicted; sink %zu",
+                "%zu sequence%s of %zu tokens, predictions from token %zu on; sink %zu",
                 name.empty() ? given.model.c_str() : name.c_str(), c.layers, c.hidden, c.heads, c.kv_heads,
                 c.kv_heads == 1 ? "" : "s", c.head_dim, c.vocabulary, e.sequences.size(), e.sequences.size() == 1 ? "" : "s",
-                e.length(), e.known, e.predicted(), given.plans.sink);
+                e.length(), e.from, given.plans.sink);
 }
 
 void run_experiment(const options& given)
@@ -109,18 +129,28 @@ void run_experiment(const options& given)
                                    : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
     e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
+    e.from = first_scored(given, e);
     e.threads = given.threads;
+    const std::size_t against = paired_cache(given, plans);
+    const modes wanted = modes_of(given, m.config.task == pointer_task);
+    if (!given.csv.empty() && !wanted.teacher) throw failure("--csv: it holds what the mode teacher measures");
 
-    std::optional<kvarn_cli::output_file> html;
+    std::optional<kvarn_cli::output_file> html, csv;
     if (!given.html.empty()) html.emplace(given.html);
-    const std::vector<cache_report> reports = evaluate(e, plans, modes_of(given));
+    if (!given.csv.empty()) csv.emplace(given.csv);
+    const evaluation result = evaluate(e, plans, wanted);
     const std::string facts = facts_of(given, e);
     if (html) {
-        html->write(html_report(reports, e, facts));
+        html->write(html_report(result, e, facts, against));
         html->finish();
     }
-    kvarn_cli::print(given.json ? json_report(reports, e) : text_report(reports, e, facts));
+    if (csv) {
+        csv->write(csv_report(result, e));
+        csv->finish();
+    }
+    kvarn_cli::print(given.json ? json_report(result, e) : text_report(result, e, facts, against));
     if (html) html->commit();
+    if (csv) csv->commit();
 }
 
 int run(int argc, char** argv)
@@ -135,8 +165,8 @@ int run(int argc, char** argv)
     options given;
     app.add_option(
            "--model", given.model,
-           "a .safetensors file, or a directory with config.json and model.safetensors or its shards; llama, mistral, qwen2, "
-           "qwen3 (default: the pointer-chasing model)")
+           "a .safetensors file, or a directory with config.json and model.safetensors or its shards; llama, mistral, "
+           "qwen2, qwen3, gemma3_text (default: the pointer-chasing model)")
         ->type_name("PATH");
     app.add_option("--sequences", given.sequences, ".npy of int32 or int64 [sequences, tokens] (default: 16 walks)")
         ->type_name("FILE");
@@ -149,12 +179,18 @@ int run(int argc, char** argv)
         ->type_name("N")
         ->check(CLI::Range(0, 1 << 24));
     app.add_option(
-           "--mode", given.mode,
-           "teacher: next tokens given the right history; greedy: the model's own walk; pseudo: block by block beside the exact "
-           "run (default: teacher and greedy; --html runs all)")
+           "--mode", given.modes,
+           "teacher: next tokens given the right history, all caches in lock step; greedy: the model's own walk; pseudo: block by block "
+           "beside the exact run. Several with commas (default: teacher; on the pointer-chasing model greedy too, and all with --html)")
         ->type_name("teacher|greedy|pseudo")
+        ->delimiter(',')
         ->check(CLI::IsMember({"teacher", "greedy", "pseudo"}));
-    app.add_option("--prompt", given.prompt, "tokens given at the start (default: context and first token of a walk, else half)")
+    app.add_option("--from", given.from, "teacher: the first token whose prediction counts (default: of the walk, else at most 256)")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1 << 30));
+    app.add_option("--against", given.against, "the cache that the others are paired with (default: the first that is not exact)")
+        ->type_name("CACHE");
+    app.add_option("--prompt", given.prompt, "greedy: tokens given at the start (default: context and first token of a walk, else half)")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--iterations", given.plans.iterations,
@@ -164,6 +200,7 @@ int run(int argc, char** argv)
     app.add_option("--threads", given.threads, "threads (default: one per core)")->type_name("N")->check(CLI::Range(1, 1024));
     app.add_flag("--json", given.json, "print JSON instead of tables");
     app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE");
+    app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")->type_name("FILE");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

@@ -23,6 +23,7 @@ using row_vector = Eigen::RowVectorXf;
 
 struct layer_weights {
     row_vector attention_norm, mlp_norm;
+    row_vector post_attention_norm, post_mlp_norm;  ///< of what attention and MLP add; empty: none
     matrix qkv;  ///< query heads, key heads, value heads
     row_vector qkv_bias;
     matrix o;
@@ -86,7 +87,13 @@ using destinations = std::map<std::string, destination>;
         l.gate_up.resize(index(2 * c.intermediate), index(c.hidden));
         l.down.resize(index(c.hidden), index(c.intermediate));
         add_vector(layer + "input_layernorm.weight", l.attention_norm, 0, c.hidden, true);
-        add_vector(layer + "post_attention_layernorm.weight", l.mlp_norm, 0, c.hidden, true);
+        add_vector(layer + (c.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"), l.mlp_norm, 0, c.hidden, true);
+        if (c.post_norms)
+            for (const auto& [name, norm] : {std::pair{"post_attention_layernorm.weight", &l.post_attention_norm},
+                                             std::pair{"post_feedforward_layernorm.weight", &l.post_mlp_norm}}) {
+                norm->resize(index(c.hidden));
+                add_vector(layer + name, *norm, 0, c.hidden, true);
+            }
         const struct {
             const char* name;
             std::size_t first, rows;
@@ -101,7 +108,7 @@ using destinations = std::map<std::string, destination>;
             add_vector(attention + "o_proj.bias", l.o_bias, 0, c.hidden, true);
         }
         for (const auto& [name, norm] : {std::pair{"q_norm.weight", &l.q_norm}, std::pair{"k_norm.weight", &l.k_norm}})
-            if (present.contains(attention + name)) {
+            if (c.head_norms || present.contains(attention + name)) {
                 norm->resize(index(c.head_dim));
                 add_vector(attention + name, *norm, 0, c.head_dim, true);
             }
@@ -123,6 +130,15 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
         std::copy(values.begin(), values.end(), found->second.to);
         found->second.found = true;
     }
+}
+
+/// For models whose norms multiply by 1 + weight.
+inline void add_one_to_norms(model& m)
+{
+    m.norm.array() += 1.0f;
+    for (layer_weights& l : m.layers)
+        for (row_vector* norm : {&l.attention_norm, &l.mlp_norm, &l.post_attention_norm, &l.post_mlp_norm, &l.q_norm, &l.k_norm})
+            norm->array() += 1.0f;
 }
 
 [[nodiscard]] inline json read_json(const std::string& path)
@@ -184,6 +200,7 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
         for (const std::string& name : names) fill(to, read_safetensors(name), c.tied);
     for (const auto& [name, place] : to)
         if (place.required && !place.found) throw failure(path + ": the tensor " + name + " is missing");
+    if (c.offset_norms) add_one_to_norms(m);
     return m;
 }
 

@@ -69,7 +69,7 @@ double worst_difference(const std::vector<std::vector<A>>& a, const std::vector<
 /// A cache of one layer that is fed random vectors, and what was fed.
 struct fed_cache {
     fed_cache(const std::string& name, std::size_t sink, std::size_t tokens_in_all)
-        : plan(plan_of(name, 64, {sink, {}})), shape{1, 2, 64, 3, 0}, cache(plan, shape, tokens_in_all), length(tokens_in_all)
+        : plan(plan_of(name, 64, {sink, {}})), shape{1, 2, 64, 3}, cache(plan, shape, tokens_in_all), length(tokens_in_all)
     {
         std::mt19937 random(7);
         std::normal_distribution<float> normal;
@@ -402,7 +402,7 @@ TEST_CASE("language_model/engine: a cache that chooses its basis holds what the 
 
 TEST_CASE("language_model/engine: bytes are those of records, scalars, sink and tail", "[engine]")
 {
-    const cache_shape shape{3, 1, 128, 2, 0};
+    const cache_shape shape{3, 1, 128, 2};
     const auto bytes = [&](const char* name, std::size_t length) { return cache_bytes(plan_of(name, 128, {}), shape, length); };
     CHECK(bytes("exact", 1536) == 3 * 1536 * 512);
     CHECK(bytes("k2v2_g128", 1536) == 3 * (128 * 512 + 11 * 9728));
@@ -428,7 +428,7 @@ TEST_CASE("language_model/engine: rules give layers and heads other bits", "[eng
     const double bytes = 3 * kvarn::record_bytes(plan.format_of(0, 1)) + 2 * kvarn::record_bytes(plan.format_of(1, 0)) +
                          kvarn::record_bytes(plan.format_of(0, 0));
     CHECK(std::fabs(plan.sealed_token_bytes() - bytes / (6 * 128)) < 1e-9);
-    CHECK(cache_bytes(plan, {3, 2, 128, 1, 0}, 128 + 256) == 6 * 128 * 512 + 2 * bytes);
+    CHECK(cache_bytes(plan, {3, 2, 128, 1}, 128 + 256) == 6 * 128 * 512 + 2 * bytes);
 }
 
 TEST_CASE("language_model/engine: names of caches", "[engine]")
