@@ -111,19 +111,32 @@ namespace plan_detail {
     } else if (!b.rotated && take(name, "kivi")) {
         b.kind = baseline_kind::kivi;
         bits = take_bits(name);
-        if (take(name, "_g128"))
-            b.group = 128;
-        else if (take(name, "_g32"))
-            b.group = 32;
-        else
-            return std::nullopt;
+        for (const std::size_t group : {32, 64, 128})
+            if (name == "_g" + std::to_string(group)) b.group = group;
+        if (b.group == 0) return std::nullopt;
+        name = {};
         b.series = "kivi g" + std::to_string(b.group);
+    } else if (!b.rotated && take(name, "turboquant")) {
+        b.kind = baseline_kind::turboquant;
+        b.series = "turboquant";
+        bits = take_bits(name);
+        if (bits && *bits > 4) return std::nullopt;
+    } else if (!b.rotated && take(name, "fp8_")) {
+        b.kind = name == "tensor" ? baseline_kind::fp8_tensor : baseline_kind::fp8_token;
+        b.series = "fp8";
+        if (!take(name, "tensor") && !take(name, "token")) return std::nullopt;
+        bits = 8;
     } else if (take(name, "q")) {
         b.kind = baseline_kind::blocks;
         b.series = b.rotated ? "rotated q4_0 .. q8_0" : "q4_0 .. q8_0";
         bits = take_bits(name);
         if (bits && *bits != 4 && *bits != 5 && *bits != 8) return std::nullopt;
-        if (!take(name, "_0")) return std::nullopt;
+        if (bits && *bits != 8 && !b.rotated && take(name, "_1")) {
+            b.kind = baseline_kind::blocks_min;
+            b.series = "q4_1, q5_1";
+        } else if (!take(name, "_0")) {
+            return std::nullopt;
+        }
     }
     if (!bits || !name.empty()) return std::nullopt;
     b.bits = *bits;
@@ -228,14 +241,11 @@ inline void take_rules(std::string& name, cache_plan& plan)
         plan.storage = storage::round_trip;
         plan.baseline = *b;
         plan.format = dimension_only(head_dim, name);
-        if (b->rotated && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
+        if ((b->rotated || b->kind == kvarn_cli::baseline_kind::turboquant) && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels cannot be rotated");
-        const std::size_t together = b->kind == kvarn_cli::baseline_kind::blocks ? 32
-                                     : b->kind == kvarn_cli::baseline_kind::kivi ? std::min(b->group, head_dim)
-                                                                                 : 1;
-        if (head_dim % together != 0)
+        if (!kvarn_cli::fits(*b, head_dim, false))
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels do not divide into groups of " +
-                          std::to_string(together));
+                          std::to_string(b->kind == kvarn_cli::baseline_kind::kivi ? std::min(b->group, head_dim) : 32));
         return plan;
     }
     const std::size_t colon = name.find(':');
@@ -247,8 +257,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
     const auto format = kvarn::parse_format(format_name, static_cast<int>(head_dim));
     if (format.error == kvarn::status::bad_format_name)
         throw failure("there is no cache '" + name +
-                      "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, "
-                      "rotated_q<4|5|8>_0, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] and the last with :paper or :refined are");
+                      "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, "
+                      "rotated_q<4|5|8>_0, turboquant<2|3|4>, fp8_<tensor|token>, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] and the last with :paper or :refined are");
     kvarn_cli::check(format.error, name);
     if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
     plan.storage = storage::records;

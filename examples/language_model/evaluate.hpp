@@ -33,7 +33,7 @@ struct experiment {
     const language_model::model* model = nullptr;
     std::vector<tokens> sequences;  ///< all of one length
     std::size_t known = 0;          ///< tokens given at the start; what follows is decoded
-    std::size_t from = 0;           ///< the first token whose prediction counts, given the right ones before it; at least 1
+    std::size_t from = 1;           ///< the first token whose prediction counts, given the right ones before it; at least 1
     bool truth = false;             ///< the tokens that follow are right answers, not one continuation of many
     unsigned threads = 0;
 

@@ -60,12 +60,12 @@ struct position_range {
     std::size_t first = 0, end = 0;
 };
 
-/// Cuts [first, end) at powers of two from 64 on; a piece that is less than half of what it would be joins the one before.
+/// Cuts [first, end) at powers of two from 64 on; a piece that is less than half of what it would be joins its neighbour.
 [[nodiscard]] inline std::vector<position_range> ranges_of(std::size_t first, std::size_t end)
 {
     std::vector<position_range> ranges;
     for (std::size_t at = first, cut = 64; at < end; cut *= 2) {
-        if (cut <= at) continue;
+        if (cut <= at || (ranges.empty() && cut < end && 4 * (cut - at) < cut)) continue;
         const std::size_t stop = std::min(cut, end);
         if (!ranges.empty() && stop == end && 2 * (stop - at) < cut / 2)
             ranges.back().end = end;

@@ -110,12 +110,41 @@ TEST_CASE("language_model: any model of the known kinds, against its own exact c
     std::vector<std::int64_t> ids;
     for (const int t : tiny::random_tokens(2 * 200, s.vocabulary, 8)) ids.push_back(t);
     tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 200));
-    const json list = run_json(here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120");
+    const json list = run_json(here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120 --mode teacher,greedy");
     CHECK((list[0]["predicted"] == 80 && list[0]["hops"] == 80.0 && list[0]["reference"] == "exact"));
     CHECK(list[1]["hops"] < 80.0);
     CHECK(list[2]["kl"] < list[1]["kl"]);
-    CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
+    CHECK((list[1]["scored"] == 160 && list[1]["from"] == 120 && list[1]["positions"].size() == 1));
+    // By default the likelihoods alone, from the middle of a short text on.
+    const json teacher = run_json(here, "--model m --sequences s.npy --caches k2v2_g32,exact,k8v8_g32 --sink 16");
+    CHECK((teacher[0]["from"] == 100 && teacher[0]["scored"] == 200 && !teacher[0].contains("hops")));
+    const json early = run_json(here, "--model m --sequences s.npy --caches k2v2_g32,exact,k8v8_g32 --sink 16 --from 20")[0];
+    CHECK((early["from"] == 20 && early["scored"] == 360));
+    REQUIRE(early["positions"].size() == 3);
+    CHECK((early["positions"][1]["first"] == 64 && early["positions"][1]["end"] == 128));
+    CHECK((early["kl_worst"] >= early["kl_p999"] && early["kl_p999"] >= early["kl_p99"] && early["kl_p99"] > early["kl"]));
+    CHECK((early["agreement"] > 0.0 && early["agreement"] < 1.0 && early["kl_error"] > 0.0 && early["kl_of_sequences"].size() == 2));
+    CHECK((early["less"].size() == 2 && early["less"][0]["cache"] == "exact"));
+    CHECK(early["less"][0]["kl"].get<double>() == Approx(early["kl"].get<double>()));
+    CHECK(early["less"][0]["nll"].get<double>() == Approx(early["excess_nll"].get<double>()));
+    CHECK(early["less"][1]["kl"].get<double>() > 0);
     check_refused(here, "--model m --caches exact", "--sequences is missing");
+    check_refused(here, "--model m --sequences s.npy --from 200", "leave nothing to predict");
+    check_refused(here, "--model m --sequences s.npy --caches exact --against q4_0", "'q4_0' is none of the --caches");
+    check_refused(here, "--model m --sequences s.npy --caches exact --mode greedy --csv t.csv", "--csv");
+
+    const outcome text = here.run("--model m --sequences s.npy --sink 16 --from 20 --caches exact,k2v2_g32,k8v8_g32 --against k8v8_g32 "
+                                  "--csv t.csv --html t.html");
+    CHECK((text.code == 0 && text.err.empty()));
+    for (const char* part : {"top-1", "KL of sequence", "KL at positions", "64..127", "excess NLL at positions", "less k8v8_g32, paired", "99.9 %"})
+        CHECK(text.out.find(part) != std::string::npos);
+    const std::string csv = read_text(here / "t.csv");
+    CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 3 * 2 * 3);
+    CHECK(csv.find("\nk2v2_g32,") != std::string::npos);
+    const std::string html = read_text(here / "t.html");
+    for (const char* part : {"Likelihood against position", "KL by sequence", "KL by position", "Paired with k8v8_g32", "All numbers"})
+        CHECK(html.find(part) != std::string::npos);
+    for (const char* bad : {"Hops", "Greedy", "nan", "inf\"", "Attention error"}) CHECK(html.find(bad) == std::string::npos);
     const json bases = run_json(here, "--model m --sequences s.npy --mode teacher --sink 16 --caches k2v2_g32_ko,k2v2_g32_auto");
     CHECK((bases[0]["kl"] > 0.0 && bases[1]["kl"] > 0.0 && bases[0]["bytes"] == bases[1]["bytes"]));
 }
