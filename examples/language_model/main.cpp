@@ -18,6 +18,7 @@
 #include "../common/npy.hpp"
 #include "evaluate.hpp"
 #include "figures.hpp"
+#include "generate.hpp"
 #include "model.hpp"
 #include "report.hpp"
 #include "walks.hpp"
@@ -35,7 +36,7 @@ struct options {
         "k4v2_g128:refined";
     std::vector<std::string> modes;  // empty: the default
     std::string html, csv, against;
-    std::size_t prompt = 0, from = 0, limit = 0, walks = 0;  // 0: the default
+    std::size_t prompt = 0, from = 0, limit = 0, walks = 0, generate = 0;  // 0: the default, or none
     std::uint64_t seed = 1;
     plan_options plans;
     unsigned threads = 0;
@@ -129,8 +130,9 @@ void run_experiment(const options& given)
                                    : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
     e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
-    e.from = first_scored(given, e);
     e.threads = given.threads;
+    if (given.generate != 0) return kvarn_cli::print(generations(e, plans, given.generate, given.model, given.json));
+    e.from = first_scored(given, e);
     const std::size_t against = paired_cache(given, plans);
     const modes wanted = modes_of(given, m.config.task == pointer_task);
     if (!given.csv.empty() && !wanted.teacher) throw failure("--csv: it holds what the mode teacher measures");
@@ -191,7 +193,12 @@ int run(int argc, char** argv)
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--against", given.against, "the cache that the others are paired with (default: the first that is not exact)")
         ->type_name("CACHE");
-    app.add_option("--prompt", given.prompt, "greedy: tokens given at the start (default: context and first token of a walk, else half)")
+    app.add_option("--generate", given.generate, "instead: N tokens after the given ones with every cache, as text by the model's tokenizer.json")
+        ->type_name("N")
+        ->check(CLI::Range(1, 1 << 20))
+        ->excludes("--mode")
+        ->excludes("--from");
+    app.add_option("--prompt", given.prompt, "greedy and --generate: tokens given at the start (default: context and first token of a walk, else half)")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--iterations", given.plans.iterations,
@@ -200,8 +207,8 @@ int run(int argc, char** argv)
         ->check(CLI::Range(0, 64));
     app.add_option("--threads", given.threads, "threads (default: one per core)")->type_name("N")->check(CLI::Range(1, 1024));
     app.add_flag("--json", given.json, "print JSON instead of tables");
-    app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE");
-    app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")->type_name("FILE");
+    app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE")->excludes("--generate");
+    app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")->type_name("FILE")->excludes("--generate");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

@@ -154,6 +154,8 @@ inline void add_one_to_norms(model& m)
     const fs::path whole = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
     if (fs::exists(whole)) return {whole.string()};
     if (!fs::exists(index))
+        for (const auto& entry : fs::directory_iterator(directory)) require_no_gguf(entry.path().string());
+    if (!fs::exists(index))
         throw failure(directory.string() + ": there is neither model.safetensors nor model.safetensors.index.json");
     std::vector<std::string> files;
     for (const std::string& name : shards_of(read_json(index.string()), index.string())) files.push_back((directory / name).string());

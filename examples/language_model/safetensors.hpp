@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <initializer_list>
@@ -241,8 +242,18 @@ private:
     return names;
 }
 
+/// Fails for a file of the other format that models come in, before all of it is read.
+inline void require_no_gguf(const std::string& path)
+{
+    char magic[4] = {};
+    const kvarn_cli::file_handle file(std::fopen(path.c_str(), "rb"));
+    if (file && std::fread(magic, 1, sizeof magic, file.get()) == sizeof magic && std::string_view(magic, 4) == "GGUF")
+        throw failure(path + ": this is a GGUF file; convert it by `sh examples/language_model/get.sh " + path + " <folder>`");
+}
+
 [[nodiscard]] inline safetensors read_safetensors(const std::string& path)
 {
+    require_no_gguf(path);
     return {kvarn_cli::read_file(path), path};
 }
 

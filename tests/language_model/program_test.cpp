@@ -149,6 +149,39 @@ TEST_CASE("language_model: any model of the known kinds, against its own exact c
     CHECK((bases[0]["kl"] > 0.0 && bases[1]["kl"] > 0.0 && bases[0]["bytes"] == bases[1]["bytes"]));
 }
 
+TEST_CASE("language_model: continuations to read", "[program]")
+{
+    const workplace here;
+    tiny::spec s;
+    s.vocabulary = 300;
+    tiny::write_directory(here / "m", s, tiny::random_tensors(s, 4));
+    std::vector<std::int64_t> ids;
+    for (const int t : tiny::random_tokens(2 * 100, s.vocabulary, 9)) ids.push_back(t);
+    tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 100));
+    const std::string arguments = "--model m --sequences s.npy --sink 16 --caches k2v2_g32,exact --prompt 90 --generate 30";
+    const json list = run_json(here, arguments);
+    REQUIRE(list.size() == 4);
+    for (const json& one : list) CHECK((one["ids"].size() == 30 && one["given"] == 90 && !one.contains("text")));
+    CHECK((list[1]["agreeing"] == 30 && list[3]["agreeing"] == 30 && list[1]["sequence"] == 0 && list[3]["sequence"] == 1));
+    // What the exact cache says is its own greedy walk, which the mode greedy compares with.
+    const json walk = run_json(here, "--model m --sequences s.npy --sink 16 --caches k2v2_g32,exact --prompt 90 --mode greedy");
+    CHECK(walk[0]["hops_of_sequences"][0] == std::min(10, list[0]["agreeing"].get<int>()));
+    CHECK(here.run(arguments).out.find("no tokenizer.json") != std::string::npos);
+
+    // A byte-level vocabulary: every id is a byte or a word.
+    json vocabulary = json::object();
+    for (int id = 0; id < 300; ++id) vocabulary["\u0120w" + std::to_string(id)] = id;
+    tiny::write(here / "m" / "tokenizer.json", json{{"model", {{"vocab", vocabulary}}}, {"decoder", {{"type", "ByteLevel"}}}}.dump());
+    const json with_text = run_json(here, arguments);
+    std::string expected;
+    for (const json& id : list[1]["ids"]) expected += " w" + std::to_string(id.get<int>());
+    CHECK(with_text[1]["text"] == expected);
+    CHECK(here.run(arguments).out.find(expected) != std::string::npos);
+    tiny::write(here / "m" / "tokenizer.json", "{}");
+    check_refused(here, arguments, "tokenizer.json: it holds no vocabulary");
+    check_refused(here, arguments + " --mode greedy", "--mode");
+}
+
 TEST_CASE("language_model: new walks", "[program]")
 {
     const workplace here;
@@ -240,6 +273,11 @@ TEST_CASE("language_model: what is wrong is said in one line, and no file stays"
     check_refused(here, "--model cut.safetensors", "cut.safetensors: model.");
     check_refused(here, "--model cut_header.safetensors", "cut_header.safetensors: not a usable safetensors file");
     check_refused(here, "--model flat.npy", "flat.npy: not a usable safetensors file");
+    tiny::write(here / "m.gguf", "GGUF" + std::string(100, '\3'));
+    fs::create_directories(here / "gguf");
+    fs::copy_file(here / "m.gguf", here / "gguf" / "weights.bin");
+    check_refused(here, "--model m.gguf", "m.gguf: this is a GGUF file; convert it by");
+    check_refused(here, "--model gguf", "weights.bin: this is a GGUF file");
     check_refused(here, "--sequences missing.npy", "missing.npy: cannot open");
     check_refused(here, "--sequences none.npy", "none.npy: the array is empty");
     check_refused(here, "--sequences short.npy", "short.npy: sequences of 6 tokens are no walks");

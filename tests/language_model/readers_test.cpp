@@ -13,6 +13,7 @@
 #include "examples/common/npy.hpp"
 #include "examples/language_model/config.hpp"
 #include "examples/language_model/safetensors.hpp"
+#include "examples/language_model/token_text.hpp"
 #include "tests/catch.hpp"
 #include "tiny_model.hpp"
 
@@ -221,4 +222,22 @@ TEST_CASE("language_model/sequences: int32 and int64 tables, and what is none", 
     }
     CHECK(accepted > 10);  // its data are few
     CHECK(refused > 1500);
+}
+
+TEST_CASE("language_model/tokens: the text of byte-level and of SentencePiece tokens", "[readers]")
+{
+    const auto words = [](const std::string& file) { return token_text(parse_json(file, 32, "x"), "x"); };
+    const auto text = [](const token_text& t, std::vector<std::int32_t> ids) { return t.of(ids); };
+    // U+0120 is a blank, U+010A a line end, U+00C3 U+00A9 the bytes of e acute, U+0101 byte 1, U+0143 the last of all.
+    const token_text bytes = words(R"({"model": {"vocab": {"a": 0, "\u0120b": 1, "\u010a": 2, "\u00c3\u00a9": 3, "\u0101": 4, "\u0143": 6}},
+                                       "added_tokens": [{"id": 7, "content": "<|end|>", "special": true}],
+                                       "decoder": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}})");
+    CHECK(text(bytes, {0, 1, 2, 3, 7}) == "a b\n\xc3\xa9<|end|>");
+    CHECK(text(bytes, {4, 6, 5, 100, -1}) == " \xad<5><100><-1>");
+    const token_text pieces = words(R"({"model": {"vocab": {"\u2581the": 0, "<0xE2>": 1, "<0x98>": 2, "<0x83>": 3, "<0x0A>": 4, "x\u2581\u2581": 5, "<0xg0>": 6}},
+                                        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]}})");
+    CHECK(text(pieces, {0, 1, 2, 3, 4, 5, 6}) == " the\xe2\x98\x83\nx  <0xg0>");
+    for (const char* bad : {"[]", "{}", R"({"model": {"vocab": []}})", R"({"model": {"vocab": {"a": -1}}})", R"({"model": {"vocab": {"a": 16777216}}})",
+                            R"({"model": {"vocab": {}}, "added_tokens": {}})", R"({"model": {"vocab": {}}, "added_tokens": [{"id": 1}]})"})
+        CHECK(refusal([&] { (void)words(bad); }).find("x: ") == 0);
 }
