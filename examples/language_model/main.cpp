@@ -206,6 +206,7 @@ int run(int argc, char** argv)
         ->type_name("N")
         ->check(CLI::Range(0, 64));
     app.add_option("--threads", given.threads, "threads (default: one per core)")->type_name("N")->check(CLI::Range(1, 1024));
+    app.add_flag("--progress", kvarn_cli::progress::as_lines, "progress and time left as lines on stderr, even if it is no terminal");
     app.add_flag("--json", given.json, "print JSON instead of tables");
     app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE")->excludes("--generate");
     app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")->type_name("FILE")->excludes("--generate");
