@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Other ways to store K and V, as round trips in memory, to compare against at stated real bits: per-token rounding (plain and rotated,
-// QuaRot style), KIVI (K per channel, V per token, in groups), the block formats q4_0 .. q8_0, q4_1 and q5_1 of llama.cpp, TurboQuant, fp8.
-// Scalars are rounded to half as they would be stored. Arrays are [head][token][channel] float.
+// Other ways to store K and V, as round trips in memory, to compare against at stated real bits: per-token rounding
+// (plain and rotated, QuaRot style), KIVI (K per channel, V per token, in groups), the block formats q4_0 .. q8_0,
+// q4_1 and q5_1 of llama.cpp, TurboQuant, fp8. Scalars are rounded to half as they would be stored. Arrays are
+// [head][token][channel] float.
 
 #include <algorithm>
 #include <cmath>
@@ -127,7 +128,8 @@ inline void round_fp8(float* x, std::size_t n)
     for (std::size_t i = 0; i < n; ++i) x[i] = as_e4m3(x[i] / scale) * scale;
 }
 
-/// TurboQuant: signs, rotation, the code of every coordinate, one half per token that gives the decoded token the norm of the exact one.
+/// TurboQuant: signs, rotation, the code of every coordinate, one half per token that gives the decoded token the
+/// norm of the exact one.
 inline void round_turboquant(matrix& m, int bits, const std::string& name)
 {
     const lloyd_max codes(bits);
@@ -153,10 +155,12 @@ struct baseline {
     bool rotated;       ///< by what stores them, before anything else; TurboQuant's own rotation is not meant
 };
 
-/// Whether heads of so many channels can be stored like that; false for groups that do not divide them and for what cannot be rotated.
+/// Whether heads of so many channels can be stored like that; false for groups that do not divide them and for what
+/// cannot be rotated.
 [[nodiscard]] inline bool fits(const baseline& b, std::size_t head_dim, bool is_key)
 {
-    if ((b.rotated || b.kind == baseline_kind::turboquant) && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0) return false;
+    if ((b.rotated || b.kind == baseline_kind::turboquant) && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
+        return false;
     if (b.kind == baseline_kind::blocks || b.kind == baseline_kind::blocks_min) return head_dim % 32 == 0;
     return b.kind != baseline_kind::kivi || is_key || head_dim % std::min(b.group, head_dim) == 0;
 }
@@ -179,10 +183,12 @@ struct baseline {
     for (const bool rotated : {false, true})
         for (const int bits : {4, 5, 8}) {
             const std::string series = rotated ? "rotated q4_0 .. q8_0" : "q4_0 .. q8_0";
-            all.push_back({series, std::string(rotated ? "rotated q" : "q") + std::to_string(bits) + "_0", blocks, bits, 0, rotated});
+            all.push_back(
+                {series, std::string(rotated ? "rotated q" : "q") + std::to_string(bits) + "_0", blocks, bits, 0, rotated});
         }
     for (const int bits : {4, 5}) all.push_back({"q4_1, q5_1", "q" + std::to_string(bits) + "_1", blocks_min, bits, 0, false});
-    for (const int bits : {2, 3, 4}) all.push_back({"turboquant", "turboquant " + std::to_string(bits) + "-bit", turboquant, bits, 0, false});
+    for (const int bits : {2, 3, 4})
+        all.push_back({"turboquant", "turboquant " + std::to_string(bits) + "-bit", turboquant, bits, 0, false});
     all.push_back({"fp8", "fp8 per tensor", fp8_tensor, 8, 0, false});
     all.push_back({"fp8", "fp8 per token", fp8_token, 8, 0, false});
     std::erase_if(all, [&](const baseline& b) {
@@ -192,8 +198,8 @@ struct baseline {
     return all;
 }
 
-/// Bytes of one token of one head, K (or V), scalars included; kivi's K shares its scalars among `group` tokens, and the one scale of a
-/// whole tensor does not count.
+/// Bytes of one token of one head, K (or V), scalars included; kivi's K shares its scalars among `group` tokens, and
+/// the one scale of a whole tensor does not count.
 [[nodiscard]] inline double bytes_per_token(const baseline& b, std::size_t head_dim, bool is_key)
 {
     const double d = static_cast<double>(head_dim), codes = d * b.bits / 8.0;
@@ -209,7 +215,8 @@ struct baseline {
     return 0;
 }
 
-/// Stores and loads K or V by the method, in place; the result is in the original basis. The tensor of fp8's one scale is all of `m`.
+/// Stores and loads K or V by the method, in place; the result is in the original basis. The tensor of fp8's one
+/// scale is all of `m`.
 inline void round_trip(const baseline& b, matrix& m, bool is_key)
 {
     if (b.rotated) check(kvarn::rotate(m.view()), b.name);

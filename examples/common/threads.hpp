@@ -32,8 +32,8 @@ namespace kvarn_cli {
     return all < 3600 ? text("%lu:%02lu", all / 60, all % 60) : text("%lu:%02lu:%02lu", all / 3600, all / 60 % 60, all % 60);
 }
 
-/// Progress of long work, with the time left if it goes on like this: one line on stderr, rewritten in place, only if stderr is a terminal;
-/// or, where that was asked for, a line of its own every ten seconds, wherever stderr goes.
+/// Progress of long work, with the time left if it goes on like this: one line on stderr, rewritten in place, only if
+/// stderr is a terminal; or, where that was asked for, a line of its own every ten seconds, wherever stderr goes.
 class progress {
 public:
     inline static bool as_lines = false;
@@ -54,9 +54,11 @@ public:
         shown_ = !as_lines;
         const double seconds = std::chrono::duration<double>(now - begin_).count();
         const std::string left =
-            seconds < 2 || done == 0 ? "" : ", " + clock_text(seconds / static_cast<double>(done) * static_cast<double>(all - done)) + " left";
-        std::fprintf(stderr, "%s%s %zu/%zu %s%s%s", as_lines ? "" : "\r\x1b[K", what_.c_str(), done, all, detail.c_str(), left.c_str(),
-                     as_lines ? "\n" : "");
+            seconds < 2 || done == 0
+                ? ""
+                : ", " + clock_text(seconds / static_cast<double>(done) * static_cast<double>(all - done)) + " left";
+        std::fprintf(stderr, "%s%s %zu/%zu %s%s%s", as_lines ? "" : "\r\x1b[K", what_.c_str(), done, all, detail.c_str(),
+                     left.c_str(), as_lines ? "\n" : "");
         std::fflush(stderr);
     }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The codes of TurboQuant (arXiv 2504.19874, the variant that minimises squared error): after a random rotation every coordinate of a
-// token of norm sqrt(d) is close to a standard normal number, so each is rounded to the nearest level of that distribution's optimal
-// scalar quantizer. Kept besides: one half per token. The quantizer is computed, not tabulated.
+// The codes of TurboQuant (arXiv 2504.19874, the variant that minimises squared error): after a random rotation every
+// coordinate of a token of norm sqrt(d) is close to a standard normal number, so each is rounded to the nearest level
+// of that distribution's optimal scalar quantizer. Kept besides: one half per token. The quantizer is computed, not
+// tabulated.
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline.
-// In: a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it stores.
+// How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline. In:
+// a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it
+// stores.
 
 #include <algorithm>
 #include <charconv>
@@ -28,11 +29,12 @@ enum class storage { exact, records, round_trip };
 struct cache_plan {
     std::string name;
     language_model::storage storage = storage::exact;
-    kvarn::format format;            ///< of the records; for the others what attention needs to know, the head dimension
+    kvarn::format format;                  ///< of the records; for the others what attention needs to know, the head dimension
     std::vector<kvarn::bit_rule> rules;    ///< records only: layers and heads with other bits
     std::size_t layers = 1, kv_heads = 1;  ///< of the model, which rules may name
-    kvarn::encode_options how;       ///< records only
-    bool choose_basis = false;       ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
+    kvarn::encode_options how;             ///< records only
+    bool choose_basis =
+        false;  ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
     kvarn_cli::baseline baseline{};  ///< round trips only
     std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
@@ -197,7 +199,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
         const std::string one = name.substr(begin + 1, end - begin - 1);
         const auto rule = rule_of(one);
         if (!rule)
-            throw failure(plan.name + ": '" + one + "' is no rule: <layers>[/<heads>]=k<bits>v<bits>, layers and heads as 3, 0..3, -1 or *");
+            throw failure(plan.name + ": '" + one +
+                          "' is no rule: <layers>[/<heads>]=k<bits>v<bits>, layers and heads as 3, 0..3, -1 or *");
         plan.rules.push_back(*rule);
         begin = end;
     }
@@ -241,7 +244,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
         plan.storage = storage::round_trip;
         plan.baseline = *b;
         plan.format = dimension_only(head_dim, name);
-        if ((b->rotated || b->kind == kvarn_cli::baseline_kind::turboquant) && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
+        if ((b->rotated || b->kind == kvarn_cli::baseline_kind::turboquant) &&
+            kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels cannot be rotated");
         if (!kvarn_cli::fits(*b, head_dim, false))
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels do not divide into groups of " +
@@ -258,7 +262,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
     if (format.error == kvarn::status::bad_format_name)
         throw failure("there is no cache '" + name +
                       "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, "
-                      "rotated_q<4|5|8>_0, turboquant<2|3|4>, fp8_<tensor|token>, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] and the last with :paper or :refined are");
+                      "rotated_q<4|5|8>_0, turboquant<2|3|4>, fp8_<tensor|token>, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] "
+                      "and the last with :paper or :refined are");
     kvarn_cli::check(format.error, name);
     if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
     plan.storage = storage::records;
@@ -271,8 +276,9 @@ inline void take_rules(std::string& name, cache_plan& plan)
     }
     if (options.iterations) plan.how.iterations = plan.how.refined_iterations = *options.iterations;
     if (const auto policy = plan.policy(); !policy)
-        throw failure(plan.name + (policy.error == kvarn::status::bad_argument ? ": a rule names layers or heads that the model does not have"
-                                                                               : std::string(": ") + kvarn::message(policy.error)));
+        throw failure(plan.name + (policy.error == kvarn::status::bad_argument
+                                       ? ": a rule names layers or heads that the model does not have"
+                                       : std::string(": ") + kvarn::message(policy.error)));
     return plan;
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What a model is, read from the config.json of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3 directory, or from the tensors of one file
-// alone. In: JSON, or names and shapes. Out: sizes and constants. Whatever would change the arithmetic and is not known here is
-// refused by name.
+// What a model is, read from the config.json of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3 directory, or from the
+// tensors of one file alone. In: JSON, or names and shapes. Out: sizes and constants. Whatever would change the
+// arithmetic and is not known here is refused by name.
 
 #include <algorithm>
 #include <cmath>
@@ -100,7 +100,8 @@ private:
     return f;
 }
 
-/// Slows the frequencies down as the `rope_scaling` object says; `scaling` has its kind under rope_type or, in older files, type.
+/// Slows the frequencies down as the `rope_scaling` object says; `scaling` has its kind under rope_type or, in older
+/// files, type.
 inline void scale_frequencies(std::vector<double>& frequencies, const reader& scaling)
 {
     const std::string kind = scaling.word(scaling.has("rope_type") ? "rope_type" : "type");
@@ -115,7 +116,8 @@ inline void scale_frequencies(std::vector<double>& frequencies, const reader& sc
     const double trained = scaling.positive("original_max_position_embeddings");
     if (!(high > low)) scaling.refuse("high_freq_factor is not above low_freq_factor");
     for (double& f : frequencies) {
-        // Turns over the context that the model was trained on: few turns are slowed down, many are kept, a ramp lies between.
+        // Turns over the context that the model was trained on: few turns are slowed down, many are kept, a ramp lies
+        // between.
         const double turns = trained * f / (2 * std::numbers::pi);
         const double kept = std::clamp((turns - low) / (high - low), 0.0, 1.0);
         f = kept * f + (1 - kept) * f / factor;
@@ -130,7 +132,8 @@ inline void parse_gemma3(model_config& c, const reader& in)
     if (in.flag("use_bidirectional_attention", false)) in.refuse("use_bidirectional_attention is not supported");
     c.head_norms = c.post_norms = c.offset_norms = c.gelu = true;
     c.embedding_scale = std::sqrt(static_cast<float>(c.hidden));
-    c.softmax_scale = static_cast<float>(1 / std::sqrt(in.has("query_pre_attn_scalar") ? in.positive("query_pre_attn_scalar") : 256.0));
+    c.softmax_scale =
+        static_cast<float>(1 / std::sqrt(in.has("query_pre_attn_scalar") ? in.positive("query_pre_attn_scalar") : 256.0));
     const auto window = static_cast<std::int64_t>(in.size("sliding_window"));
     const char* const newer = "layer_types";
     if (in.has(newer)) {
@@ -147,7 +150,8 @@ inline void parse_gemma3(model_config& c, const reader& in)
     for (std::size_t i = 1; i <= c.layers; ++i) c.windows.push_back(i % pattern == 0 ? 0 : window);
 }
 
-/// The frequencies of RoPE: `rope_theta` and scaling, from the top of the file or from an object of their own in newer ones.
+/// The frequencies of RoPE: `rope_theta` and scaling, from the top of the file or from an object of their own in
+/// newer ones.
 inline void parse_rope(model_config& c, const reader& in, double theta)
 {
     const char *const newer = "rope_parameters", *const full = "full_attention", *const local = "sliding_attention";
@@ -163,11 +167,13 @@ inline void parse_rope(model_config& c, const reader& in, double theta)
     };
     const bool is_newer = in.has(newer), by_layer = is_newer && in.inside(newer).has(full);
     if (by_layer && c.windows.empty()) in.refuse("rope_parameters differ by layer, which is not supported for this kind");
-    c.rope_frequencies = by_layer ? read(in.inside(newer).inside(full), theta, true)
-                         : is_newer ? read(in.inside(newer), theta, true) : read(in, theta, false);
+    c.rope_frequencies = by_layer   ? read(in.inside(newer).inside(full), theta, true)
+                         : is_newer ? read(in.inside(newer), theta, true)
+                                    : read(in, theta, false);
     if (!c.offset_norms) return;
-    c.local_frequencies = by_layer ? read(in.inside(newer).inside(local), 10000.0, true)
-                                   : plain_frequencies(c.head_dim, in.has("rope_local_base_freq") ? in.positive("rope_local_base_freq") : 10000.0);
+    c.local_frequencies =
+        by_layer ? read(in.inside(newer).inside(local), 10000.0, true)
+                 : plain_frequencies(c.head_dim, in.has("rope_local_base_freq") ? in.positive("rope_local_base_freq") : 10000.0);
 }
 
 }  // namespace config_detail
@@ -180,7 +186,8 @@ inline void parse_rope(model_config& c, const reader& in, double theta)
     const bool gemma = kind == "gemma3_text";
     if (kind != "llama" && kind != "mistral" && kind != "qwen2" && kind != "qwen3" && !gemma)
         in.refuse("the model_type '" + kind + "' is not supported: llama, mistral, qwen2, qwen3 and gemma3_text are");
-    const char *const activation = gemma ? "hidden_activation" : "hidden_act", *const known = gemma ? "gelu_pytorch_tanh" : "silu";
+    const char *const activation = gemma ? "hidden_activation" : "hidden_act", *const known =
+                                                                                   gemma ? "gelu_pytorch_tanh" : "silu";
     if (in.has(activation) && in.word(activation) != known)
         in.refuse("the " + std::string(activation) + " '" + in.word(activation) + "' is not supported: " + known + " is");
     model_config c;
@@ -211,7 +218,8 @@ inline void parse_rope(model_config& c, const reader& in, double theta)
     return c;
 }
 
-/// The configuration of a file that stands alone: a decoder as the pointer-chasing one, 128 channels a head, RoPE base 10000.
+/// The configuration of a file that stands alone: a decoder as the pointer-chasing one, 128 channels a head, RoPE
+/// base 10000.
 [[nodiscard]] inline model_config guess_config(const safetensors& file)
 {
     const auto shape = [&](const std::string& name) {
@@ -251,8 +259,8 @@ inline void apply_metadata(model_config& c, const safetensors& file)
     }
 }
 
-/// Fails unless the tensors that the sizes stand for are there and as large, in every layer: before room is made for what a damaged
-/// configuration only claims. `path` is for messages.
+/// Fails unless the tensors that the sizes stand for are there and as large, in every layer: before room is made for
+/// what a damaged configuration only claims. `path` is for messages.
 inline void require_sizes(const model_config& c, const std::map<std::string, tensor_entry>& entries, const std::string& path)
 {
     const auto require = [&](const std::string& name, const std::vector<std::size_t>& shape) {
@@ -260,7 +268,8 @@ inline void require_sizes(const model_config& c, const std::map<std::string, ten
         if (found == entries.end()) throw failure(path + ": the tensor " + name + " is missing");
         const tensor_entry& entry = found->second;
         if (entry.shape != shape)
-            throw failure(path + ": " + name + " has the shape " + shape_text(entry.shape) + ", " + shape_text(shape) + " is needed");
+            throw failure(path + ": " + name + " has the shape " + shape_text(entry.shape) + ", " + shape_text(shape) +
+                          " is needed");
         if (!holds_floats(entry))
             throw failure(path + ": " + name + " has the type " + entry.type + ", only F32, F16 and BF16 are read");
     };

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// How decoding suffers from a cache. teacher: every next token given the right history, all caches in lock step beside one exact run.
-// greedy: the model's own walk until its first error. pseudo: a fixed sequence block by block beside the exact run, once with errors that
-// feed later layers and blocks (accumulated), once with exact inputs everywhere (static, here `fixed`). In: model, plans, sequences. Out:
-// measures of each. Lock step runs one sequence on all threads; the other modes spread sequences over threads, every one with its own
-// caches. Results do not depend on the number of threads.
+// How decoding suffers from a cache. teacher: every next token given the right history, all caches in lock step
+// beside one exact run. greedy: the model's own walk until its first error. pseudo: a fixed sequence block by block
+// beside the exact run, once with errors that feed later layers and blocks (accumulated), once with exact inputs
+// everywhere (static, here `fixed`). In: model, plans, sequences. Out: measures of each. Lock step runs one sequence
+// on all threads; the other modes spread sequences over threads, every one with its own caches. Results do not depend
+// on the number of threads.
 
 #include <algorithm>
 #include <chrono>
@@ -134,7 +135,8 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
     return plan_of("exact", m.config.head_dim, {});
 }
 
-/// The model's own continuation of the known tokens, as long as the sequence, or up to the first token that `reference` has not.
+/// The model's own continuation of the known tokens, as long as the sequence, or up to the first token that
+/// `reference` has not.
 [[nodiscard]] inline tokens continuation(const experiment& e, const cache_plan& plan, std::size_t sequence,
                                          std::span<const std::int32_t> reference = {})
 {
@@ -159,7 +161,8 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
     return own.size() - (own.back() == reference[own.size() - 1] ? 0 : 1);
 }
 
-/// Where the blocks of the pseudo-decoding run end: after the last whole tile, or after the sequence when no tile gets full.
+/// Where the blocks of the pseudo-decoding run end: after the last whole tile, or after the sequence when no tile
+/// gets full.
 [[nodiscard]] inline std::size_t pseudo_length(const experiment& e, const cache_plan& plan)
 {
     const std::size_t sink = std::min(plan.sink, e.length()), tiles = (e.length() - sink) / plan.group;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The HTML report: one file, inline SVG, nothing loaded from outside. Hops by cache, likelihood against bits and position, errors against
-// context length, then all numbers as a table. In: what the modes that ran measured. Out: text; points carry numbers as tooltips.
+// The HTML report: one file, inline SVG, nothing loaded from outside. Hops by cache, likelihood against bits and
+// position, errors against context length, then all numbers as a table. In: what the modes that ran measured. Out:
+// text; points carry numbers as tooltips.
 
 #include <algorithm>
 #include <cmath>
@@ -112,7 +113,8 @@ namespace figure_detail {
     return drawing(bottom + 48, "Hops by cache", out);
 }
 
-/// A measure of the teacher mode against bits per element, logarithmic; a dashed line for the exact cache, if it is above zero.
+/// A measure of the teacher mode against bits per element, logarithmic; a dashed line for the exact cache, if it is
+/// above zero.
 [[nodiscard]] inline std::string bits_panel(const std::vector<cache_report>& reports,
                                             const std::vector<svg::series_style>& styles, panel p,
                                             const std::function<double(const cache_report&)>& measure)
@@ -161,13 +163,15 @@ namespace figure_detail {
     left.y_title = "nats per predicted token";
     right.title = "Divergence from the exact cache";
     right.y_title = "KL, nats per predicted token";
-    const std::string out = bits_panel(reports, styles, left, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).nll.mean; }) +
-                            bits_panel(reports, styles, right, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).kl.mean; });
+    const std::string out =
+        bits_panel(reports, styles, left, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).nll.mean; }) +
+        bits_panel(reports, styles, right, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).kl.mean; });
     return out.empty() ? out : drawing(390, "Likelihood against bits per element", out);
 }
 
 /// Divergence and agreement against position, in up to 24 ranges of one length.
-[[nodiscard]] inline std::string position_figure(const evaluation& all, const std::vector<svg::series_style>& styles, const experiment& e)
+[[nodiscard]] inline std::string position_figure(const evaluation& all, const std::vector<svg::series_style>& styles,
+                                                 const experiment& e)
 {
     const std::size_t parts = std::min<std::size_t>(24, e.scored() / 16);
     if (all.exact.empty() || parts < 2) return {};
@@ -201,7 +205,8 @@ namespace figure_detail {
         for (std::size_t i = curves.size(); i-- > 0;) {
             out += p.curve(curves[i], styles[i].colour, is_ours(all.caches[i].plan));
             for (const auto& [at, value] : curves[i])
-                out += svg::marker(p.x(at), p.y(value), styles[i], text("%s, around %.0f: %.4g", all.caches[i].plan.name.c_str(), at, value));
+                out += svg::marker(p.x(at), p.y(value), styles[i],
+                                   text("%s, around %.0f: %.4g", all.caches[i].plan.name.c_str(), at, value));
         }
     }
     return out.empty() ? out : drawing(390, "Likelihood against position", out);
@@ -308,10 +313,12 @@ using block_value = std::function<double(const block_result&)>;
     std::string out = "<div class=\"wide\"><table><thead><tr><th>cache</th><th>bits per<br>element</th><th>with sink<br>and "
                       "tail</th><th>bytes</th>";
     if (with_teacher)
-        out += "<th>NLL</th><th>excess NLL</th><th>KL</th><th>KL<br>99 %</th><th>KL<br>99.9 %</th><th>KL<br>worst</th><th>top-1<br>agrees</th>"
+        out += "<th>NLL</th><th>excess NLL</th><th>KL</th><th>KL<br>99 %</th><th>KL<br>99.9 "
+               "%</th><th>KL<br>worst</th><th>top-1<br>agrees</th>"
                "<th>accuracy</th><th>cache<br>tokens/s</th>";
     if (with_greedy)
-        out += std::string("<th>") + (e.truth ? "hops" : "agreeing<br>tokens") + "</th><th>" + (e.truth ? "full<br>walks" : "to the<br>end") + "</th>";
+        out += std::string("<th>") + (e.truth ? "hops" : "agreeing<br>tokens") + "</th><th>" +
+               (e.truth ? "full<br>walks" : "to the<br>end") + "</th>";
     out += "</tr></thead><tbody>\n";
     for (const cache_report& r : reports) {
         out += std::string("<tr") + (is_ours(r.plan) ? " class=\"ours\"" : "") + "><td>" + svg::escaped(r.plan.name) + "</td>";
@@ -319,9 +326,9 @@ using block_value = std::function<double(const block_result&)>;
                                        kvarn_cli::grouped(static_cast<std::size_t>(std::llround(r.bytes)))};
         if (with_teacher) {
             const likelihood l = likelihood_of(r.teacher, all.exact);
-            for (const std::string& cell : {text("%.5f", l.nll.mean), text_of(l.excess, 5), text_of(l.kl, 5), text("%.4f", l.kl_p99),
-                                            text("%.4f", l.kl_p999), text("%.4f", l.kl_worst), text("%.4f", l.agreement),
-                                            text("%.4f", l.accuracy), text("%.0f", cache_speed(r, e))})
+            for (const std::string& cell : {text("%.5f", l.nll.mean), text_of(l.excess, 5), text_of(l.kl, 5),
+                                            text("%.4f", l.kl_p99), text("%.4f", l.kl_p999), text("%.4f", l.kl_worst),
+                                            text("%.4f", l.agreement), text("%.4f", l.accuracy), text("%.0f", cache_speed(r, e))})
                 cells.push_back(cell);
         }
         if (with_greedy) {
@@ -340,7 +347,8 @@ using block_value = std::function<double(const block_result&)>;
     const auto ranges = ranges_of(e);
     const std::size_t columns = by_position ? ranges.size() : e.sequences.size();
     if (all.exact.empty() || columns < 2 || columns > 32) return {};
-    std::string out = std::string("<h3>KL by ") + (by_position ? "position" : "sequence") + "</h3>\n<div class=\"wide\"><table><thead><tr><th>cache</th>";
+    std::string out = std::string("<h3>KL by ") + (by_position ? "position" : "sequence") +
+                      "</h3>\n<div class=\"wide\"><table><thead><tr><th>cache</th>";
     for (std::size_t i = 0; i < columns; ++i) out += "<th>" + (by_position ? range_text(ranges[i]) : std::to_string(i)) + "</th>";
     out += "</tr></thead><tbody>\n";
     for (const cache_report& r : all.caches) {
@@ -367,8 +375,9 @@ using block_value = std::function<double(const block_result&)>;
     for (std::size_t i = 0; i < all.caches.size(); ++i) {
         if (i == against) continue;
         const difference d = difference_of(all.caches[i].teacher, other.teacher);
-        out += std::string("<tr") + (is_ours(all.caches[i].plan) ? " class=\"ours\"" : "") + "><td>" + svg::escaped(all.caches[i].plan.name) +
-               "</td><td>" + text_of(d.kl, 5) + "</td><td>" + text_of(d.nll, 5) + "</td></tr>\n";
+        out += std::string("<tr") + (is_ours(all.caches[i].plan) ? " class=\"ours\"" : "") + "><td>" +
+               svg::escaped(all.caches[i].plan.name) + "</td><td>" + text_of(d.kl, 5) + "</td><td>" + text_of(d.nll, 5) +
+               "</td></tr>\n";
     }
     return out + "</tbody></table></div>\n";
 }
@@ -376,7 +385,8 @@ using block_value = std::function<double(const block_result&)>;
 }  // namespace figure_detail
 
 /// The whole report as one HTML file.
-[[nodiscard]] inline std::string html_report(const evaluation& all, const experiment& e, const std::string& facts, std::size_t against)
+[[nodiscard]] inline std::string html_report(const evaluation& all, const experiment& e, const std::string& facts,
+                                             std::size_t against)
 {
     using namespace figure_detail;
     const std::vector<cache_report>& reports = all.caches;
@@ -394,12 +404,14 @@ using block_value = std::function<double(const block_result&)>;
            ". Every cache keeps the sink and the newest tokens up to a whole tile exact; a tile is quantized once it is "
            "full, and decoding goes on with what it holds.</p>\n";
     if (!reports.front().hops.empty()) {
-        out += std::string("<h2>") + (e.truth ? "Hops survived" : "Greedy agreement") + "</h2>\n" + hops_figure(reports, styles, e);
-        out += std::string("<p class=\"caption\">") +
-               (e.truth ? "Greedy decoding: every hop is one exact retrieval from the cache, and a wrong one ends the walk. "
-                        : "Greedy decoding beside the exact cache's own continuation. ") +
-               "One dot is one sequence, the bar reaches to the mean; farther right is better. Bits count codes, scales and padding "
-               "of sealed tokens.</p>\n";
+        out +=
+            std::string("<h2>") + (e.truth ? "Hops survived" : "Greedy agreement") + "</h2>\n" + hops_figure(reports, styles, e);
+        out +=
+            std::string("<p class=\"caption\">") +
+            (e.truth ? "Greedy decoding: every hop is one exact retrieval from the cache, and a wrong one ends the walk. "
+                     : "Greedy decoding beside the exact cache's own continuation. ") +
+            "One dot is one sequence, the bar reaches to the mean; farther right is better. Bits count codes, scales and padding "
+            "of sealed tokens.</p>\n";
     }
     if (quantized) {
         if (const std::string bits = bits_figure(all, styles); !bits.empty()) {
@@ -410,7 +422,8 @@ using block_value = std::function<double(const block_result&)>;
         const std::string names = legend(reports, styles, false);
         if (const std::string positions = position_figure(all, styles, e); !positions.empty())
             out += "<h2>Likelihood against position</h2>\n" + names + positions +
-                   "<p class=\"caption\">All caches in lock step beside one exact run; one point is a mean over neighbouring positions of all "
+                   "<p class=\"caption\">All caches in lock step beside one exact run; one point is a mean over neighbouring "
+                   "positions of all "
                    "sequences. Vertical axes are logarithmic; lower is better.</p>\n";
         const struct {
             const char *title, *caption;
@@ -447,7 +460,8 @@ using block_value = std::function<double(const block_result&)>;
     }
     out += "<h2>All numbers</h2>\n" + number_table(all, e);
     if (!all.exact.empty())
-        out += text("<p class=\"caption\">%zu predictions from token %zu on; nats; +- is one standard error, of means over %zu neighbouring "
+        out += text("<p class=\"caption\">%zu predictions from token %zu on; nats; +- is one standard error, of means over %zu "
+                    "neighbouring "
                     "tokens. cache tokens/s: appending, attention and sealing alone, one thread.</p>\n",
                     e.sequences.size() * e.scored(), e.from, estimate::run_tokens) +
                divergence_table(all, e, false) + divergence_table(all, e, true) + difference_table(all, against);

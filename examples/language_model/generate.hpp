@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Greedy continuations, to read: the first tokens of each sequence are given, then every cache goes on by itself, token by token.
-// In: model, plans, sequences. Out: ids and seconds; as text, if the model's tokenizer.json is there, or as JSON.
+// Greedy continuations, to read: the first tokens of each sequence are given, then every cache goes on by itself,
+// token by token. In: model, plans, sequences. Out: ids and seconds; as text, if the model's tokenizer.json is there,
+// or as JSON.
 
 #include <algorithm>
 #include <chrono>
@@ -25,7 +26,8 @@ struct generation {
     double seconds = 0;  ///< from the first token on, the given ones are read before
 };
 
-[[nodiscard]] inline generation generate(const experiment& e, const cache_plan& plan, std::size_t sequence, std::size_t count, team& helpers)
+[[nodiscard]] inline generation generate(const experiment& e, const cache_plan& plan, std::size_t sequence, std::size_t count,
+                                         team& helpers)
 {
     kv_cache cache(plan, shape_of(e.model->config), e.known + count);
     decoder d(*e.model, cache, &helpers);
@@ -74,11 +76,16 @@ struct generation {
         for (std::size_t i = 0; i < plans.size(); ++i) {
             shown.show(s * plans.size() + i, e.sequences.size() * plans.size(), plans[i].name);
             const generation g = plans[i].storage == storage::exact ? reference : generate(e, plans[i], s, count, helpers);
-            const auto agreeing = static_cast<std::size_t>(std::mismatch(g.ids.begin(), g.ids.end(), reference.ids.begin()).first - g.ids.begin());
-            out += kvarn_cli::text("\n--- %s, %zu of %zu tokens as with the exact cache, %.1f tokens/s:\n", plans[i].name.c_str(), agreeing,
-                                   count, static_cast<double>(count) / g.seconds) +
+            const auto agreeing =
+                static_cast<std::size_t>(std::mismatch(g.ids.begin(), g.ids.end(), reference.ids.begin()).first - g.ids.begin());
+            out += kvarn_cli::text("\n--- %s, %zu of %zu tokens as with the exact cache, %.1f tokens/s:\n", plans[i].name.c_str(),
+                                   agreeing, count, static_cast<double>(count) / g.seconds) +
                    text_of_ids(g.ids) + "\n";
-            list.push_back({{"sequence", s}, {"cache", plans[i].name}, {"given", e.known}, {"ids", g.ids}, {"agreeing", agreeing},
+            list.push_back({{"sequence", s},
+                            {"cache", plans[i].name},
+                            {"given", e.known},
+                            {"ids", g.ids},
+                            {"agreeing", agreeing},
                             {"tokens_per_second", static_cast<double>(count) / g.seconds}});
             if (words) list.back()["text"] = words->of(g.ids);
         }

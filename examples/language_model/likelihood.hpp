@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the lock step says about a cache: divergence, agreement and excess likelihood with errors, in all, by sequence, by position, and
-// paired with another cache token by token. In: evaluation. Out: numbers, tables, JSON, CSV.
+// What the lock step says about a cache: divergence, agreement and excess likelihood with errors, in all, by
+// sequence, by position, and paired with another cache token by token. In: evaluation. Out: numbers, tables, JSON,
+// CSV.
 
 #include <algorithm>
 #include <cmath>
@@ -40,8 +41,8 @@ template <class Value>
 }
 
 struct likelihood {
-    estimate nll, kl, excess;             ///< excess: of the negative log-likelihood above the exact cache's
-    double accuracy = 0, agreement = 0;   ///< shares of tokens whose most likely one is right, is the exact cache's
+    estimate nll, kl, excess;            ///< excess: of the negative log-likelihood above the exact cache's
+    double accuracy = 0, agreement = 0;  ///< shares of tokens whose most likely one is right, is the exact cache's
     double kl_p99 = 0, kl_p999 = 0, kl_worst = 0;
 };
 
@@ -58,7 +59,8 @@ struct likelihood {
     l.agreement = average(n, first, end, [&](std::size_t s, std::size_t i) { return own[s].agrees[i]; }).mean;
     std::vector<float> sorted;
     for (const token_scores& one : own)
-        sorted.insert(sorted.end(), one.kl.begin() + static_cast<std::ptrdiff_t>(first), one.kl.begin() + static_cast<std::ptrdiff_t>(end));
+        sorted.insert(sorted.end(), one.kl.begin() + static_cast<std::ptrdiff_t>(first),
+                      one.kl.begin() + static_cast<std::ptrdiff_t>(end));
     std::sort(sorted.begin(), sorted.end());
     if (sorted.empty()) return l;
     l.kl_p99 = quantile(sorted, 0.99);
@@ -112,11 +114,14 @@ struct difference {
     const std::size_t n = e.sequences.size();
     const double seconds = all.teacher_seconds;
     std::string out =
-        text("Beside the exact cache, %zu predictions from token %zu on, nats; +- is one standard error (means of %zu neighbouring tokens).\n"
-             "cache tokens/s: appending, attention and sealing alone, one thread. The run: %zu tokens with %zu caches in %s, %.0f tokens/s.\n\n",
-             n * e.scored(), e.from, estimate::run_tokens, n * (e.length() - 1), all.caches.size(), kvarn_cli::clock_text(seconds).c_str(),
-             static_cast<double>(n * (e.length() - 1) * all.caches.size()) / seconds);
-    rows table{{"", "KL", "KL", "KL", "KL", "top-1", "excess", "cache"}, {"cache", "mean", "99 %", "99.9 %", "worst", "agrees", "NLL", "tokens/s"}};
+        text("Beside the exact cache, %zu predictions from token %zu on, nats; +- is one standard error (means of %zu "
+             "neighbouring tokens).\n"
+             "cache tokens/s: appending, attention and sealing alone, one thread. The run: %zu tokens with %zu caches in %s, "
+             "%.0f tokens/s.\n\n",
+             n * e.scored(), e.from, estimate::run_tokens, n * (e.length() - 1), all.caches.size(),
+             kvarn_cli::clock_text(seconds).c_str(), static_cast<double>(n * (e.length() - 1) * all.caches.size()) / seconds);
+    rows table{{"", "KL", "KL", "KL", "KL", "top-1", "excess", "cache"},
+               {"cache", "mean", "99 %", "99.9 %", "worst", "agrees", "NLL", "tokens/s"}};
     for (const cache_report& r : all.caches) {
         const likelihood l = likelihood_of(r.teacher, all.exact);
         table.push_back({r.plan.name, text_of(l.kl, 5), text("%.4f", l.kl_p99), text("%.4f", l.kl_p999), text("%.4f", l.kl_worst),
@@ -186,14 +191,23 @@ inline void add_likelihood(nlohmann::ordered_json& to, const evaluation& all, co
     }
     for (const position_range& range : ranges_of(e)) {
         const likelihood part = likelihood_of(r.teacher, all.exact, range.first - e.from, range.end - e.from);
-        to["positions"].push_back({{"first", range.first}, {"end", range.end}, {"kl", part.kl.mean}, {"kl_error", part.kl.error},
-                                   {"kl_p99", part.kl_p99}, {"kl_worst", part.kl_worst}, {"agreement", part.agreement},
-                                   {"excess_nll", part.excess.mean}, {"excess_nll_error", part.excess.error}});
+        to["positions"].push_back({{"first", range.first},
+                                   {"end", range.end},
+                                   {"kl", part.kl.mean},
+                                   {"kl_error", part.kl.error},
+                                   {"kl_p99", part.kl_p99},
+                                   {"kl_worst", part.kl_worst},
+                                   {"agreement", part.agreement},
+                                   {"excess_nll", part.excess.mean},
+                                   {"excess_nll_error", part.excess.error}});
     }
     for (std::size_t other = 0; other < all.caches.size(); ++other) {
         if (other == number) continue;
         const difference d = difference_of(r.teacher, all.caches[other].teacher);
-        to["less"].push_back({{"cache", all.caches[other].plan.name}, {"kl", d.kl.mean}, {"kl_error", d.kl.error}, {"nll", d.nll.mean},
+        to["less"].push_back({{"cache", all.caches[other].plan.name},
+                              {"kl", d.kl.mean},
+                              {"kl_error", d.kl.error},
+                              {"nll", d.nll.mean},
                               {"nll_error", d.nll.error}});
     }
     to["cache_tokens_per_second"] = cache_speed(r, e);
@@ -207,9 +221,9 @@ inline void add_likelihood(nlohmann::ordered_json& to, const evaluation& all, co
         for (std::size_t s = 0; s < r.teacher.size(); ++s)
             for (const position_range& range : ranges_of(e)) {
                 const likelihood l = likelihood_of({r.teacher[s]}, {all.exact[s]}, range.first - e.from, range.end - e.from);
-                out += text("%s,%.4f,%zu,%zu,%zu,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", r.plan.name.c_str(), r.plan.sealed_bits(), s,
-                            range.first, range.end, l.nll.mean, l.nll.mean - l.excess.mean, l.kl.mean, l.kl_p99, l.kl_worst, l.agreement,
-                            l.accuracy);
+                out += text("%s,%.4f,%zu,%zu,%zu,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g\n", r.plan.name.c_str(), r.plan.sealed_bits(),
+                            s, range.first, range.end, l.nll.mean, l.nll.mean - l.excess.mean, l.kl.mean, l.kl_p99, l.kl_worst,
+                            l.agreement, l.accuracy);
             }
     return out;
 }

@@ -13,9 +13,9 @@
 
 #include <kvarn/version.hpp>
 
-#include "../common/program.hpp"
 #include "../common/files.hpp"
 #include "../common/npy.hpp"
+#include "../common/program.hpp"
 #include "evaluate.hpp"
 #include "figures.hpp"
 #include "generate.hpp"
@@ -87,7 +87,9 @@ std::size_t first_scored(const options& given, const experiment& e)
 /// As --mode says. Single steps and pseudo-decoding take long with a large model: by default they run on the pointer-chasing one only.
 modes modes_of(const options& given, bool is_pointer_chase)
 {
-    const auto wanted = [&](const char* mode) { return std::find(given.modes.begin(), given.modes.end(), mode) != given.modes.end(); };
+    const auto wanted = [&](const char* mode) {
+        return std::find(given.modes.begin(), given.modes.end(), mode) != given.modes.end();
+    };
     if (given.modes.empty()) return {true, is_pointer_chase, is_pointer_chase && !given.html.empty()};
     return {wanted("teacher"), wanted("greedy"), wanted("pseudo")};
 }
@@ -125,9 +127,9 @@ void run_experiment(const options& given)
     if (given.walks != 0 && (m.config.task != pointer_task || symbols < 2))
         throw failure("--walks: " + given.model + " is no pointer-chasing model");
     if (given.walks == 0 && m.config.task != pointer_task && given.sequences == options{}.sequences)
-        throw failure("--sequences is missing: the walks that are the default are for the pointer-chasing model, not for " + given.model);
-    e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, symbols)
-                                   : read_sequences(given, m.config.vocabulary);
+        throw failure("--sequences is missing: the walks that are the default are for the pointer-chasing model, not for " +
+                      given.model);
+    e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, symbols) : read_sequences(given, m.config.vocabulary);
     e.truth = m.config.task == pointer_task && given.prompt == 0;
     e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
     e.threads = given.threads;
@@ -157,48 +159,55 @@ void run_experiment(const options& given)
 
 int run(int argc, char** argv)
 {
-    CLI::App app("Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
-                 "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, rotated_q<4|5|8>_0,\n"
-                 "turboquant<2|3|4>, fp8_<tensor|token> (one scale per layer and tile, or per token and head), and\n"
-                 "k<bits>v<bits>_g<group>; after it _auto to keep each head's keys in the basis that its queries ask for, or _ko, _vo,\n"
-                 "_kovo for the original basis of K, V or both; then :paper or :refined; then rules for layers and heads that get other\n"
-                 "bits: k2v2_g128_auto:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
-                 "language_model");
+    CLI::App app(
+        "Runs a decoder-only language model with exact and quantized KV caches and reports how decoding suffers.\n"
+        "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, rotated_q<4|5|8>_0,\n"
+        "turboquant<2|3|4>, fp8_<tensor|token> (one scale per layer and tile, or per token and head), and\n"
+        "k<bits>v<bits>_g<group>; after it _auto to keep each head's keys in the basis that its queries ask for, or _ko, _vo,\n"
+        "_kovo for the original basis of K, V or both; then :paper or :refined; then rules for layers and heads that get other\n"
+        "bits: k2v2_g128_auto:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
+        "language_model");
     app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
     options given;
-    app.add_option(
-           "--model", given.model,
-           "a .safetensors file, or a directory with config.json and model.safetensors or its shards; llama, mistral, "
-           "qwen2, qwen3, gemma3_text (default: the pointer-chasing model)")
+    app.add_option("--model", given.model,
+                   "a .safetensors file, or a directory with config.json and model.safetensors or its shards; llama, mistral, "
+                   "qwen2, qwen3, gemma3_text (default: the pointer-chasing model)")
         ->type_name("PATH");
     app.add_option("--sequences", given.sequences, ".npy of int32 or int64 [sequences, tokens] (default: 16 walks)")
         ->type_name("FILE");
     app.add_option("--limit", given.limit, "use only the first N sequences")->type_name("N")->check(CLI::Range(1, 1 << 30));
-    CLI::Option* const walks =
-        app.add_option("--walks", given.walks, "instead of a file: N new walks")->type_name("N")->check(CLI::Range(1, 1 << 20))->excludes("--sequences")->excludes("--limit");
+    CLI::Option* const walks = app.add_option("--walks", given.walks, "instead of a file: N new walks")
+                                   ->type_name("N")
+                                   ->check(CLI::Range(1, 1 << 20))
+                                   ->excludes("--sequences")
+                                   ->excludes("--limit");
     app.add_option("--seed", given.seed, "of the new walks (default 1)")->type_name("N")->needs(walks);
     app.add_option("--caches", given.caches, "comma-separated names (default: ten)")->type_name("LIST");
     app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
         ->type_name("N")
         ->check(CLI::Range(0, 1 << 24));
-    app.add_option(
-           "--mode", given.modes,
-           "teacher: next tokens given the right history, all caches in lock step; greedy: the model's own walk; pseudo: block by block "
-           "beside the exact run. Several with commas (default: teacher; on the pointer-chasing model greedy too, and all with --html)")
+    app.add_option("--mode", given.modes,
+                   "teacher: next tokens given the right history, all caches in lock step; greedy: the model's own walk; pseudo: "
+                   "block by block "
+                   "beside the exact run. Several with commas (default: teacher; on the pointer-chasing model greedy too, and "
+                   "all with --html)")
         ->type_name("teacher|greedy|pseudo")
         ->delimiter(',')
         ->check(CLI::IsMember({"teacher", "greedy", "pseudo"}));
-    app.add_option("--from", given.from, "teacher: the first token whose prediction counts (default: of the walk, else at most 256)")
+    app.add_option("--from", given.from,
+                   "teacher: the first token whose prediction counts (default: of the walk, else at most 256)")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--against", given.against, "the cache that the others are paired with (default: the first that is not exact)")
         ->type_name("CACHE");
-    app.add_option("--generate", given.generate, "instead: N tokens after the given ones with every cache, as text by the model's tokenizer.json")
+    app.add_option("--generate", given.generate,
+                   "instead: N tokens after the given ones with every cache, as text by the model's tokenizer.json")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 20))
         ->excludes("--mode")
         ->excludes("--from");
-    app.add_option("--prompt", given.prompt, "greedy and --generate: tokens given at the start (default: context and first token of a walk, else half)")
+    app.add_option("--prompt", given.prompt,
+                   "greedy and --generate: tokens given at the start (default: context and first token of a walk, else half)")
         ->type_name("N")
         ->check(CLI::Range(1, 1 << 30));
     app.add_option("--iterations", given.plans.iterations,
@@ -206,10 +215,15 @@ int run(int argc, char** argv)
         ->type_name("N")
         ->check(CLI::Range(0, 64));
     app.add_option("--threads", given.threads, "threads (default: one per core)")->type_name("N")->check(CLI::Range(1, 1024));
-    app.add_flag("--progress", kvarn_cli::progress::as_lines, "progress and time left as lines on stderr, even if it is no terminal");
+    app.add_flag("--progress", kvarn_cli::progress::as_lines,
+                 "progress and time left as lines on stderr, even if it is no terminal");
     app.add_flag("--json", given.json, "print JSON instead of tables");
-    app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE")->excludes("--generate");
-    app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")->type_name("FILE")->excludes("--generate");
+    app.add_option("--html", given.html, "also write a report, one self-contained file")
+        ->type_name("FILE")
+        ->excludes("--generate");
+    app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")
+        ->type_name("FILE")
+        ->excludes("--generate");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

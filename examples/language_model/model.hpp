@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The weights of a decoder-only transformer as row-major float matrices [out][in], read from one safetensors file or from a
-// directory as Hugging Face lays it out. Every tensor is checked; one that is missing, misshapen or not known to the forward
-// pass is a failure that names it. Matrices with the same input are stacked: q, k, v, and gate, up.
+// The weights of a decoder-only transformer as row-major float matrices [out][in], read from one safetensors file or
+// from a directory as Hugging Face lays it out. Every tensor is checked; one that is missing, misshapen or not known
+// to the forward pass is a failure that names it. Matrices with the same input are stacked: q, k, v, and gate, up.
 
 #include <algorithm>
 #include <cstddef>
@@ -24,7 +24,7 @@ using row_vector = Eigen::RowVectorXf;
 struct layer_weights {
     row_vector attention_norm, mlp_norm;
     row_vector post_attention_norm, post_mlp_norm;  ///< of what attention and MLP add; empty: none
-    matrix qkv;  ///< query heads, key heads, value heads
+    matrix qkv;                                     ///< query heads, key heads, value heads
     row_vector qkv_bias;
     matrix o;
     row_vector o_bias;
@@ -53,7 +53,8 @@ struct destination {
 };
 using destinations = std::map<std::string, destination>;
 
-/// Makes room for all weights of the configuration and says where each tensor goes. `present` are those that some file holds.
+/// Makes room for all weights of the configuration and says where each tensor goes. `present` are those that some
+/// file holds.
 [[nodiscard]] inline destinations allocate(model& m, const std::map<std::string, tensor_entry>& present)
 {
     const model_config& c = m.config;
@@ -87,7 +88,8 @@ using destinations = std::map<std::string, destination>;
         l.gate_up.resize(index(2 * c.intermediate), index(c.hidden));
         l.down.resize(index(c.hidden), index(c.intermediate));
         add_vector(layer + "input_layernorm.weight", l.attention_norm, 0, c.hidden, true);
-        add_vector(layer + (c.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"), l.mlp_norm, 0, c.hidden, true);
+        add_vector(layer + (c.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"), l.mlp_norm, 0,
+                   c.hidden, true);
         if (c.post_norms)
             for (const auto& [name, norm] : {std::pair{"post_attention_layernorm.weight", &l.post_attention_norm},
                                              std::pair{"post_feedforward_layernorm.weight", &l.post_mlp_norm}}) {
@@ -158,7 +160,8 @@ inline void add_one_to_norms(model& m)
     if (!fs::exists(index))
         throw failure(directory.string() + ": there is neither model.safetensors nor model.safetensors.index.json");
     std::vector<std::string> files;
-    for (const std::string& name : shards_of(read_json(index.string()), index.string())) files.push_back((directory / name).string());
+    for (const std::string& name : shards_of(read_json(index.string()), index.string()))
+        files.push_back((directory / name).string());
     return files;
 }
 

@@ -81,7 +81,8 @@ inline constexpr block_measure block_measures[] = {
     return kvarn_cli::aligned(rows);
 }
 
-/// The blocks of one cache: errors with exact inputs (static), after everything before was quantized too (accum), the difference.
+/// The blocks of one cache: errors with exact inputs (static), after everything before was quantized too (accum), the
+/// difference.
 [[nodiscard]] inline std::string block_table(const cache_report& r, std::size_t sequences)
 {
     std::vector<std::vector<std::string>> rows{
@@ -103,7 +104,8 @@ inline constexpr block_measure block_measures[] = {
     return r.plan.name + "\n" + kvarn_cli::aligned(rows);
 }
 
-[[nodiscard]] inline std::string text_report(const evaluation& all, const experiment& e, const std::string& facts, std::size_t against)
+[[nodiscard]] inline std::string text_report(const evaluation& all, const experiment& e, const std::string& facts,
+                                             std::size_t against)
 {
     const std::vector<cache_report>& reports = all.caches;
     std::string out = facts + "\n\n";

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Files in the safetensors format: eight bytes with the length of a JSON header, the header, the data of all tensors.
-// In: the whole file in memory. Out: names, types, shapes and metadata; a tensor of F32, F16 or BF16 as floats.
-// The reader trusts no field: lengths, nesting, offsets and the sizes that shapes ask for are checked before anything is used.
+// In: the whole file in memory. Out: names, types, shapes and metadata; a tensor of F32, F16 or BF16 as floats. The
+// reader trusts no field: lengths, nesting, offsets and the sizes that shapes ask for are checked before anything is
+// used.
 
 #include <algorithm>
 #include <cstddef>

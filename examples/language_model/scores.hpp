@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What caches do to the prediction of each token, beside the exact one: negative log-likelihood of the right token, KL divergence from the
-// exact distribution, whether the most likely token is the exact run's, and whether it is the right one.
-// In: hidden states [cache][token] of one block, cache 0 exact. Out: four figures per cache and token. Logits are made and forgotten in
-// blocks of the vocabulary, so that memory does not grow with it; float within a block, double across blocks, the same on any team.
+// What caches do to the prediction of each token, beside the exact one: negative log-likelihood of the right token,
+// KL divergence from the exact distribution, whether the most likely token is the exact run's, and whether it is the
+// right one. In: hidden states [cache][token] of one block, cache 0 exact. Out: four figures per cache and token.
+// Logits are made and forgotten in blocks of the vocabulary, so that memory does not grow with it; float within a
+// block, double across blocks, the same on any team.
 
 #include <algorithm>
 #include <cmath>
@@ -37,7 +38,8 @@ struct running {
     double sum = 0;       ///< of exponentials
     double distance = 0;  ///< sum of exact exponentials, relative to the exact row's largest, times (exact logit - this one)
 
-    /// Takes in what comes after; `exact_before` and `exact_block` are the exact row's largest until now and in that block.
+    /// Takes in what comes after; `exact_before` and `exact_block` are the exact row's largest until now and in that
+    /// block.
     void add(const running& block, float exact_before, float exact_block)
     {
         const float both = std::max(largest, block.largest), exact_both = std::max(exact_before, exact_block);
@@ -54,8 +56,8 @@ private:
 
 }  // namespace scores_detail
 
-/// Scores `count` tokens of a block from its token `first` on, whose right successors are `right`, and appends to scores[cache].
-/// states: [cache][token of the block]; cache 0 is exact.
+/// Scores `count` tokens of a block from its token `first` on, whose right successors are `right`, and appends to
+/// scores[cache]. states: [cache][token of the block]; cache 0 is exact.
 inline void score_tokens(const model& m, const matrix& states, std::size_t caches, std::size_t first,
                          std::span<const std::int32_t> right, std::vector<token_scores>& scores, team& helpers)
 {
@@ -101,7 +103,8 @@ inline void score_tokens(const model& m, const matrix& states, std::size_t cache
     for (std::size_t block = 0; block < blocks; ++block)
         for (std::size_t cache = caches; cache-- > 0;)  // the exact rows last, the others need what they were
             for (std::size_t t = 0; t < count; ++t)
-                total[cache * count + t].add(parts[block * rows + cache * count + t], total[t].largest, parts[block * rows + t].largest);
+                total[cache * count + t].add(parts[block * rows + cache * count + t], total[t].largest,
+                                             parts[block * rows + t].largest);
     for (std::size_t cache = 0; cache < caches; ++cache)
         for (std::size_t t = 0; t < count; ++t) {
             const running &exact = total[t], &own = total[cache * count + t];

@@ -11,8 +11,8 @@
 
 namespace language_model {
 
-/// A mean and how far it may be off. Neighbouring tokens are alike, so the error is that of means over runs of `run_tokens` tokens, which
-/// never cross from one sequence to the next; NaN where there are fewer than two of them.
+/// A mean and how far it may be off. Neighbouring tokens are alike, so the error is that of means over runs of
+/// `run_tokens` tokens, which never cross from one sequence to the next; NaN where there are fewer than two of them.
 struct estimate {
     static constexpr std::size_t run_tokens = 64;
 

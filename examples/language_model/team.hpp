@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Threads that wait for work: each(n, f) runs f(0) .. f(n - 1) on all of them and on the caller, in any order, and returns when all are
-// done. Who runs which item is left to chance, so items must not depend on each other. Of the items that fail the lowest one's exception
-// is thrown. One each() at a time.
+// Threads that wait for work: each(n, f) runs f(0) .. f(n - 1) on all of them and on the caller, in any order, and
+// returns when all are done. Who runs which item is left to chance, so items must not depend on each other. Of the
+// items that fail the lowest one's exception is thrown. One each() at a time.
 
 #include <algorithm>
 #include <atomic>

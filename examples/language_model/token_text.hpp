@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The text of token ids, from the tokenizer.json beside a model: byte-level vocabularies (GPT-2, Llama 3, Qwen) and those of SentencePiece
-// with byte fallback (Llama 2, Gemma). In: the file. Out: text in UTF-8, as far as tokens end where characters do. Encoding text is not
-// needed here: sequences come as ids.
+// The text of token ids, from the tokenizer.json beside a model: byte-level vocabularies (GPT-2, Llama 3, Qwen) and
+// those of SentencePiece with byte fallback (Llama 2, Gemma). In: the file. Out: text in UTF-8, as far as tokens end
+// where characters do. Encoding text is not needed here: sequences come as ids.
 
 #include <array>
 #include <cstddef>
@@ -25,7 +25,8 @@ public:
             !file["model"]["vocab"].is_object())
             throw failure(path + ": it holds no vocabulary");
         const bool byte_level = file.contains("decoder") && names_byte_level(file["decoder"]);
-        for (const auto& [token, id] : file["model"]["vocab"].items()) place(id, path) = byte_level ? bytes_of(token) : spaces_of(token);
+        for (const auto& [token, id] : file["model"]["vocab"].items())
+            place(id, path) = byte_level ? bytes_of(token) : spaces_of(token);
         if (!file.contains("added_tokens")) return;
         if (!file["added_tokens"].is_array()) throw failure(path + ": its added tokens are no list");
         for (const json& added : file["added_tokens"]) {
@@ -63,13 +64,15 @@ private:
 
     std::string& place(const json& id, const std::string& path)
     {
-        if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= most_tokens) throw failure(path + ": a token's id is no whole number below 2^24");
+        if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= most_tokens)
+            throw failure(path + ": a token's id is no whole number below 2^24");
         const auto at = id.get<std::size_t>();
         if (at >= tokens_.size()) tokens_.resize(at + 1);
         return tokens_[at];
     }
 
-    /// Byte-level tokens write each byte as one character: itself if it is printable, else the next of those from U+0100 on.
+    /// Byte-level tokens write each byte as one character: itself if it is printable, else the next of those from
+    /// U+0100 on.
     static std::string bytes_of(std::string_view token)
     {
         static const std::array<std::uint8_t, 0x144> byte_of_character = [] {

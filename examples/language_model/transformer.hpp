@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The forward pass of one sequence over one or more KV caches in lock step: every cache sees the same tokens, its errors feed its own later
-// layers and tokens, and the rows of all of them pass each weight matrix together, which is read once for all.
-// In: token ids, in blocks that every cache has room for. Out: hidden states [cache][token], and logits. All in float; K and V enter the
-// caches as halves. The weights are shared and read only; a decoder has its own working memory, and one thread calls it.
+// The forward pass of one sequence over one or more KV caches in lock step: every cache sees the same tokens, its
+// errors feed its own later layers and tokens, and the rows of all of them pass each weight matrix together, which is
+// read once for all. In: token ids, in blocks that every cache has room for. Out: hidden states [cache][token], and
+// logits. All in float; K and V enter the caches as halves. The weights are shared and read only; a decoder has its
+// own working memory, and one thread calls it.
 
 #include <algorithm>
 #include <chrono>
@@ -43,8 +44,8 @@ struct layer_step {
     return options;
 }
 
-/// to = from * transpose(weight), outputs spread over the team in blocks of one size, so that the result does not depend on it.
-/// One row is a product with a vector, which reads the weights in order.
+/// to = from * transpose(weight), outputs spread over the team in blocks of one size, so that the result does not
+/// depend on it. One row is a product with a vector, which reads the weights in order.
 inline void multiply(const matrix& from, const matrix& weight, matrix& to, team* helpers)
 {
     to.resize(from.rows(), weight.rows());
@@ -66,8 +67,7 @@ public:
     /// All caches hold equally many tokens of the same sequence. Without a team, the caller does all the work.
     decoder(const model& m, std::vector<kv_cache*> caches, team* helpers = nullptr)
         : model_(&m), caches_(std::move(caches)), helpers_(helpers), lanes_(caches_.size())
-    {
-    }
+    {}
     decoder(const model& m, kv_cache& cache, team* helpers = nullptr) : decoder(m, std::vector{&cache}, helpers) {}
 
     /// Tokens that one block may bring.
@@ -81,7 +81,8 @@ public:
     /// Seconds that a cache took so far: appending, attention and sealing, on one thread.
     [[nodiscard]] double seconds_of(std::size_t cache) const { return lanes_[cache].seconds; }
 
-    /// Runs the next `tokens`, at most room() of them, and calls observe(layer_step) after the attention of each layer of each cache.
+    /// Runs the next `tokens`, at most room() of them, and calls observe(layer_step) after the attention of each
+    /// layer of each cache.
     template <class Observer>
     void run(std::span<const std::int32_t> tokens, Observer&& observe)
     {
@@ -145,7 +146,8 @@ public:
     /// What the output layer gets of the last block: [cache][token][hidden].
     [[nodiscard]] const matrix& states() const noexcept { return normed_; }
 
-    /// Logits [count][vocabulary] of tokens [first, first + count) of the last block with the first cache; valid until the next call.
+    /// Logits [count][vocabulary] of tokens [first, first + count) of the last block with the first cache; valid
+    /// until the next call.
     [[nodiscard]] const matrix& logits(std::size_t first, std::size_t count)
     {
         chosen_ = normed_.middleRows(index(first), index(count));
@@ -220,7 +222,8 @@ private:
         }
         const stopwatch watch(l.seconds);
         caches_[number]->append(layer, l.k.data(), l.v.data(), tokens_);
-        caches_[number]->attend(layer, l.q.data(), attention_.row(index(number * tokens_)).data(), tokens_, attention_of(c, layer));
+        caches_[number]->attend(layer, l.q.data(), attention_.row(index(number * tokens_)).data(), tokens_,
+                                attention_of(c, layer));
     }
 
     /// silu(gate) * up, or gelu(gate) * up by its tanh approximation.
@@ -270,7 +273,8 @@ private:
         }
     }
 
-    /// Normalises every head of a row, if the model does, and turns it by its position: channel i together with channel i + d / 2.
+    /// Normalises every head of a row, if the model does, and turns it by its position: channel i together with
+    /// channel i + d / 2.
     void turn_heads(float* row, std::size_t heads, const row_vector& norm, std::size_t layer, std::size_t token) const
     {
         const rope& r = model_->config.is_local(layer) ? local_rope_ : rope_;

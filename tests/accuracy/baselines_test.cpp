@@ -64,7 +64,8 @@ TEST_CASE("accuracy/baselines: TurboQuant keeps norms, and its error is that of 
             // Outlier channels and tokens of all sizes: the rotation makes every token alike.
             accuracy::matrix exact{2, 100, d, normal_values(2 * 100 * d, 2)};
             for (std::size_t t = 0; t < 200; ++t)
-                for (std::size_t c = 0; c < d; ++c) exact.values[t * d + c] *= (c % 16 == 3 ? 9.0f : 1.0f) * std::exp2(static_cast<float>(t % 12) - 6);
+                for (std::size_t c = 0; c < d; ++c)
+                    exact.values[t * d + c] *= (c % 16 == 3 ? 9.0f : 1.0f) * std::exp2(static_cast<float>(t % 12) - 6);
             for (std::size_t c = 0; c < d; ++c) exact.token(1, 7)[c] = 0;
             accuracy::matrix stored = exact;
             kvarn_cli::round_trip({"", "x", kvarn_cli::baseline_kind::turboquant, bits, 0, false}, stored, true);
@@ -72,8 +73,14 @@ TEST_CASE("accuracy/baselines: TurboQuant keeps norms, and its error is that of 
             CHECK(scale.back() < 1e-3);
             CHECK(scale.size() == 199);
             for (std::size_t c = 0; c < d; ++c) CHECK(stored.token(1, 7)[c] == 0);
-            const double codes = bits == 2 ? 0.1175 : bits == 3 ? 0.03454 : 0.009497;
-            CHECK(std::pow(kvarn_cli::relative_error(exact.values, stored.values), 2) == Approx(codes).epsilon(0.15));
+            // Codes of squared error D leave an angle whose cosine is sqrt(1 - D); with the norm kept, that is all of
+            // the error. The outlier channels, four or eight in step with the Hadamard matrix, are not quite normal
+            // numbers after it.
+            const double codes = bits == 2 ? 0.1175 : bits == 3 ? 0.03454 : 0.009497, expected = 2 * (1 - std::sqrt(1 - codes));
+            CHECK(std::pow(kvarn_cli::relative_error(exact.values, stored.values), 2) == Approx(expected).epsilon(0.3));
+            accuracy::matrix plain{1, 400, d, normal_values(400 * d, 3)}, plain_stored = plain;
+            kvarn_cli::round_trip({"", "x", kvarn_cli::baseline_kind::turboquant, bits, 0, false}, plain_stored, false);
+            CHECK(std::pow(kvarn_cli::relative_error(plain.values, plain_stored.values), 2) == Approx(expected).epsilon(0.05));
             // A stored token holds 2^bits values at most, up to its norm.
             const std::vector<float> signs = kvarn_cli::random_signs(d);
             accuracy::matrix rotated = stored;
@@ -96,14 +103,16 @@ TEST_CASE("accuracy/baselines: float8 e4m3 by its definition", "[accuracy]")
     std::vector<float> all;
     for (int code = 0; code < 127; ++code) {
         const int exponent = code >> 3, digits = code & 7;
-        all.push_back(exponent == 0 ? std::ldexp(static_cast<float>(digits), -9) : std::ldexp(static_cast<float>(8 + digits), exponent - 10));
+        all.push_back(exponent == 0 ? std::ldexp(static_cast<float>(digits), -9)
+                                    : std::ldexp(static_cast<float>(8 + digits), exponent - 10));
     }
     CHECK(all.back() == 448);
     for (std::size_t i = 0; i < all.size(); ++i) {
         CHECK(kvarn_cli::as_e4m3(all[i]) == all[i]);
         CHECK(kvarn_cli::as_e4m3(-all[i]) == -all[i]);
         if (i + 1 == all.size()) continue;
-        const float middle = (all[i] + all[i + 1]) / 2, up = std::nextafter(middle, INFINITY), down = std::nextafter(middle, 0.0f);
+        const float middle = (all[i] + all[i + 1]) / 2, up = std::nextafter(middle, INFINITY),
+                    down = std::nextafter(middle, 0.0f);
         CHECK(kvarn_cli::as_e4m3(up) == all[i + 1]);
         CHECK(kvarn_cli::as_e4m3(down) == all[i]);
         CHECK(kvarn_cli::as_e4m3(middle) == all[i % 2 == 0 ? i : i + 1]);  // ties to the even code
@@ -111,7 +120,7 @@ TEST_CASE("accuracy/baselines: float8 e4m3 by its definition", "[accuracy]")
     CHECK(kvarn_cli::as_e4m3(1e9f) == 448);
 
     // One scale for everything, or one for each token.
-    accuracy::matrix exact{1, 2, 4, {448, 1, 0.001f, -3.3f, 0.5f, 0.25f, -0.1f, 0}};
+    accuracy::matrix exact{1, 2, 4, {448, 1, 0.0009f, -3.3f, 0.5f, 0.25f, -0.1f, 0}};
     accuracy::matrix tensor = exact, token = exact;
     kvarn_cli::round_trip({"", "x", kvarn_cli::baseline_kind::fp8_tensor, 8, 0, false}, tensor, true);
     kvarn_cli::round_trip({"", "x", kvarn_cli::baseline_kind::fp8_token, 8, 0, false}, token, true);
@@ -128,7 +137,8 @@ TEST_CASE("accuracy/baselines: blocks with a minimum", "[accuracy]")
         const int most = (1 << bits) - 1;
         // Values on the grid come back as they are.
         accuracy::matrix grid{1, 1, 64, std::vector<float>(64)};
-        for (int i = 0; i < 32; ++i) grid.values[static_cast<std::size_t>(i)] = -5 + 0.25f * static_cast<float>(i * 7 % (most + 1));
+        for (int i = 0; i < 32; ++i)
+            grid.values[static_cast<std::size_t>(i)] = -5 + 0.25f * static_cast<float>(i * 7 % (most + 1));
         for (int i = 0; i < 32; ++i) grid.values[static_cast<std::size_t>(32 + i)] = 3;
         grid.values[1] = -5 + 0.25f * static_cast<float>(most);
         const auto before = grid;
@@ -143,7 +153,8 @@ TEST_CASE("accuracy/baselines: blocks with a minimum", "[accuracy]")
             const auto [low, high] = std::minmax_element(random.values.begin() + static_cast<std::ptrdiff_t>(at),
                                                          random.values.begin() + static_cast<std::ptrdiff_t>(at + 32));
             const float step = (*high - *low) / static_cast<float>(most);
-            for (std::size_t i = at; i < at + 32; ++i) CHECK(std::fabs(stored.values[i] - random.values[i]) < 0.5f * step + 0.004f);
+            for (std::size_t i = at; i < at + 32; ++i)
+                CHECK(std::fabs(stored.values[i] - random.values[i]) < 0.5f * step + 0.004f);
         }
     }
 }

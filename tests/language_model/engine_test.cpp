@@ -286,7 +286,8 @@ TEST_CASE("language_model/engine: models that are damaged or not known are refus
     says("'hidden_size' is missing", good, without(config, "hidden_size"));
     for (const tiny::json& bad : {tiny::json(-1), tiny::json(0), tiny::json(1.5), tiny::json("64"), tiny::json(1u << 25)})
         says("'vocab_size' is no whole number", good, with("vocab_size", bad));
-    for (const double bad : {0.0, -1.0, 1e-40, 1e300}) says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", bad));
+    for (const double bad : {0.0, -1.0, 1e-40, 1e300})
+        says("'rms_norm_eps' is no positive number", good, with("rms_norm_eps", bad));
     for (const double bad : {0.0, 1e-300, 1e300}) says("'rope_theta' is no positive number", good, with("rope_theta", bad));
     says("the model_type 'gemma2' is not supported", good, with("model_type", "gemma2"));
     says("the hidden_act 'gelu' is not supported", good, with("hidden_act", "gelu"));
@@ -313,7 +314,8 @@ TEST_CASE("language_model/engine: models that are damaged or not known are refus
     says("layer_types is no list", gemma, gemma_with("layer_types", {"full_attention"}));
     says("layer_types has a layer", gemma, gemma_with("layer_types", {"full_attention", "other"}));
     says("rope_parameters differ by layer", good,
-         with("rope_parameters", {{"full_attention", {{"rope_type", "default"}}}, {"sliding_attention", {{"rope_type", "default"}}}}));
+         with("rope_parameters",
+              {{"full_attention", {{"rope_type", "default"}}}, {"sliding_attention", {{"rope_type", "default"}}}}));
     says("the type 'yarn' is not supported", good, with("rope_scaling", {{"type", "yarn"}, {"factor", 2}}));
     says("'factor' is missing", good, with("rope_scaling", {{"type", "linear"}}));
     says("use_sliding_window is not supported", good, with("use_sliding_window", true));
@@ -437,7 +439,8 @@ TEST_CASE("language_model/engine: a cache that chooses its basis holds what the 
     const auto chosen = keys_of("k2v2_g64_auto"), rotated = keys_of("k2v2_g64"), original = keys_of("k2v2_g64_ko");
     for (std::size_t head = 0; head < 2; ++head)
         for (std::size_t t = 0; t < 64; ++t)
-            for (std::size_t c = 0; c < 64; ++c) CHECK(chosen.token(head, t)[c] == (head == 0 ? original : rotated).token(head, t)[c]);
+            for (std::size_t c = 0; c < 64; ++c)
+                CHECK(chosen.token(head, t)[c] == (head == 0 ? original : rotated).token(head, t)[c]);
     CHECK(rotated.token(0, 3)[7] != original.token(0, 3)[7]);
 }
 
@@ -455,7 +458,8 @@ TEST_CASE("language_model/engine: bytes are those of records, scalars, sink and 
     CHECK(plan_of("k2v2_g128", 128, {}).sealed_bits() == 2.375);
     CHECK(plan_of("rotated_q4_0", 128, {}).sealed_bits() == 4.5);
     CHECK(plan_of("exact", 128, {}).sealed_bits() == 16);
-    const std::pair<const char*, double> bits[] = {{"turboquant4", 4.25}, {"turboquant2", 2.25}, {"q5_1", 6}, {"kivi2_g64", 2.5}, {"fp8_tensor", 8}, {"fp8_token", 8.5}};
+    const std::pair<const char*, double> bits[] = {{"turboquant4", 4.25}, {"turboquant2", 2.25}, {"q5_1", 6},
+                                                   {"kivi2_g64", 2.5},    {"fp8_tensor", 8},     {"fp8_token", 8.5}};
     for (const auto& [name, expected] : bits) CHECK(plan_of(name, 64, {}).sealed_bits() == expected);
 }
 
@@ -476,10 +480,31 @@ TEST_CASE("language_model/engine: rules give layers and heads other bits", "[eng
 
 TEST_CASE("language_model/engine: names of caches", "[engine]")
 {
-    for (const char* name : {"exact", "rtn2", "rtn8", "rotated_rtn3", "kivi2_g32", "kivi2_g64", "kivi4_g128", "q4_0", "q5_0", "q8_0",
-                             "q4_1", "q5_1", "turboquant2", "turboquant4", "fp8_tensor", "fp8_token",
-                             "rotated_q5_0", "k2v2_g128", "k2v2_g128:paper", "k2v2_g128:refined", "k8v3_g32",
-                             "k2v2_g128_ko", "k2v2_g128_auto:paper", "k4v4_g64_kovo", "k2v2_g128_auto+0=k4v2"})
+    for (const char* name : {"exact",
+                             "rtn2",
+                             "rtn8",
+                             "rotated_rtn3",
+                             "kivi2_g32",
+                             "kivi2_g64",
+                             "kivi4_g128",
+                             "q4_0",
+                             "q5_0",
+                             "q8_0",
+                             "q4_1",
+                             "q5_1",
+                             "turboquant2",
+                             "turboquant4",
+                             "fp8_tensor",
+                             "fp8_token",
+                             "rotated_q5_0",
+                             "k2v2_g128",
+                             "k2v2_g128:paper",
+                             "k2v2_g128:refined",
+                             "k8v3_g32",
+                             "k2v2_g128_ko",
+                             "k2v2_g128_auto:paper",
+                             "k4v4_g64_kovo",
+                             "k2v2_g128_auto+0=k4v2"})
         CHECK(plan_of(name, 128, {}).name == name);
     CHECK(plan_of("k2v2_g128_auto:paper", 128, {}).choose_basis);
     CHECK(!plan_of("k2v2_g128", 128, {}).choose_basis);
@@ -490,8 +515,29 @@ TEST_CASE("language_model/engine: names of caches", "[engine]")
     CHECK(plan_of("k2v2_g128", 128, {128, 3}).how.iterations == 3);
     CHECK(plan_of("k2v2_g128", 128, {128, 3}).how.refined_iterations == 3);
     CHECK(plan_of("k2v2_g128", 128, {}).how.iterations == kvarn::encode_options{}.iterations);
-    for (const char* name : {"", "Exact", "rtn", "rtn7", "rtn22", "rotated_", "rotated_kivi2_g32", "kivi2", "kivi2_g16", "kivi2_g640", "q6_0",
-                             "q8_1", "rotated_q5_1", "turboquant5", "turboquant", "fp8", "fp8_head", "fp8_tokens", "rotated_fp8_token", "q4_00", "k2v2", "k2v2_g128 ", "rotated_exact"})
+    for (const char* name : {"",
+                             "Exact",
+                             "rtn",
+                             "rtn7",
+                             "rtn22",
+                             "rotated_",
+                             "rotated_kivi2_g32",
+                             "kivi2",
+                             "kivi2_g16",
+                             "kivi2_g640",
+                             "q6_0",
+                             "q8_1",
+                             "rotated_q5_1",
+                             "turboquant5",
+                             "turboquant",
+                             "fp8",
+                             "fp8_head",
+                             "fp8_tokens",
+                             "rotated_fp8_token",
+                             "q4_00",
+                             "k2v2",
+                             "k2v2_g128 ",
+                             "rotated_exact"})
         CHECK(refusal([&] { (void)plan_of(name, 128, {}); }).find("there is no cache") == 0);
     CHECK(refusal([&] { (void)plan_of("k7v2_g128", 128, {}); }).find("bits must be") != std::string::npos);
     CHECK(refusal([&] { (void)plan_of("k4v0_g128", 128, {}); }).find("bits of their own") != std::string::npos);
@@ -504,10 +550,14 @@ TEST_CASE("language_model/engine: names of caches", "[engine]")
     CHECK(plans_of("exact,rtn2", 128, {}).size() == 2);
     for (const char* name : {"rtn2+0=k4v4", "kivi2_g128+0=k4v4", "exact+0=k4v4"})
         CHECK(refusal([&] { (void)plan_of(name, 128, {}); }).find("only k<bits>v<bits> caches have rules") != std::string::npos);
-    for (const char* rule : {"", "0", "0=k4", "0=v4", "0=k4v", "x=k4v4", "0..=k4v4", "0..1..2=k4v4", "0/=k4v4", "0=k7v4", "0=k4v0", "0=k4v4 "})
-        CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128:paper+") + rule, 128, {}); }).find("is no rule") != std::string::npos);
+    for (const char* rule :
+         {"", "0", "0=k4", "0=v4", "0=k4v", "x=k4v4", "0..=k4v4", "0..1..2=k4v4", "0/=k4v4", "0=k7v4", "0=k4v0", "0=k4v4 "})
+        CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128:paper+") + rule, 128, {}); }).find("is no rule") !=
+              std::string::npos);
     for (const char* rule : {"3=k4v4", "-4=k4v4", "2..1=k4v4", "0/2=k4v4"})
-        CHECK(refusal([&] { (void)plan_of(std::string("k2v2_g128+") + rule, 128, {128, {}, 3, 2}); }).find("does not have") != std::string::npos);
+        CHECK(refusal([&] {
+                  (void)plan_of(std::string("k2v2_g128+") + rule, 128, {128, {}, 3, 2});
+              }).find("does not have") != std::string::npos);
     CHECK(refusal([&] { (void)plans_of("exact,,rtn2", 128, {}); }).find("there is no cache ''") == 0);
     CHECK(refusal([&] { (void)plans_of("rtn2,rtn2", 128, {}); }).find("twice") != std::string::npos);
 }

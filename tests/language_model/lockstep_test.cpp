@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The lock step of the example language_model: its figures against logits of single runs in double, sequence by sequence; means, errors and
-// percentiles by hand; threads that share the work.
+// The lock step of the example language_model: its figures against logits of single runs in double, sequence by
+// sequence; means, errors and percentiles by hand; threads that share the work.
 
 #include <algorithm>
 #include <atomic>
@@ -89,7 +89,8 @@ TEST_CASE("language_model/lockstep: every figure is what the cache alone gives",
         for (std::size_t sequence = 0; sequence < 2; ++sequence) {
             CAPTURE(plans[i].name, sequence);
             const token_scores &got = all.caches[i].teacher[sequence], want = scores_alone(b.e, plans[i], sequence);
-            REQUIRE((got.size() == 90 && want.size() == 90 && got.kl.size() == 90 && got.agrees.size() == 90 && got.right.size() == 90));
+            REQUIRE((got.size() == 90 && want.size() == 90 && got.kl.size() == 90 && got.agrees.size() == 90 &&
+                     got.right.size() == 90));
             std::size_t other_top = 0;
             double nll = 0, kl = 0;  // mean differences
             for (std::size_t t = 0; t < 90; ++t) {
@@ -97,7 +98,8 @@ TEST_CASE("language_model/lockstep: every figure is what the cache alone gives",
                 kl += static_cast<double>(std::fabs(got.kl[t] - want.kl[t])) / 90;
                 other_top += got.agrees[t] != want.agrees[t] || got.right[t] != want.right[t];
             }
-            // Float rounding differs between blocks and single tokens, and may tip a code of a record over to its neighbour.
+            // Float rounding differs between blocks and single tokens, and may tip a code of a record over to its
+            // neighbour.
             CHECK(nll < (i == 1 ? 1e-3 : 0.02));
             CHECK(kl <= (i == 1 ? 0.0 : 0.01));
             CHECK(other_top <= 2);
@@ -122,7 +124,7 @@ TEST_CASE("language_model/lockstep: scores of given logits", "[lockstep]")
     matrix states(6, vocabulary);  // caches 0 to 2, two tokens each
     for (Eigen::Index i = 0; i < states.size(); ++i) states.data()[i] = normal(random);
     states.row(4) = states.row(0);
-    states(4, 2999) = 60;  // nearly all probability, in the last block
+    states(4, 2999) = 60;                         // nearly all probability, in the last block
     states.row(5) = states.row(1).array() + 500;  // logits are relative
     team helpers(2);
     std::vector<token_scores> scores(3);

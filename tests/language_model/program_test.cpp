@@ -110,7 +110,8 @@ TEST_CASE("language_model: any model of the known kinds, against its own exact c
     std::vector<std::int64_t> ids;
     for (const int t : tiny::random_tokens(2 * 200, s.vocabulary, 8)) ids.push_back(t);
     tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 200));
-    const json list = run_json(here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120 --mode teacher,greedy");
+    const json list = run_json(
+        here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120 --mode teacher,greedy");
     CHECK((list[0]["predicted"] == 80 && list[0]["hops"] == 80.0 && list[0]["reference"] == "exact"));
     CHECK(list[1]["hops"] < 80.0);
     CHECK(list[2]["kl"] < list[1]["kl"]);
@@ -123,7 +124,8 @@ TEST_CASE("language_model: any model of the known kinds, against its own exact c
     REQUIRE(early["positions"].size() == 3);
     CHECK((early["positions"][1]["first"] == 64 && early["positions"][1]["end"] == 128));
     CHECK((early["kl_worst"] >= early["kl_p999"] && early["kl_p999"] >= early["kl_p99"] && early["kl_p99"] > early["kl"]));
-    CHECK((early["agreement"] > 0.0 && early["agreement"] < 1.0 && early["kl_error"] > 0.0 && early["kl_of_sequences"].size() == 2));
+    CHECK((early["agreement"] > 0.0 && early["agreement"] < 1.0 && early["kl_error"] > 0.0 &&
+           early["kl_of_sequences"].size() == 2));
     CHECK((early["less"].size() == 2 && early["less"][0]["cache"] == "exact"));
     CHECK(early["less"][0]["kl"].get<double>() == Approx(early["kl"].get<double>()));
     CHECK(early["less"][0]["nll"].get<double>() == Approx(early["excess_nll"].get<double>()));
@@ -133,16 +135,19 @@ TEST_CASE("language_model: any model of the known kinds, against its own exact c
     check_refused(here, "--model m --sequences s.npy --caches exact --against q4_0", "'q4_0' is none of the --caches");
     check_refused(here, "--model m --sequences s.npy --caches exact --mode greedy --csv t.csv", "--csv");
 
-    const outcome text = here.run("--model m --sequences s.npy --sink 16 --from 20 --caches exact,k2v2_g32,k8v8_g32 --against k8v8_g32 "
-                                  "--csv t.csv --html t.html");
+    const outcome text =
+        here.run("--model m --sequences s.npy --sink 16 --from 20 --caches exact,k2v2_g32,k8v8_g32 --against k8v8_g32 "
+                 "--csv t.csv --html t.html");
     CHECK((text.code == 0 && text.err.empty()));
-    for (const char* part : {"top-1", "KL of sequence", "KL at positions", "64..127", "excess NLL at positions", "less k8v8_g32, paired", "99.9 %"})
+    for (const char* part :
+         {"top-1", "KL of sequence", "KL at positions", "64..127", "excess NLL at positions", "less k8v8_g32, paired", "99.9 %"})
         CHECK(text.out.find(part) != std::string::npos);
     const std::string csv = read_text(here / "t.csv");
     CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 3 * 2 * 3);
     CHECK(csv.find("\nk2v2_g32,") != std::string::npos);
     const std::string html = read_text(here / "t.html");
-    for (const char* part : {"Likelihood against position", "KL by sequence", "KL by position", "Paired with k8v8_g32", "All numbers"})
+    for (const char* part :
+         {"Likelihood against position", "KL by sequence", "KL by position", "Paired with k8v8_g32", "All numbers"})
         CHECK(html.find(part) != std::string::npos);
     for (const char* bad : {"Hops", "Greedy", "nan", "inf\"", "Attention error"}) CHECK(html.find(bad) == std::string::npos);
     const json bases = run_json(here, "--model m --sequences s.npy --mode teacher --sink 16 --caches k2v2_g32_ko,k2v2_g32_auto");
@@ -171,7 +176,8 @@ TEST_CASE("language_model: continuations to read", "[program]")
     // A byte-level vocabulary: every id is a byte or a word.
     json vocabulary = json::object();
     for (int id = 0; id < 300; ++id) vocabulary["\u0120w" + std::to_string(id)] = id;
-    tiny::write(here / "m" / "tokenizer.json", json{{"model", {{"vocab", vocabulary}}}, {"decoder", {{"type", "ByteLevel"}}}}.dump());
+    tiny::write(here / "m" / "tokenizer.json",
+                json{{"model", {{"vocab", vocabulary}}}, {"decoder", {{"type", "ByteLevel"}}}}.dump());
     const json with_text = run_json(here, arguments);
     std::string expected;
     for (const json& id : list[1]["ids"]) expected += " w" + std::to_string(id.get<int>());
@@ -199,7 +205,8 @@ TEST_CASE("language_model: new walks", "[program]")
 TEST_CASE("language_model: a rule for everything is another format", "[program]")
 {
     const workplace here;
-    const json list = run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
+    const json list =
+        run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
     for (const char* key : {"nll", "kl", "bits_per_element", "bytes"}) CHECK(list[0][key] == list[1][key]);
     CHECK(list[2]["kl"] != list[1]["kl"]);
     CHECK(list[2]["bytes"] < list[1]["bytes"]);
@@ -212,12 +219,14 @@ TEST_CASE("language_model: decoding survives the refined encoder, and no other m
     std::map<std::string, json> by_name;
     for (const json& one : list) {
         by_name[one["cache"]] = one;
-        std::printf("%-18s %5.3f bits  nll %.5f  kl %.5f  hops %5.1f  full walks %d of %d\n", one["cache"].get<std::string>().c_str(),
-                    one["bits_per_element"].get<double>(), one["nll"].get<double>(), one["kl"].get<double>(), one["hops"].get<double>(),
-                    one["full_walks"].get<int>(), one["sequences"].get<int>());
+        std::printf("%-18s %5.3f bits  nll %.5f  kl %.5f  hops %5.1f  full walks %d of %d\n",
+                    one["cache"].get<std::string>().c_str(), one["bits_per_element"].get<double>(), one["nll"].get<double>(),
+                    one["kl"].get<double>(), one["hops"].get<double>(), one["full_walks"].get<int>(),
+                    one["sequences"].get<int>());
     }
     const auto value = [&](const char* cache, const char* key) { return by_name[cache][key].get<double>(); };
-    const double exact = value("exact", "nll"), paper = value("k2v2_g128:paper", "nll"), refined = value("k2v2_g128:refined", "nll");
+    const double exact = value("exact", "nll"), paper = value("k2v2_g128:paper", "nll"),
+                 refined = value("k2v2_g128:refined", "nll");
     CHECK(value("exact", "full_walks") == 16);
     CHECK(refined - exact <= 0.2 * (paper - exact));
     CHECK(value("k2v2_g128:refined", "hops") >= 440);
