@@ -60,7 +60,7 @@ struct generation {
     const auto text_of_ids = [&](std::span<const std::int32_t> ids) {
         if (words) return words->of(ids);
         std::string list;
-        for (const std::int32_t id : ids) list += (list.empty() ? "" : " ") + std::to_string(id);
+        for (const std::int32_t id : ids) list += kvarn_cli::text(list.empty() ? "%d" : " %d", static_cast<int>(id));
         return list;
     };
     team helpers(e.threads);

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "../common/text.hpp"
 #include "safetensors.hpp"
 
 namespace language_model {
@@ -42,7 +43,10 @@ public:
         std::string out;
         for (const std::int32_t id : ids) {
             const auto at = static_cast<std::size_t>(id);
-            out += at < tokens_.size() && !tokens_[at].empty() ? tokens_[at] : "<" + std::to_string(id) + ">";
+            if (at < tokens_.size() && !tokens_[at].empty())
+                out += tokens_[at];
+            else
+                out += kvarn_cli::text("<%d>", static_cast<int>(id));
         }
         for (char& c : out)
             if ((static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t') || c == 0x7f) c = ' ';
@@ -105,9 +109,13 @@ private:
         const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; };
         if (token.size() == 6 && token.starts_with("<0x") && token[5] == '>' && digit(token[3]) >= 0 && digit(token[4]) >= 0)
             return {static_cast<char>(digit(token[3]) * 16 + digit(token[4]))};
-        std::string out(token);
         constexpr std::string_view blank = "\xe2\x96\x81";
-        for (std::size_t at = 0; (at = out.find(blank, at)) != std::string::npos; ++at) out.replace(at, blank.size(), " ");
+        std::string out;
+        for (std::size_t i = 0; i < token.size();) {
+            const bool is_blank = token.substr(i).starts_with(blank);
+            out += is_blank ? ' ' : token[i];
+            i += is_blank ? blank.size() : 1;
+        }
         return out;
     }
 
