@@ -57,6 +57,10 @@ struct series_style {
     if (series == "rtn") return {"#7f7f7f", 1};
     if (series == "rotated rtn") return {"#d9730d", 1};
     if (series == "kivi g32") return {"#12855d", 2};
+    if (series == "kivi g64") return {"#5f9e6e", 2};
+    if (series == "turboquant") return {"#c99700", 3};
+    if (series == "q4_1, q5_1") return {"#7a5c3e", 4};
+    if (series == "fp8") return {"#4d4d4d", 2};
     if (series == "kivi g128") return {"#8a4fb5", 3};
     if (series == "q4_0 .. q8_0") return {"#a08a6a", 4};
     return {"#c2255c", 4};

@@ -21,11 +21,23 @@
 #include <kvarn/base/status.hpp>
 #include <kvarn/layout/record.hpp>
 
+#include "text.hpp"
+
 namespace kvarn_cli {
 
-/// Progress of long work: one line on stderr, rewritten in place, only if stderr is a terminal.
+/// 75 -> 1:15, 7000 -> 1:56:40
+[[nodiscard]] inline std::string clock_text(double seconds)
+{
+    const auto all = static_cast<unsigned long>(seconds + 0.5);
+    return all < 3600 ? text("%lu:%02lu", all / 60, all % 60) : text("%lu:%02lu:%02lu", all / 3600, all / 60 % 60, all % 60);
+}
+
+/// Progress of long work, with the time left if it goes on like this: one line on stderr, rewritten in place, only if
+/// stderr is a terminal; or, where that was asked for, a line of its own every ten seconds, wherever stderr goes.
 class progress {
 public:
+    inline static bool as_lines = false;
+
     explicit progress(std::string what) : what_(std::move(what)) {}
     progress(const progress&) = delete;
     progress& operator=(const progress&) = delete;
@@ -37,10 +49,16 @@ public:
     void show(std::size_t done, std::size_t all, const std::string& detail = {})
     {
         const auto now = std::chrono::steady_clock::now();
-        if (!terminal() || now - last_ < std::chrono::milliseconds(200)) return;
+        if ((!as_lines && !terminal()) || now - last_ < std::chrono::milliseconds(as_lines ? 10000 : 200)) return;
         last_ = now;
-        shown_ = true;
-        std::fprintf(stderr, "\r\x1b[K%s %zu/%zu %s", what_.c_str(), done, all, detail.c_str());
+        shown_ = !as_lines;
+        const double seconds = std::chrono::duration<double>(now - begin_).count();
+        const std::string left =
+            seconds < 2 || done == 0
+                ? ""
+                : ", " + clock_text(seconds / static_cast<double>(done) * static_cast<double>(all - done)) + " left";
+        std::fprintf(stderr, "%s%s %zu/%zu %s%s%s", as_lines ? "" : "\r\x1b[K", what_.c_str(), done, all, detail.c_str(),
+                     left.c_str(), as_lines ? "\n" : "");
         std::fflush(stderr);
     }
 
@@ -56,7 +74,7 @@ private:
     }
 
     std::string what_;
-    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+    std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now(), last_ = begin_;
     bool shown_ = false;
 };
 

@@ -32,11 +32,24 @@ TEST_CASE("accuracy/measures: attention of one query head", "[accuracy]")
 
 TEST_CASE("accuracy/measures: what a baseline takes", "[accuracy]")
 {
+    using enum kvarn_cli::baseline_kind;
+    std::size_t seen = 0;
     for (const auto& b : kvarn_cli::baselines_for(128, 128, true)) {
         INFO(b.name);
         const double k = kvarn_cli::bytes_per_token(b, 128, true), v = kvarn_cli::bytes_per_token(b, 128, false);
-        const double scalars = b.kind == kvarn_cli::baseline_kind::per_token ? 4 : b.kind == kvarn_cli::baseline_kind::blocks ? 8 : b.group == 32 ? 16 : 4;
+        const double scalars = b.kind == per_token || b.kind == fp8_token ? 4
+                               : b.kind == blocks                         ? 8
+                               : b.kind == blocks_min                     ? 16
+                               : b.kind == turboquant                     ? 2
+                               : b.kind == fp8_tensor                     ? 0
+                                                                          : 4 * 128.0 / static_cast<double>(b.group);
         CHECK(k == 16.0 * b.bits + scalars);
         CHECK(v == 16.0 * b.bits + scalars);
+        ++seen;
     }
+    CHECK(seen == 28);
+    // With heads of 64 channels kivi's V has one group per token, its K still shares among 128 tokens.
+    for (const auto& b : kvarn_cli::baselines_for(64, 64, true))
+        if (b.name == "kivi g128 2-bit") CHECK((kvarn_cli::bytes_per_token(b, 64, true) == 18 && kvarn_cli::bytes_per_token(b, 64, false) == 20));
+    for (const auto& b : kvarn_cli::baselines_for(44, 44, false)) CHECK((!b.rotated && b.kind != turboquant && b.kind != blocks && b.kind != blocks_min));
 }

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <string_view>
 
-#include "examples/pointer_chase/config.hpp"
+#include "examples/language_model/config.hpp"
 #include "readers.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using fuzz::accepts;
 using fuzz::require;
 
@@ -21,9 +21,13 @@ void check(const model_config& c)
     require(c.heads % c.kv_heads == 0, "query heads are a multiple of KV heads");
     require(c.head_dim >= 32 && c.head_dim <= 576 && c.head_dim % 4 == 0, "head_dim is supported");
     require(c.rope_frequencies.size() == c.head_dim / 2, "there is a frequency for each pair of channels");
-    for (const double f : c.rope_frequencies) require(f > 0 && std::isfinite(f), "a frequency is a positive number");
+    require(c.local_frequencies.empty() || c.local_frequencies.size() == c.head_dim / 2, "and for each pair of local layers");
+    for (const auto* all : {&c.rope_frequencies, &c.local_frequencies})
+        for (const double f : *all) require(f > 0 && std::isfinite(f), "a frequency is a positive number");
+    require(c.softmax_scale >= 0 && std::isfinite(c.softmax_scale), "the scale of scores is a number");
+    require(c.windows.empty() || c.windows.size() == c.layers, "every layer has its window");
     require(c.norm_epsilon > 0 && std::isfinite(c.norm_epsilon), "the epsilon is a positive number");
-    require(c.window >= 0, "the window is not negative");
+    for (const std::int64_t window : c.windows) require(window >= 0, "a window is not negative");
 }
 
 bool same(const model_config& a, const model_config& b)
@@ -31,7 +35,9 @@ bool same(const model_config& a, const model_config& b)
     return a.hidden == b.hidden && a.layers == b.layers && a.heads == b.heads && a.kv_heads == b.kv_heads &&
            a.head_dim == b.head_dim && a.intermediate == b.intermediate && a.vocabulary == b.vocabulary &&
            a.norm_epsilon == b.norm_epsilon && a.rope_frequencies == b.rope_frequencies && a.tied == b.tied &&
-           a.window == b.window && a.embedding_scale == b.embedding_scale;
+           a.local_frequencies == b.local_frequencies && a.windows == b.windows &&
+           a.softmax_scale == b.softmax_scale && a.head_norms == b.head_norms && a.post_norms == b.post_norms &&
+           a.offset_norms == b.offset_norms && a.gelu == b.gelu && a.embedding_scale == b.embedding_scale;
 }
 
 }  // namespace

@@ -8,13 +8,13 @@
 #include <utility>
 #include <vector>
 
-#include "examples/pointer_chase/config.hpp"
-#include "examples/pointer_chase/safetensors.hpp"
+#include "examples/language_model/config.hpp"
+#include "examples/language_model/safetensors.hpp"
 #include "readers.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using fuzz::accepts;
 using fuzz::require;
 

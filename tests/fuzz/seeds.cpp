@@ -13,7 +13,7 @@
 #include "fuzz.hpp"
 #include "tests/support/bytes_output.hpp"
 #if __has_include(<nlohmann/json.hpp>)
-#include "tests/pointer_chase/tiny_model.hpp"
+#include "tests/language_model/tiny_model.hpp"
 #define KVARN_FUZZ_JSON 1
 #endif
 
@@ -131,6 +131,11 @@ void write_configs()
                                  R"(,"use_sliding_window":false,"tie_word_embeddings":true,"rope_scaling":{"type":"linear","factor":4}})");
     write("config", "qwen3", R"({"model_type":"qwen3",)" + sizes +
                                  R"(,"head_dim":128,"rope_parameters":{"rope_type":"default","rope_theta":1e6,"partial_rotary_factor":1.0}})");
+    const std::string gemma = R"({"model_type":"gemma3_text","hidden_activation":"gelu_pytorch_tanh","sliding_window":512,"head_dim":256,)" + sizes;
+    write("config", "gemma3", gemma + R"(,"query_pre_attn_scalar":256,"sliding_window_pattern":2,"rope_local_base_freq":1e4,"rope_theta":1e6})");
+    write("config", "gemma3_newer",
+          gemma + R"(,"layer_types":["sliding_attention","full_attention"],"rope_parameters":{"full_attention":{"rope_type":"linear",)"
+                  R"("factor":8.0,"rope_theta":1e6},"sliding_attention":{"rope_type":"default","rope_theta":1e4}}})");
     write("config", "index", R"({"metadata":{},"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}})");
     write("config", "values", R"([null,true,-1,1.5e3,"\u00e9\n",{},[[]]])");
 }

@@ -11,7 +11,7 @@
 
 #include "../common/svg.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 namespace svg = kvarn_cli::report_detail;
 using kvarn_cli::text;
@@ -91,4 +91,4 @@ struct panel {
            "</svg>\n";
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

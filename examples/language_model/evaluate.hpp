@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// How decoding suffers from a cache. teacher: every next token given the right history. greedy: the model's own walk until its
-// first error. pseudo: a fixed sequence block by block beside the exact run, once with errors that feed later layers and blocks
-// (accumulated), once with exact inputs everywhere (static, here `fixed`). In: model, plans, sequences. Out: measures of each.
-// Sequences are spread over threads; every one has its own caches, and results are put together in their order.
+// How decoding suffers from a cache. teacher: every next token given the right history, all caches in lock step
+// beside one exact run. greedy: the model's own walk until its first error. pseudo: a fixed sequence block by block
+// beside the exact run, once with errors that feed later layers and blocks (accumulated), once with exact inputs
+// everywhere (static, here `fixed`). In: model, plans, sequences. Out: measures of each. Lock step runs one sequence
+// on all threads; the other modes spread sequences over threads, every one with its own caches. Results do not depend
+// on the number of threads.
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -18,28 +22,25 @@
 
 #include "../common/measures.hpp"
 #include "../common/threads.hpp"
+#include "scores.hpp"
 #include "transformer.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using tokens = std::vector<std::int32_t>;
 
 /// What is run.
 struct experiment {
-    const pointer_chase::model* model = nullptr;
+    const language_model::model* model = nullptr;
     std::vector<tokens> sequences;  ///< all of one length
-    std::size_t known = 0;          ///< tokens given at the start; what follows is predicted
+    std::size_t known = 0;          ///< tokens given at the start; what follows is decoded
+    std::size_t from = 1;           ///< the first token whose prediction counts, given the right ones before it; at least 1
     bool truth = false;             ///< the tokens that follow are right answers, not one continuation of many
     unsigned threads = 0;
 
     [[nodiscard]] std::size_t length() const { return sequences.front().size(); }
     [[nodiscard]] std::size_t predicted() const { return length() - known; }
-};
-
-/// One sequence, every token predicted from the right ones before it.
-struct teacher_result {
-    double nll = 0, kl = 0;  ///< means over the predicted tokens, nats; kl: from the exact cache to this one
-    double accuracy = 0;     ///< share of predicted tokens that had the largest logit
+    [[nodiscard]] std::size_t scored() const { return length() - from; }
 };
 
 /// A relative error in the making: sums of squares of the difference and of the exact values.
@@ -134,41 +135,8 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
     return plan_of("exact", m.config.head_dim, {});
 }
 
-[[nodiscard]] inline teacher_result teacher(const experiment& e, const cache_plan& plan, std::size_t sequence)
-{
-    using namespace evaluate_detail;
-    const std::span<const std::int32_t> x = e.sequences[sequence];
-    const std::size_t fed = x.size() - 1, vocabulary = e.model->config.vocabulary;  // nothing follows the last token
-    const cache_plan exact = exact_plan(*e.model);
-    kv_cache exact_cache(exact, shape_of(e.model->config), fed), cache(plan, shape_of(e.model->config), fed);
-    decoder reference(*e.model, exact_cache), tested(*e.model, cache);
-    std::vector<double> p, q;
-    teacher_result r;
-    for (std::size_t at = 0; at < fed;) {
-        const std::size_t count = std::min(cache.room(), fed - at);
-        reference.run(x.subspan(at, count));
-        tested.run(x.subspan(at, count));
-        const std::size_t first = std::max(at, e.known - 1);
-        if (first < at + count) {
-            const std::size_t rows = at + count - first;
-            const matrix &a = reference.logits(first - at, rows), &b = tested.logits(first - at, rows);
-            for (std::size_t i = 0; i < rows; ++i) {
-                const float* const logits = b.data() + i * vocabulary;
-                const std::int32_t right = x[first + i + 1];
-                log_softmax(a.data() + i * vocabulary, vocabulary, p);
-                log_softmax(logits, vocabulary, q);
-                r.nll -= q[static_cast<std::size_t>(right)];
-                r.kl += divergence(p, q);
-                r.accuracy += argmax(logits, vocabulary) == right ? 1 : 0;
-            }
-        }
-        at += count;
-    }
-    for (double* mean : {&r.nll, &r.kl, &r.accuracy}) *mean /= static_cast<double>(e.predicted());
-    return r;
-}
-
-/// The model's own continuation of the known tokens, as long as the sequence, or up to the first token that `reference` has not.
+/// The model's own continuation of the known tokens, as long as the sequence, or up to the first token that
+/// `reference` has not.
 [[nodiscard]] inline tokens continuation(const experiment& e, const cache_plan& plan, std::size_t sequence,
                                          std::span<const std::int32_t> reference = {})
 {
@@ -193,7 +161,8 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
     return own.size() - (own.back() == reference[own.size() - 1] ? 0 : 1);
 }
 
-/// Where the blocks of the pseudo-decoding run end: after the last whole tile, or after the sequence when no tile gets full.
+/// Where the blocks of the pseudo-decoding run end: after the last whole tile, or after the sequence when no tile
+/// gets full.
 [[nodiscard]] inline std::size_t pseudo_length(const experiment& e, const cache_plan& plan)
 {
     const std::size_t sink = std::min(plan.sink, e.length()), tiles = (e.length() - sink) / plan.group;
@@ -225,7 +194,7 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
         reference.run(x.subspan(at, count), [&](const layer_step& s) {
             exact_attention[s.layer].assign(s.attention, s.attention + count * width);
             fixed_cache.append(s.layer, s.k, s.v, count);
-            fixed_cache.attend(s.layer, s.q, out.data(), count);
+            fixed_cache.attend(s.layer, s.q, out.data(), count, attention_of(c, s.layer));
             b.fixed.attention[s.layer].add(s.attention, out.data(), count * width);
         });
         fixed_cache.seal();
@@ -280,22 +249,70 @@ inline void merge(std::vector<block_result>& total, std::vector<block_result>&& 
 struct cache_report {
     cache_plan plan;
     double bytes = 0, bits_per_element_total = 0;  ///< of the cache of one sequence at its end
-    std::vector<teacher_result> teacher;           ///< per sequence; empty: not run
+    std::vector<token_scores> teacher;             ///< per sequence; empty: not run
+    double teacher_seconds = 0;                    ///< appending, attention and sealing, one thread
     std::vector<std::size_t> hops;                 ///< per sequence; empty: not run
     std::vector<block_result> blocks;              ///< over all sequences; empty: not run
+};
+
+struct evaluation {
+    std::vector<cache_report> caches;
+    std::vector<token_scores> exact;  ///< of the exact run, per sequence; empty: not run
+    double teacher_seconds = 0;       ///< the whole lock step, all threads
 };
 
 struct modes {
     bool teacher = true, greedy = true, pseudo = false;
 };
 
+namespace evaluate_detail {
+
+/// One sequence with all caches beside the exact run. `advance` is told how many tokens were done.
+template <class Advance>
+void lock_step(const experiment& e, std::size_t sequence, evaluation& to, team& helpers, Advance&& advance)
+{
+    const std::span<const std::int32_t> x = e.sequences[sequence];
+    const std::size_t fed = x.size() - 1;  // nothing follows the last token
+    const cache_shape shape = shape_of(e.model->config);
+    const cache_plan exact = exact_plan(*e.model);
+    std::vector<std::unique_ptr<kv_cache>> caches;
+    std::vector<kv_cache*> all;
+    std::vector<std::size_t> lane_of(to.caches.size());  // exact caches are the exact run itself
+    const auto add = [&](const cache_plan& plan) {
+        all.push_back(caches.emplace_back(std::make_unique<kv_cache>(plan, shape, fed)).get());
+        return all.size() - 1;
+    };
+    add(exact);
+    for (std::size_t i = 0; i < to.caches.size(); ++i)
+        lane_of[i] = to.caches[i].plan.storage == storage::exact ? 0 : add(to.caches[i].plan);
+    decoder d(*e.model, all, &helpers);
+    std::vector<token_scores> scores(all.size());
+    for (std::size_t at = 0; at < fed;) {
+        const std::size_t count = std::min(d.room(), fed - at);
+        d.run(x.subspan(at, count));
+        const std::size_t first = std::max(at + 1, e.from) - 1;  // its successor is the first that counts
+        if (first < at + count)
+            score_tokens(*e.model, d.states(), all.size(), first - at, x.subspan(first + 1, at + count - first), scores, helpers);
+        at += count;
+        advance(count);
+    }
+    to.exact[sequence] = scores.front();
+    for (std::size_t i = 0; i < to.caches.size(); ++i) {
+        to.caches[i].teacher[sequence] = scores[lane_of[i]];
+        to.caches[i].teacher_seconds += d.seconds_of(lane_of[i]);
+    }
+}
+
+}  // namespace evaluate_detail
+
 /// Runs all caches over all sequences.
-[[nodiscard]] inline std::vector<cache_report> evaluate(const experiment& e, const std::vector<cache_plan>& plans,
-                                                        const modes& wanted)
+[[nodiscard]] inline evaluation evaluate(const experiment& e, const std::vector<cache_plan>& plans, const modes& wanted)
 {
     using evaluate_detail::for_all;
     const std::size_t n = e.sequences.size(), items = plans.size() * n;
-    std::vector<cache_report> reports(plans.size());
+    evaluation result;
+    std::vector<cache_report>& reports = result.caches;
+    reports.resize(plans.size());
     const cache_shape shape = shape_of(e.model->config);
     for (std::size_t i = 0; i < plans.size(); ++i) {
         reports[i].plan = plans[i];
@@ -303,9 +320,15 @@ struct modes {
         reports[i].bits_per_element_total = 8 * reports[i].bytes / (cache_elements(shape) * static_cast<double>(e.length() - 1));
     }
     if (wanted.teacher) {
+        const auto begin = std::chrono::steady_clock::now();
+        kvarn_cli::progress shown("lock step");
+        team helpers(e.threads);
+        result.exact.resize(n);
         for (cache_report& r : reports) r.teacher.resize(n);
-        for_all(items, e.threads, "teacher",
-                [&](std::size_t i) { reports[i / n].teacher[i % n] = teacher(e, plans[i / n], i % n); });
+        for (std::size_t i = 0, done = 0; i < n; ++i)
+            evaluate_detail::lock_step(e, i, result, helpers,
+                                       [&](std::size_t count) { shown.show(done += count, n * (e.length() - 1), "tokens"); });
+        result.teacher_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
     if (wanted.greedy) {
         std::vector<tokens> references(n);
@@ -329,7 +352,7 @@ struct modes {
                 for (auto* errors : {&b.fixed.k_scale, &b.fixed.v_scale, &b.accumulated.k_scale, &b.accumulated.v_scale})
                     std::sort(errors->begin(), errors->end());
     }
-    return reports;
+    return result;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The HTML report: one file, inline SVG, nothing loaded from outside. Hops by cache, likelihood against bits, errors against
-// context length, then all numbers as a table. In: what all three modes measured. Out: text; points carry numbers as tooltips.
+// The HTML report: one file, inline SVG, nothing loaded from outside. Hops by cache, likelihood against bits and
+// position, errors against context length, then all numbers as a table. In: what the modes that ran measured. Out:
+// text; points carry numbers as tooltips.
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +17,7 @@
 #include "charts.hpp"
 #include "report.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 namespace figure_detail {
 
@@ -112,7 +113,8 @@ namespace figure_detail {
     return drawing(bottom + 48, "Hops by cache", out);
 }
 
-/// A measure of the teacher mode against bits per element, logarithmic; a dashed line for the exact cache, if it is above zero.
+/// A measure of the teacher mode against bits per element, logarithmic; a dashed line for the exact cache, if it is
+/// above zero.
 [[nodiscard]] inline std::string bits_panel(const std::vector<cache_report>& reports,
                                             const std::vector<svg::series_style>& styles, panel p,
                                             const std::function<double(const cache_report&)>& measure)
@@ -151,18 +153,63 @@ namespace figure_detail {
     return out;
 }
 
-[[nodiscard]] inline std::string bits_figure(const std::vector<cache_report>& reports,
-                                             const std::vector<svg::series_style>& styles)
+[[nodiscard]] inline std::string bits_figure(const evaluation& all, const std::vector<svg::series_style>& styles)
 {
+    const std::vector<cache_report>& reports = all.caches;
+    if (all.exact.empty()) return {};
     panel left, right;
     left.width = right.width = right.left = 580;
     left.title = "Negative log-likelihood";
     left.y_title = "nats per predicted token";
     right.title = "Divergence from the exact cache";
     right.y_title = "KL, nats per predicted token";
-    const std::string out = bits_panel(reports, styles, left, [](const cache_report& r) { return mean_of(r.teacher).nll; }) +
-                            bits_panel(reports, styles, right, [](const cache_report& r) { return mean_of(r.teacher).kl; });
+    const std::string out =
+        bits_panel(reports, styles, left, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).nll.mean; }) +
+        bits_panel(reports, styles, right, [&](const cache_report& r) { return likelihood_of(r.teacher, all.exact).kl.mean; });
     return out.empty() ? out : drawing(390, "Likelihood against bits per element", out);
+}
+
+/// Divergence and agreement against position, in up to 24 ranges of one length.
+[[nodiscard]] inline std::string position_figure(const evaluation& all, const std::vector<svg::series_style>& styles,
+                                                 const experiment& e)
+{
+    const std::size_t parts = std::min<std::size_t>(24, e.scored() / 16);
+    if (all.exact.empty() || parts < 2) return {};
+    const auto first = [&](std::size_t i) { return e.scored() * i / parts; };
+    std::string out;
+    for (const bool divergence : {true, false}) {
+        std::vector<std::vector<std::pair<double, double>>> curves(all.caches.size());
+        double least = INFINITY, most = 0;
+        for (std::size_t i = 0; i < all.caches.size(); ++i)
+            for (std::size_t p = 0; p < parts && all.caches[i].plan.storage != storage::exact; ++p) {
+                const likelihood l = likelihood_of(all.caches[i].teacher, all.exact, first(p), first(p + 1));
+                const double value = divergence ? l.kl.mean : 1 - l.agreement;
+                if (!(value > 1e-7)) continue;  // rounding, or no token at all
+                least = std::min(least, value);
+                most = std::max(most, value);
+                curves[i].emplace_back(static_cast<double>(e.from) + 0.5 * static_cast<double>(first(p) + first(p + 1)), value);
+            }
+        if (!(most > 0)) continue;
+        panel p;
+        p.width = 580;
+        p.left = divergence ? 0 : 580;
+        p.title = divergence ? "Divergence from the exact cache" : "Another token is the most likely one";
+        p.y_title = divergence ? "KL, nats per predicted token" : "share of tokens";
+        p.x_title = "position, tokens";
+        p.logarithmic = true;
+        p.x_low = static_cast<double>(e.from);
+        p.x_high = static_cast<double>(e.length());
+        p.y_low = least / 1.4;
+        p.y_high = most * 1.4;
+        out += p.axes();
+        for (std::size_t i = curves.size(); i-- > 0;) {
+            out += p.curve(curves[i], styles[i].colour, is_ours(all.caches[i].plan));
+            for (const auto& [at, value] : curves[i])
+                out += svg::marker(p.x(at), p.y(value), styles[i],
+                                   text("%s, around %.0f: %.4g", all.caches[i].plan.name.c_str(), at, value));
+        }
+    }
+    return out.empty() ? out : drawing(390, "Likelihood against position", out);
 }
 
 using block_value = std::function<double(const block_result&)>;
@@ -258,23 +305,79 @@ using block_value = std::function<double(const block_result&)>;
     return drawing(390, p.title, context_panel(reports, styles, p, e, kl));
 }
 
-[[nodiscard]] inline std::string number_table(const std::vector<cache_report>& reports, const experiment& e)
+/// What was measured of every cache; columns of modes that did not run are left out.
+[[nodiscard]] inline std::string number_table(const evaluation& all, const experiment& e)
 {
+    const std::vector<cache_report>& reports = all.caches;
+    const bool with_teacher = !all.exact.empty(), with_greedy = !reports.front().hops.empty();
     std::string out = "<div class=\"wide\"><table><thead><tr><th>cache</th><th>bits per<br>element</th><th>with sink<br>and "
-                      "tail</th><th>bytes</th>"
-                      "<th>NLL</th><th>KL</th><th>accuracy</th>";
-    out += std::string("<th>") + (e.truth ? "hops" : "agreeing<br>tokens") + "</th><th>" +
-           (e.truth ? "full<br>walks" : "to the<br>end") + "</th></tr></thead><tbody>\n";
+                      "tail</th><th>bytes</th>";
+    if (with_teacher)
+        out += "<th>NLL</th><th>excess NLL</th><th>KL</th><th>KL<br>99 %</th><th>KL<br>99.9 "
+               "%</th><th>KL<br>worst</th><th>top-1<br>agrees</th>"
+               "<th>accuracy</th><th>cache<br>tokens/s</th>";
+    if (with_greedy)
+        out += std::string("<th>") + (e.truth ? "hops" : "agreeing<br>tokens") + "</th><th>" +
+               (e.truth ? "full<br>walks" : "to the<br>end") + "</th>";
+    out += "</tr></thead><tbody>\n";
     for (const cache_report& r : reports) {
-        const teacher_result mean = mean_of(r.teacher);
         out += std::string("<tr") + (is_ours(r.plan) ? " class=\"ours\"" : "") + "><td>" + svg::escaped(r.plan.name) + "</td>";
-        for (const std::string& cell :
-             {text("%.3f", r.plan.sealed_bits()), text("%.3f", r.bits_per_element_total),
-              kvarn_cli::grouped(static_cast<std::size_t>(std::llround(r.bytes))), text("%.5f", mean.nll), text("%.5f", mean.kl),
-              text("%.4f", mean.accuracy), text("%.1f", mean_of(r.hops)),
-              text("%zu/%zu", full_walks(r.hops, e.predicted()), r.hops.size())})
-            out += "<td>" + cell + "</td>";
+        std::vector<std::string> cells{text("%.3f", r.plan.sealed_bits()), text("%.3f", r.bits_per_element_total),
+                                       kvarn_cli::grouped(static_cast<std::size_t>(std::llround(r.bytes)))};
+        if (with_teacher) {
+            const likelihood l = likelihood_of(r.teacher, all.exact);
+            for (const std::string& cell : {text("%.5f", l.nll.mean), text_of(l.excess, 5), text_of(l.kl, 5),
+                                            text("%.4f", l.kl_p99), text("%.4f", l.kl_p999), text("%.4f", l.kl_worst),
+                                            text("%.4f", l.agreement), text("%.4f", l.accuracy), text("%.0f", cache_speed(r, e))})
+                cells.push_back(cell);
+        }
+        if (with_greedy) {
+            cells.push_back(text("%.1f", mean_of(r.hops)));
+            cells.push_back(text("%zu/%zu", full_walks(r.hops, e.predicted()), r.hops.size()));
+        }
+        for (const std::string& cell : cells) out += "<td>" + cell + "</td>";
         out += "</tr>\n";
+    }
+    return out + "</tbody></table></div>\n";
+}
+
+/// One figure per sequence and cache, or per range of positions and cache.
+[[nodiscard]] inline std::string divergence_table(const evaluation& all, const experiment& e, bool by_position)
+{
+    const auto ranges = ranges_of(e);
+    const std::size_t columns = by_position ? ranges.size() : e.sequences.size();
+    if (all.exact.empty() || columns < 2 || columns > 32) return {};
+    std::string out = std::string("<h3>KL by ") + (by_position ? "position" : "sequence") +
+                      "</h3>\n<div class=\"wide\"><table><thead><tr><th>cache</th>";
+    for (std::size_t i = 0; i < columns; ++i) out += "<th>" + (by_position ? range_text(ranges[i]) : std::to_string(i)) + "</th>";
+    out += "</tr></thead><tbody>\n";
+    for (const cache_report& r : all.caches) {
+        out += std::string("<tr") + (is_ours(r.plan) ? " class=\"ours\"" : "") + "><td>" + svg::escaped(r.plan.name) + "</td>";
+        for (std::size_t i = 0; i < columns; ++i)
+            out += "<td>" +
+                   text_of(by_position ? likelihood_of(r.teacher, all.exact, ranges[i].first - e.from, ranges[i].end - e.from).kl
+                                       : likelihood_of({r.teacher[i]}, {all.exact[i]}).kl,
+                           5) +
+                   "</td>";
+        out += "</tr>\n";
+    }
+    return out + "</tbody></table></div>\n";
+}
+
+/// Every cache less one of them, token by token.
+[[nodiscard]] inline std::string difference_table(const evaluation& all, std::size_t against)
+{
+    if (all.exact.empty() || all.caches.size() < 2) return {};
+    const cache_report& other = all.caches[against];
+    std::string out = "<h3>Paired with " + svg::escaped(other.plan.name) +
+                      "</h3>\n<div class=\"wide\"><table><thead><tr><th>cache, less " + svg::escaped(other.plan.name) +
+                      "</th><th>KL</th><th>NLL</th></tr></thead><tbody>\n";
+    for (std::size_t i = 0; i < all.caches.size(); ++i) {
+        if (i == against) continue;
+        const difference d = difference_of(all.caches[i].teacher, other.teacher);
+        out += std::string("<tr") + (is_ours(all.caches[i].plan) ? " class=\"ours\"" : "") + "><td>" +
+               svg::escaped(all.caches[i].plan.name) + "</td><td>" + text_of(d.kl, 5) + "</td><td>" + text_of(d.nll, 5) +
+               "</td></tr>\n";
     }
     return out + "</tbody></table></div>\n";
 }
@@ -282,10 +385,11 @@ using block_value = std::function<double(const block_result&)>;
 }  // namespace figure_detail
 
 /// The whole report as one HTML file.
-[[nodiscard]] inline std::string html_report(const std::vector<cache_report>& reports, const experiment& e,
-                                             const std::string& facts)
+[[nodiscard]] inline std::string html_report(const evaluation& all, const experiment& e, const std::string& facts,
+                                             std::size_t against)
 {
     using namespace figure_detail;
+    const std::vector<cache_report>& reports = all.caches;
     const std::vector<svg::series_style> styles = styles_of(reports);
     const bool quantized =
         std::any_of(reports.begin(), reports.end(), [](const cache_report& r) { return r.plan.storage != storage::exact; });
@@ -299,20 +403,28 @@ using block_value = std::function<double(const block_result&)>;
            ". kvarn " KVARN_VERSION_STRING
            ". Every cache keeps the sink and the newest tokens up to a whole tile exact; a tile is quantized once it is "
            "full, and decoding goes on with what it holds.</p>\n";
-    out += std::string("<h2>") + (e.truth ? "Hops survived" : "Greedy agreement") + "</h2>\n" + hops_figure(reports, styles, e);
-    out += std::string("<p class=\"caption\">") +
-           (e.truth ? "Greedy decoding: every hop is one exact retrieval from the cache, and a wrong one ends the walk. "
-                    : "Greedy decoding beside the exact cache's own continuation. ") +
-           "One dot is one sequence, the bar reaches to the mean; farther right is better. Bits count codes, scales and padding "
-           "of sealed "
-           "tokens.</p>\n";
+    if (!reports.front().hops.empty()) {
+        out +=
+            std::string("<h2>") + (e.truth ? "Hops survived" : "Greedy agreement") + "</h2>\n" + hops_figure(reports, styles, e);
+        out +=
+            std::string("<p class=\"caption\">") +
+            (e.truth ? "Greedy decoding: every hop is one exact retrieval from the cache, and a wrong one ends the walk. "
+                     : "Greedy decoding beside the exact cache's own continuation. ") +
+            "One dot is one sequence, the bar reaches to the mean; farther right is better. Bits count codes, scales and padding "
+            "of sealed tokens.</p>\n";
+    }
     if (quantized) {
-        if (const std::string bits = bits_figure(reports, styles); !bits.empty()) {
+        if (const std::string bits = bits_figure(all, styles); !bits.empty()) {
             out += "<h2>Likelihood against bits</h2>\n" + legend(reports, styles, false) + bits;
             out += "<p class=\"caption\">Teacher forcing: every predicted token given the right history. Vertical axes are "
                    "logarithmic; lower left is better.</p>\n";
         }
         const std::string names = legend(reports, styles, false);
+        if (const std::string positions = position_figure(all, styles, e); !positions.empty())
+            out += "<h2>Likelihood against position</h2>\n" + names + positions +
+                   "<p class=\"caption\">All caches in lock step beside one exact run; one point is a mean over neighbouring "
+                   "positions of all "
+                   "sequences. Vertical axes are logarithmic; lower is better.</p>\n";
         const struct {
             const char *title, *caption;
             std::size_t first, end;
@@ -332,6 +444,7 @@ using block_value = std::function<double(const block_result&)>;
                          "each cached vector is.",
                          3, 5}};
         for (const auto& section : sections) {
+            if (reports.front().blocks.empty()) break;
             out += std::string("<h2>") + section.title + "</h2>\n" + names;
             for (std::size_t i = section.first; i < section.end; ++i) {
                 if (section.end - section.first > 1) out += std::string("<h3>") + block_measures[i].title + "</h3>\n";
@@ -345,8 +458,14 @@ using block_value = std::function<double(const block_result&)>;
                    "axis. The tokens of the "
                    "context are random, so nothing depends on the large values there; those of the walk do.</p>\n";
     }
-    out += "<h2>All numbers</h2>\n" + number_table(reports, e);
+    out += "<h2>All numbers</h2>\n" + number_table(all, e);
+    if (!all.exact.empty())
+        out += text("<p class=\"caption\">%zu predictions from token %zu on; nats; +- is one standard error, of means over %zu "
+                    "neighbouring "
+                    "tokens. cache tokens/s: appending, attention and sealing alone, one thread.</p>\n",
+                    e.sequences.size() * e.scored(), e.from, estimate::run_tokens) +
+               divergence_table(all, e, false) + divergence_table(all, e, true) + difference_table(all, against);
     return out + "</body></html>\n";
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

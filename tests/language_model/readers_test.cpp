@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The safetensors, JSON and integer .npy readers of the example pointer_chase: what they accept, what they refuse and with which
+// The safetensors, JSON and integer .npy readers of the example language_model: what they accept, what they refuse and with which
 // words, and thousands of random mutations with a fixed seed, each of which must end in a parsed file or a failure.
 
 #include <algorithm>
@@ -11,14 +11,15 @@
 #include <vector>
 
 #include "examples/common/npy.hpp"
-#include "examples/pointer_chase/config.hpp"
-#include "examples/pointer_chase/safetensors.hpp"
+#include "examples/language_model/config.hpp"
+#include "examples/language_model/safetensors.hpp"
+#include "examples/language_model/token_text.hpp"
 #include "tests/catch.hpp"
 #include "tiny_model.hpp"
 
 namespace {
 
-using namespace pointer_chase;
+using namespace language_model;
 using tiny::refusal;
 
 std::vector<std::byte> to_bytes(const std::string& content)
@@ -64,7 +65,7 @@ void mutate(std::string& file, std::mt19937& random)
 
 }  // namespace
 
-TEST_CASE("pointer_chase/safetensors: tensors of all three types come back", "[readers]")
+TEST_CASE("language_model/safetensors: tensors of all three types come back", "[readers]")
 {
     const safetensors file = parsed(small_file());
     CHECK(file.entries().size() == 3);
@@ -77,7 +78,7 @@ TEST_CASE("pointer_chase/safetensors: tensors of all three types come back", "[r
     CHECK(parsed(tiny::safetensors_file("{}   ", "")).entries().empty());
 }
 
-TEST_CASE("pointer_chase/safetensors: refuses everything else with the reason", "[readers]")
+TEST_CASE("language_model/safetensors: refuses everything else with the reason", "[readers]")
 {
     const auto says = [](const std::string& content, const char* reason) {
         INFO(reason);
@@ -132,13 +133,13 @@ TEST_CASE("pointer_chase/safetensors: refuses everything else with the reason", 
     CHECK(refusal([&] { (void)other.floats("a"); }) == "x: a has the type I64, only F32, F16 and BF16 are read");
 }
 
-TEST_CASE("pointer_chase/safetensors: every cut of the data is noticed", "[readers]")
+TEST_CASE("language_model/safetensors: every cut of the data is noticed", "[readers]")
 {
     const std::string file = small_file();
     for (std::size_t size = 0; size < file.size(); ++size) CHECK_THROWS_AS((void)parsed(file.substr(0, size)), failure);
 }
 
-TEST_CASE("pointer_chase/safetensors: thousands of random mutations parse or fail, nothing else", "[readers]")
+TEST_CASE("language_model/safetensors: thousands of random mutations parse or fail, nothing else", "[readers]")
 {
     std::mt19937 random(20240613);
     std::size_t accepted = 0, refused = 0;
@@ -166,7 +167,7 @@ TEST_CASE("pointer_chase/safetensors: thousands of random mutations parse or fai
     CHECK(refused > 4000);
 }
 
-TEST_CASE("pointer_chase/metadata: the embedding scale is a number to its last byte", "[readers]")
+TEST_CASE("language_model/metadata: the embedding scale is a number to its last byte", "[readers]")
 {
     const auto scale = [](const std::string& value) {
         model_config c;
@@ -178,7 +179,7 @@ TEST_CASE("pointer_chase/metadata: the embedding scale is a number to its last b
         CHECK(refusal([&] { (void)scale(bad); }) == "x: its metadata 'embedding_scale' are no number");
 }
 
-TEST_CASE("pointer_chase/sequences: int32 and int64 tables, and what is none", "[readers]")
+TEST_CASE("language_model/sequences: int32 and int64 tables, and what is none", "[readers]")
 {
     const auto table = kvarn_cli::parse_npy_integers(to_bytes(tiny::npy_file<std::int32_t>({1, -2, 3, 4, 5, 6}, 2, 3)), "x");
     CHECK((table.rows == 2 && table.columns == 3));
@@ -221,4 +222,22 @@ TEST_CASE("pointer_chase/sequences: int32 and int64 tables, and what is none", "
     }
     CHECK(accepted > 10);  // its data are few
     CHECK(refused > 1500);
+}
+
+TEST_CASE("language_model/tokens: the text of byte-level and of SentencePiece tokens", "[readers]")
+{
+    const auto words = [](const std::string& file) { return token_text(parse_json(file, 32, "x"), "x"); };
+    const auto text = [](const token_text& t, std::vector<std::int32_t> ids) { return t.of(ids); };
+    // U+0120 is a blank, U+010A a line end, U+00C3 U+00A9 the bytes of e acute, U+0101 byte 1, U+0143 the last of all.
+    const token_text bytes = words(R"({"model": {"vocab": {"a": 0, "\u0120b": 1, "\u010a": 2, "\u00c3\u00a9": 3, "\u0101": 4, "\u0143": 6}},
+                                       "added_tokens": [{"id": 7, "content": "<|end|>", "special": true}],
+                                       "decoder": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}})");
+    CHECK(text(bytes, {0, 1, 2, 3, 7}) == "a b\n\xc3\xa9<|end|>");
+    CHECK(text(bytes, {4, 6, 5, 100, -1}) == " \xad<5><100><-1>");
+    const token_text pieces = words(R"({"model": {"vocab": {"\u2581the": 0, "<0xE2>": 1, "<0x98>": 2, "<0x83>": 3, "<0x0A>": 4, "x\u2581\u2581": 5, "<0xg0>": 6}},
+                                        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]}})");
+    CHECK(text(pieces, {0, 1, 2, 3, 4, 5, 6}) == " the\xe2\x98\x83\nx  <0xg0>");
+    for (const char* bad : {"[]", "{}", R"({"model": {"vocab": []}})", R"({"model": {"vocab": {"a": -1}}})", R"({"model": {"vocab": {"a": 16777216}}})",
+                            R"({"model": {"vocab": {}}, "added_tokens": {}})", R"({"model": {"vocab": {}}, "added_tokens": [{"id": 1}]})"})
+        CHECK(refusal([&] { (void)words(bad); }).find("x: ") == 0);
 }

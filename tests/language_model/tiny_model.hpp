@@ -45,7 +45,7 @@ public:
     folder()
     {
         std::random_device random;
-        path_ = fs::temp_directory_path() / ("kvarn_pointer_chase_test_" + std::to_string(random()) + std::to_string(random()));
+        path_ = fs::temp_directory_path() / ("kvarn_language_model_test_" + std::to_string(random()) + std::to_string(random()));
         fs::create_directories(path_);
     }
     folder(const folder&) = delete;
@@ -130,6 +130,13 @@ struct spec {
     double theta = 10000, epsilon = 1e-5;
     json rope_scaling;  ///< null: none
     std::size_t window = 0;
+    // gemma3_text only: every pattern-th layer sees everything, the others the window; the file as newer versions write it
+    std::size_t pattern = 6;
+    bool newer = false;
+    double query_scalar = 32, local_theta = 5000;
+
+    [[nodiscard]] bool gemma() const { return kind == "gemma3_text"; }
+    [[nodiscard]] bool local(std::size_t layer) const { return gemma() && (layer + 1) % pattern != 0; }
 };
 
 inline tensors random_tensors(const spec& s, unsigned seed)
@@ -150,14 +157,18 @@ inline tensors random_tensors(const spec& s, unsigned seed)
         all[name] = t;
     };
     const std::size_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    const float small = 1.2f / std::sqrt(static_cast<float>(s.hidden));
+    const float small = 1.2f / std::sqrt(static_cast<float>(s.hidden)), unit = s.gemma() ? 0 : 1;  // the mean of a norm's weights
     add("model.embed_tokens.weight", {s.vocabulary, s.hidden}, 0, 1);
-    add("model.norm.weight", {s.hidden}, 1, 0.2f);
+    add("model.norm.weight", {s.hidden}, unit, 0.2f);
     if (!s.tied) add("lm_head.weight", {s.vocabulary, s.hidden}, 0, small);
     for (std::size_t i = 0; i < s.layers; ++i) {
         const std::string layer = "model.layers." + std::to_string(i) + ".", attention = layer + "self_attn.";
-        add(layer + "input_layernorm.weight", {s.hidden}, 1, 0.2f);
-        add(layer + "post_attention_layernorm.weight", {s.hidden}, 1, 0.2f);
+        add(layer + "input_layernorm.weight", {s.hidden}, unit, 0.2f);
+        add(layer + "post_attention_layernorm.weight", {s.hidden}, unit, 0.2f);
+        if (s.gemma()) {
+            add(layer + "pre_feedforward_layernorm.weight", {s.hidden}, unit, 0.2f);
+            add(layer + "post_feedforward_layernorm.weight", {s.hidden}, unit, 0.2f);
+        }
         add(attention + "q_proj.weight", {q, s.hidden}, 0, small);
         add(attention + "k_proj.weight", {kv, s.hidden}, 0, small);
         add(attention + "v_proj.weight", {kv, s.hidden}, 0, small);
@@ -169,8 +180,8 @@ inline tensors random_tensors(const spec& s, unsigned seed)
         }
         if (s.output_bias) add(attention + "o_proj.bias", {s.hidden}, 0, 0.5f);
         if (s.head_norms) {
-            add(attention + "q_norm.weight", {s.head_dim}, 1, 0.2f);
-            add(attention + "k_norm.weight", {s.head_dim}, 1, 0.2f);
+            add(attention + "q_norm.weight", {s.head_dim}, unit, 0.2f);
+            add(attention + "k_norm.weight", {s.head_dim}, unit, 0.2f);
         }
         add(layer + "mlp.gate_proj.weight", {s.intermediate, s.hidden}, 0, small);
         add(layer + "mlp.up_proj.weight", {s.intermediate, s.hidden}, 0, small);
@@ -196,6 +207,21 @@ inline json config_of(const spec& s)
            {"architectures", {"ignored"}}};
     if (!s.rope_scaling.is_null()) c["rope_scaling"] = s.rope_scaling;
     if (s.window != 0) c["sliding_window"] = s.window;
+    if (!s.gemma()) return c;
+    c.erase("hidden_act");
+    c["hidden_activation"] = "gelu_pytorch_tanh";
+    c["query_pre_attn_scalar"] = s.query_scalar;
+    if (!s.newer) {
+        c["sliding_window_pattern"] = s.pattern;
+        c["rope_local_base_freq"] = s.local_theta;
+        return c;
+    }
+    json full = s.rope_scaling.is_null() ? json{{"rope_type", "default"}} : s.rope_scaling;
+    full["rope_theta"] = s.theta;
+    c.erase("rope_theta");
+    c.erase("rope_scaling");
+    c["rope_parameters"] = {{"full_attention", full}, {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", s.local_theta}}}};
+    for (std::size_t i = 0; i < s.layers; ++i) c["layer_types"].push_back(s.local(i) ? "sliding_attention" : "full_attention");
     return c;
 }
 
@@ -240,13 +266,13 @@ inline std::vector<std::vector<double>> reference_logits(const spec& s, const te
         for (std::size_t i = 0; i < n; ++i) sum += x[i] * x[i];
         row y(n);
         for (std::size_t i = 0; i < n; ++i)
-            y[i] = x[i] / std::sqrt(sum / static_cast<double>(n) + s.epsilon) * static_cast<double>(weights(name).values[i]);
+            y[i] = x[i] / std::sqrt(sum / static_cast<double>(n) + s.epsilon) * ((s.gemma() ? 1 : 0) + static_cast<double>(weights(name).values[i]));
         return y;
     };
-    const auto rotate = [&](double* x, std::size_t position) {
+    const auto rotate = [&](double* x, std::size_t position, bool local) {
         for (std::size_t i = 0; i < s.head_dim / 2; ++i) {
-            double f = 1 / std::pow(s.theta, static_cast<double>(2 * i) / static_cast<double>(s.head_dim));
-            const json& r = s.rope_scaling;
+            double f = 1 / std::pow(local ? s.local_theta : s.theta, static_cast<double>(2 * i) / static_cast<double>(s.head_dim));
+            const json r = local ? json{} : s.rope_scaling;
             const std::string kind = r.is_null() ? "default" : r.contains("type") ? r["type"] : r["rope_type"];
             if (kind == "linear") {
                 f /= r["factor"].get<double>();
@@ -270,6 +296,7 @@ inline std::vector<std::vector<double>> reference_logits(const spec& s, const te
         const auto begin = weights("model.embed_tokens.weight").values.begin() +
                            static_cast<std::ptrdiff_t>(token) * static_cast<std::ptrdiff_t>(s.hidden);
         hidden.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(s.hidden));
+        for (double& h : hidden.back()) h *= s.gemma() ? std::sqrt(static_cast<double>(s.hidden)) : 1;
     }
     for (std::size_t layer = 0; layer < s.layers; ++layer) {
         const std::string name = "model.layers." + std::to_string(layer) + ".", attention = name + "self_attn.";
@@ -286,14 +313,14 @@ inline std::vector<std::vector<double>> reference_logits(const spec& s, const te
                         const row normed = norm(attention + file, one, s.head_dim);
                         std::copy(normed.begin(), normed.end(), one);
                     }
-                    rotate(one, t);
+                    rotate(one, t, s.local(layer));
                 }
             for (row* stored : {&k, &v})
                 for (double& e : *stored) e = static_cast<double>(kvarn::to_float(kvarn::to_half(static_cast<float>(e))));
             keys.push_back(k);
             values.push_back(v);
             row out(s.heads * s.head_dim, 0.0);
-            const std::size_t first = s.window != 0 && t + 1 > s.window ? t + 1 - s.window : 0;
+            const std::size_t first = s.window != 0 && (!s.gemma() || s.local(layer)) && t + 1 > s.window ? t + 1 - s.window : 0;
             for (std::size_t head = 0; head < s.heads; ++head) {
                 const std::size_t at = head * s.head_dim, kv = head / (s.heads / s.kv_heads) * s.head_dim;
                 row weight(t + 1, 0.0);
@@ -301,18 +328,24 @@ inline std::vector<std::vector<double>> reference_logits(const spec& s, const te
                 for (std::size_t u = first; u <= t; ++u) {
                     double score = 0;
                     for (std::size_t i = 0; i < s.head_dim; ++i) score += q[at + i] * keys[u][kv + i];
-                    sum += weight[u] = std::exp(score / std::sqrt(static_cast<double>(s.head_dim)));
+                    sum += weight[u] = std::exp(score / std::sqrt(s.gemma() ? s.query_scalar : static_cast<double>(s.head_dim)));
                 }
                 for (std::size_t u = first; u <= t; ++u)
                     for (std::size_t i = 0; i < s.head_dim; ++i) out[at + i] += weight[u] / sum * values[u][kv + i];
             }
-            const row projected = product(attention + "o_proj", out);
+            row projected = product(attention + "o_proj", out);
+            if (s.gemma()) projected = norm(name + "post_attention_layernorm.weight", projected.data(), s.hidden);
             for (std::size_t i = 0; i < s.hidden; ++i) h[i] += projected[i];
-            const row y = norm(name + "post_attention_layernorm.weight", h.data(), s.hidden);
+            const row y = norm(name + (s.gemma() ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"), h.data(), s.hidden);
             row gate = product(name + "mlp.gate_proj", y);
             const row up = product(name + "mlp.up_proj", y);
-            for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-            const row down = product(name + "mlp.down_proj", gate);
+            for (std::size_t i = 0; i < gate.size(); ++i) {
+                const double g = gate[i];
+                gate[i] = up[i] * (s.gemma() ? g / 2 * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g)))
+                                             : g / (1 + std::exp(-g)));
+            }
+            row down = product(name + "mlp.down_proj", gate);
+            if (s.gemma()) down = norm(name + "post_feedforward_layernorm.weight", down.data(), s.hidden);
             for (std::size_t i = 0; i < s.hidden; ++i) h[i] += down[i];
         }
     }

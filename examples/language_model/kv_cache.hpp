@@ -15,11 +15,10 @@
 
 #include "cache_plan.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 struct cache_shape {
     std::size_t layers = 0, kv_heads = 0, head_dim = 0, group_heads = 1;  ///< group_heads: query heads on one KV head
-    std::int64_t window = 0;
 };
 
 /// Elements of K and V of one token.
@@ -86,14 +85,12 @@ public:
     }
 
     /// Causal attention of the `count` tokens appended last. q and out: [token][query head][channel].
-    void attend(std::size_t number, const float* q, float* out, std::size_t count)
+    void attend(std::size_t number, const float* q, float* out, std::size_t count, const kvarn::attention_options& options = {})
     {
         layer& l = layers_[number];
         const std::size_t d = shape_.head_dim, kv = shape_.kv_heads, heads = kv * shape_.group_heads;
         const std::size_t all = tokens_ + appended_, in_sink = std::min(all, sink_), in_tail = all - in_sink - sealed_tokens();
         const std::size_t together = std::min(shape_.group_heads, std::max<std::size_t>(1, kvarn::max_query_rows / count));
-        kvarn::attention_options options;
-        options.window = shape_.window;
         for (std::size_t head = 0; head < kv; ++head) {
             const kvarn::format& f = l.formats.empty() ? plan_->format : l.formats[head];
             if (plan_->choose_basis && tiles_ == 0)
@@ -276,4 +273,4 @@ private:
     std::vector<float> opened_k_, opened_v_;
 };
 
-}  // namespace pointer_chase
+}  // namespace language_model

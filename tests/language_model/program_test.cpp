@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The example pointer_chase as a process: what it prints, that the exact cache walks to the end and quantized ones do worse in
+// The example language_model as a process: what it prints, that the exact cache walks to the end and quantized ones do worse in
 // the right order, and every error path, which must give exit code 2, one line on stderr and no file.
 
 #include <algorithm>
@@ -29,7 +29,7 @@ using nlohmann::json;
 using support::check_refused, support::outcome, support::read_text;
 
 struct workplace : support::workplace {
-    workplace() : support::workplace(KVARN_POINTER_CHASE_PROGRAM, "pointer_chase") {}
+    workplace() : support::workplace(KVARN_LANGUAGE_MODEL_PROGRAM, "language_model") {}
 };
 
 json run_json(const workplace& here, const std::string& arguments)
@@ -44,7 +44,7 @@ json run_json(const workplace& here, const std::string& arguments)
 
 }  // namespace
 
-TEST_CASE("pointer_chase: the exact cache walks to the end, coarser ones do not", "[program]")
+TEST_CASE("language_model: the exact cache walks to the end, coarser ones do not", "[program]")
 {
     const workplace here;
     const json list = run_json(here, "--limit 2 --caches exact,rtn2,k2v2_g128:paper,k2v2_g128:refined");
@@ -71,7 +71,7 @@ TEST_CASE("pointer_chase: the exact cache walks to the end, coarser ones do not"
     CHECK(!paper.contains("blocks"));
 }
 
-TEST_CASE("pointer_chase: modes, sinks and what they print", "[program]")
+TEST_CASE("language_model: modes, sinks and what they print", "[program]")
 {
     const workplace here;
     const json pseudo = run_json(here, "--limit 1 --mode pseudo --caches k2v2_g128:paper");
@@ -102,7 +102,7 @@ TEST_CASE("pointer_chase: modes, sinks and what they print", "[program]")
     CHECK(here.run("--version").out.find("kvarn ") == 0);
 }
 
-TEST_CASE("pointer_chase: any model of the known kinds, against its own exact continuation", "[program]")
+TEST_CASE("language_model: any model of the known kinds, against its own exact continuation", "[program]")
 {
     const workplace here;
     const tiny::spec s;
@@ -110,17 +110,85 @@ TEST_CASE("pointer_chase: any model of the known kinds, against its own exact co
     std::vector<std::int64_t> ids;
     for (const int t : tiny::random_tokens(2 * 200, s.vocabulary, 8)) ids.push_back(t);
     tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 200));
-    const json list = run_json(here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120");
+    const json list = run_json(
+        here, "--model m --sequences s.npy --sink 16 --caches exact,k2v2_g32,k8v8_g32 --prompt 120 --mode teacher,greedy");
     CHECK((list[0]["predicted"] == 80 && list[0]["hops"] == 80.0 && list[0]["reference"] == "exact"));
     CHECK(list[1]["hops"] < 80.0);
     CHECK(list[2]["kl"] < list[1]["kl"]);
-    CHECK(run_json(here, "--model m --sequences s.npy --mode teacher --caches exact")[0]["predicted"] == 100);
+    CHECK((list[1]["scored"] == 160 && list[1]["from"] == 120 && list[1]["positions"].size() == 1));
+    // By default the likelihoods alone, from the middle of a short text on.
+    const json teacher = run_json(here, "--model m --sequences s.npy --caches k2v2_g32,exact,k8v8_g32 --sink 16");
+    CHECK((teacher[0]["from"] == 100 && teacher[0]["scored"] == 200 && !teacher[0].contains("hops")));
+    const json early = run_json(here, "--model m --sequences s.npy --caches k2v2_g32,exact,k8v8_g32 --sink 16 --from 20")[0];
+    CHECK((early["from"] == 20 && early["scored"] == 360));
+    REQUIRE(early["positions"].size() == 3);
+    CHECK((early["positions"][1]["first"] == 64 && early["positions"][1]["end"] == 128));
+    CHECK((early["kl_worst"] >= early["kl_p999"] && early["kl_p999"] >= early["kl_p99"] && early["kl_p99"] > early["kl"]));
+    CHECK((early["agreement"] > 0.0 && early["agreement"] < 1.0 && early["kl_error"] > 0.0 &&
+           early["kl_of_sequences"].size() == 2));
+    CHECK((early["less"].size() == 2 && early["less"][0]["cache"] == "exact"));
+    CHECK(early["less"][0]["kl"].get<double>() == Approx(early["kl"].get<double>()));
+    CHECK(early["less"][0]["nll"].get<double>() == Approx(early["excess_nll"].get<double>()));
+    CHECK(early["less"][1]["kl"].get<double>() > 0);
     check_refused(here, "--model m --caches exact", "--sequences is missing");
+    check_refused(here, "--model m --sequences s.npy --from 200", "leave nothing to predict");
+    check_refused(here, "--model m --sequences s.npy --caches exact --against q4_0", "'q4_0' is none of the --caches");
+    check_refused(here, "--model m --sequences s.npy --caches exact --mode greedy --csv t.csv", "--csv");
+
+    const outcome text =
+        here.run("--model m --sequences s.npy --sink 16 --from 20 --caches exact,k2v2_g32,k8v8_g32 --against k8v8_g32 "
+                 "--csv t.csv --html t.html");
+    CHECK((text.code == 0 && text.err.empty()));
+    for (const char* part :
+         {"top-1", "KL of sequence", "KL at positions", "64..127", "excess NLL at positions", "less k8v8_g32, paired", "99.9 %"})
+        CHECK(text.out.find(part) != std::string::npos);
+    const std::string csv = read_text(here / "t.csv");
+    CHECK(std::count(csv.begin(), csv.end(), '\n') == 1 + 3 * 2 * 3);
+    CHECK(csv.find("\nk2v2_g32,") != std::string::npos);
+    const std::string html = read_text(here / "t.html");
+    for (const char* part :
+         {"Likelihood against position", "KL by sequence", "KL by position", "Paired with k8v8_g32", "All numbers"})
+        CHECK(html.find(part) != std::string::npos);
+    for (const char* bad : {"Hops", "Greedy", "nan", "inf\"", "Attention error"}) CHECK(html.find(bad) == std::string::npos);
     const json bases = run_json(here, "--model m --sequences s.npy --mode teacher --sink 16 --caches k2v2_g32_ko,k2v2_g32_auto");
     CHECK((bases[0]["kl"] > 0.0 && bases[1]["kl"] > 0.0 && bases[0]["bytes"] == bases[1]["bytes"]));
 }
 
-TEST_CASE("pointer_chase: new walks", "[program]")
+TEST_CASE("language_model: continuations to read", "[program]")
+{
+    const workplace here;
+    tiny::spec s;
+    s.vocabulary = 300;
+    tiny::write_directory(here / "m", s, tiny::random_tensors(s, 4));
+    std::vector<std::int64_t> ids;
+    for (const int t : tiny::random_tokens(2 * 100, s.vocabulary, 9)) ids.push_back(t);
+    tiny::write(here / "s.npy", tiny::npy_file(ids, 2, 100));
+    const std::string arguments = "--model m --sequences s.npy --sink 16 --caches k2v2_g32,exact --prompt 90 --generate 30";
+    const json list = run_json(here, arguments);
+    REQUIRE(list.size() == 4);
+    for (const json& one : list) CHECK((one["ids"].size() == 30 && one["given"] == 90 && !one.contains("text")));
+    CHECK((list[1]["agreeing"] == 30 && list[3]["agreeing"] == 30 && list[1]["sequence"] == 0 && list[3]["sequence"] == 1));
+    // What the exact cache says is its own greedy walk, which the mode greedy compares with.
+    const json walk = run_json(here, "--model m --sequences s.npy --sink 16 --caches k2v2_g32,exact --prompt 90 --mode greedy");
+    CHECK(walk[0]["hops_of_sequences"][0] == std::min(10, list[0]["agreeing"].get<int>()));
+    CHECK(here.run(arguments).out.find("no tokenizer.json") != std::string::npos);
+
+    // A byte-level vocabulary: every id is a byte or a word.
+    json vocabulary = json::object();
+    for (int id = 0; id < 300; ++id) vocabulary["\u0120w" + std::to_string(id)] = id;
+    tiny::write(here / "m" / "tokenizer.json",
+                json{{"model", {{"vocab", vocabulary}}}, {"decoder", {{"type", "ByteLevel"}}}}.dump());
+    const json with_text = run_json(here, arguments);
+    std::string expected;
+    for (const json& id : list[1]["ids"]) expected += " w" + std::to_string(id.get<int>());
+    CHECK(with_text[1]["text"] == expected);
+    CHECK(here.run(arguments).out.find(expected) != std::string::npos);
+    tiny::write(here / "m" / "tokenizer.json", "{}");
+    check_refused(here, arguments, "tokenizer.json: it holds no vocabulary");
+    check_refused(here, arguments + " --mode greedy", "--mode");
+}
+
+TEST_CASE("language_model: new walks", "[program]")
 {
     const workplace here;
     const json a = run_json(here, "--walks 2 --caches exact"), b = run_json(here, "--walks 2 --seed 2 --caches exact");
@@ -134,28 +202,31 @@ TEST_CASE("pointer_chase: new walks", "[program]")
     check_refused(here, "--seed 3", "--seed");
 }
 
-TEST_CASE("pointer_chase: a rule for everything is another format", "[program]")
+TEST_CASE("language_model: a rule for everything is another format", "[program]")
 {
     const workplace here;
-    const json list = run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
+    const json list =
+        run_json(here, "--limit 1 --mode teacher --caches k2v2_g128:refined+*/*=k3v4,k3v4_g128:refined,k2v2_g128:refined+1=k3v4");
     for (const char* key : {"nll", "kl", "bits_per_element", "bytes"}) CHECK(list[0][key] == list[1][key]);
     CHECK(list[2]["kl"] != list[1]["kl"]);
     CHECK(list[2]["bytes"] < list[1]["bytes"]);
 }
 
-TEST_CASE("pointer_chase: decoding survives the refined encoder, and no other method of two bits", "[accuracy]")
+TEST_CASE("language_model: decoding survives the refined encoder, and no other method of two bits", "[accuracy]")
 {
     const workplace here;
     const json list = run_json(here, "--caches exact,rtn2,rotated_rtn2,kivi2_g128,k2v2_g128:paper,k2v2_g128:refined");
     std::map<std::string, json> by_name;
     for (const json& one : list) {
         by_name[one["cache"]] = one;
-        std::printf("%-18s %5.3f bits  nll %.5f  kl %.5f  hops %5.1f  full walks %d of %d\n", one["cache"].get<std::string>().c_str(),
-                    one["bits_per_element"].get<double>(), one["nll"].get<double>(), one["kl"].get<double>(), one["hops"].get<double>(),
-                    one["full_walks"].get<int>(), one["sequences"].get<int>());
+        std::printf("%-18s %5.3f bits  nll %.5f  kl %.5f  hops %5.1f  full walks %d of %d\n",
+                    one["cache"].get<std::string>().c_str(), one["bits_per_element"].get<double>(), one["nll"].get<double>(),
+                    one["kl"].get<double>(), one["hops"].get<double>(), one["full_walks"].get<int>(),
+                    one["sequences"].get<int>());
     }
     const auto value = [&](const char* cache, const char* key) { return by_name[cache][key].get<double>(); };
-    const double exact = value("exact", "nll"), paper = value("k2v2_g128:paper", "nll"), refined = value("k2v2_g128:refined", "nll");
+    const double exact = value("exact", "nll"), paper = value("k2v2_g128:paper", "nll"),
+                 refined = value("k2v2_g128:refined", "nll");
     CHECK(value("exact", "full_walks") == 16);
     CHECK(refined - exact <= 0.2 * (paper - exact));
     CHECK(value("k2v2_g128:refined", "hops") >= 440);
@@ -167,7 +238,7 @@ TEST_CASE("pointer_chase: decoding survives the refined encoder, and no other me
     }
 }
 
-TEST_CASE("pointer_chase: the report is one file with everything in it", "[program]")
+TEST_CASE("language_model: the report is one file with everything in it", "[program]")
 {
     const workplace here;
     const outcome result = here.run("--limit 1 --html r.html --caches exact,rtn2,k2v2_g128:paper");
@@ -184,7 +255,7 @@ TEST_CASE("pointer_chase: the report is one file with everything in it", "[progr
     CHECK(read_text(here / "e.html").find("Attention error") == std::string::npos);
 }
 
-TEST_CASE("pointer_chase: what is wrong is said in one line, and no file stays", "[program]")
+TEST_CASE("language_model: what is wrong is said in one line, and no file stays", "[program]")
 {
     const workplace here;
     const std::string good = read_text(KVARN_POINTER_CHASE_DATA "/model.safetensors");
@@ -211,6 +282,11 @@ TEST_CASE("pointer_chase: what is wrong is said in one line, and no file stays",
     check_refused(here, "--model cut.safetensors", "cut.safetensors: model.");
     check_refused(here, "--model cut_header.safetensors", "cut_header.safetensors: not a usable safetensors file");
     check_refused(here, "--model flat.npy", "flat.npy: not a usable safetensors file");
+    tiny::write(here / "m.gguf", "GGUF" + std::string(100, '\3'));
+    fs::create_directories(here / "gguf");
+    fs::copy_file(here / "m.gguf", here / "gguf" / "weights.bin");
+    check_refused(here, "--model m.gguf", "m.gguf: this is a GGUF file; convert it by");
+    check_refused(here, "--model gguf", "weights.bin: this is a GGUF file");
     check_refused(here, "--sequences missing.npy", "missing.npy: cannot open");
     check_refused(here, "--sequences none.npy", "none.npy: the array is empty");
     check_refused(here, "--sequences short.npy", "short.npy: sequences of 6 tokens are no walks");

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline.
-// In: a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it stores.
+// How a cache stores its sealed tokens, by name: exact, records of the library, or the round trip of a baseline. In:
+// a name such as k2v2_g128:refined, rotated_rtn2, kivi2_g32, q4_0. Out: a plan, with the real bytes of what it
+// stores.
 
 #include <algorithm>
 #include <charconv>
@@ -19,7 +20,7 @@
 #include "../common/baselines.hpp"
 #include "../common/failure.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using kvarn_cli::failure;
 
@@ -27,12 +28,13 @@ enum class storage { exact, records, round_trip };
 
 struct cache_plan {
     std::string name;
-    pointer_chase::storage storage = storage::exact;
-    kvarn::format format;            ///< of the records; for the others what attention needs to know, the head dimension
+    language_model::storage storage = storage::exact;
+    kvarn::format format;                  ///< of the records; for the others what attention needs to know, the head dimension
     std::vector<kvarn::bit_rule> rules;    ///< records only: layers and heads with other bits
     std::size_t layers = 1, kv_heads = 1;  ///< of the model, which rules may name
-    kvarn::encode_options how;       ///< records only
-    bool choose_basis = false;       ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
+    kvarn::encode_options how;             ///< records only
+    bool choose_basis =
+        false;  ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
     kvarn_cli::baseline baseline{};  ///< round trips only
     std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
@@ -111,19 +113,32 @@ namespace plan_detail {
     } else if (!b.rotated && take(name, "kivi")) {
         b.kind = baseline_kind::kivi;
         bits = take_bits(name);
-        if (take(name, "_g128"))
-            b.group = 128;
-        else if (take(name, "_g32"))
-            b.group = 32;
-        else
-            return std::nullopt;
+        for (const std::size_t group : {32, 64, 128})
+            if (name == "_g" + std::to_string(group)) b.group = group;
+        if (b.group == 0) return std::nullopt;
+        name = {};
         b.series = "kivi g" + std::to_string(b.group);
+    } else if (!b.rotated && take(name, "turboquant")) {
+        b.kind = baseline_kind::turboquant;
+        b.series = "turboquant";
+        bits = take_bits(name);
+        if (bits && *bits > 4) return std::nullopt;
+    } else if (!b.rotated && take(name, "fp8_")) {
+        b.kind = name == "tensor" ? baseline_kind::fp8_tensor : baseline_kind::fp8_token;
+        b.series = "fp8";
+        if (!take(name, "tensor") && !take(name, "token")) return std::nullopt;
+        bits = 8;
     } else if (take(name, "q")) {
         b.kind = baseline_kind::blocks;
         b.series = b.rotated ? "rotated q4_0 .. q8_0" : "q4_0 .. q8_0";
         bits = take_bits(name);
         if (bits && *bits != 4 && *bits != 5 && *bits != 8) return std::nullopt;
-        if (!take(name, "_0")) return std::nullopt;
+        if (bits && *bits != 8 && !b.rotated && take(name, "_1")) {
+            b.kind = baseline_kind::blocks_min;
+            b.series = "q4_1, q5_1";
+        } else if (!take(name, "_0")) {
+            return std::nullopt;
+        }
     }
     if (!bits || !name.empty()) return std::nullopt;
     b.bits = *bits;
@@ -184,7 +199,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
         const std::string one = name.substr(begin + 1, end - begin - 1);
         const auto rule = rule_of(one);
         if (!rule)
-            throw failure(plan.name + ": '" + one + "' is no rule: <layers>[/<heads>]=k<bits>v<bits>, layers and heads as 3, 0..3, -1 or *");
+            throw failure(plan.name + ": '" + one +
+                          "' is no rule: <layers>[/<heads>]=k<bits>v<bits>, layers and heads as 3, 0..3, -1 or *");
         plan.rules.push_back(*rule);
         begin = end;
     }
@@ -228,14 +244,12 @@ inline void take_rules(std::string& name, cache_plan& plan)
         plan.storage = storage::round_trip;
         plan.baseline = *b;
         plan.format = dimension_only(head_dim, name);
-        if (b->rotated && kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
+        if ((b->rotated || b->kind == kvarn_cli::baseline_kind::turboquant) &&
+            kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels cannot be rotated");
-        const std::size_t together = b->kind == kvarn_cli::baseline_kind::blocks ? 32
-                                     : b->kind == kvarn_cli::baseline_kind::kivi ? std::min(b->group, head_dim)
-                                                                                 : 1;
-        if (head_dim % together != 0)
+        if (!kvarn_cli::fits(*b, head_dim, false))
             throw failure(name + ": heads of " + std::to_string(head_dim) + " channels do not divide into groups of " +
-                          std::to_string(together));
+                          std::to_string(b->kind == kvarn_cli::baseline_kind::kivi ? std::min(b->group, head_dim) : 32));
         return plan;
     }
     const std::size_t colon = name.find(':');
@@ -247,8 +261,9 @@ inline void take_rules(std::string& name, cache_plan& plan)
     const auto format = kvarn::parse_format(format_name, static_cast<int>(head_dim));
     if (format.error == kvarn::status::bad_format_name)
         throw failure("there is no cache '" + name +
-                      "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|128>, q<4|5|8>_0, "
-                      "rotated_q<4|5|8>_0, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] and the last with :paper or :refined are");
+                      "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, "
+                      "rotated_q<4|5|8>_0, turboquant<2|3|4>, fp8_<tensor|token>, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] "
+                      "and the last with :paper or :refined are");
     kvarn_cli::check(format.error, name);
     if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
     plan.storage = storage::records;
@@ -261,8 +276,9 @@ inline void take_rules(std::string& name, cache_plan& plan)
     }
     if (options.iterations) plan.how.iterations = plan.how.refined_iterations = *options.iterations;
     if (const auto policy = plan.policy(); !policy)
-        throw failure(plan.name + (policy.error == kvarn::status::bad_argument ? ": a rule names layers or heads that the model does not have"
-                                                                               : std::string(": ") + kvarn::message(policy.error)));
+        throw failure(plan.name + (policy.error == kvarn::status::bad_argument
+                                       ? ": a rule names layers or heads that the model does not have"
+                                       : std::string(": ") + kvarn::message(policy.error)));
     return plan;
 }
 
@@ -281,4 +297,4 @@ inline void take_rules(std::string& name, cache_plan& plan)
     return plans;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

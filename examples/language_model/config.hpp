@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What a model is, read from the config.json of a Llama, Mistral, Qwen2 or Qwen3 directory, or from the tensors of one file
-// alone. In: JSON, or names and shapes. Out: sizes and constants. Whatever would change the arithmetic and is not known here is
-// refused by name.
+// What a model is, read from the config.json of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3 directory, or from the
+// tensors of one file alone. In: JSON, or names and shapes. Out: sizes and constants. Whatever would change the
+// arithmetic and is not known here is refused by name.
 
 #include <algorithm>
 #include <cmath>
@@ -17,23 +17,32 @@
 
 #include "safetensors.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 struct model_config {
     std::size_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, intermediate = 0, vocabulary = 0;
     float norm_epsilon = 1e-6f;
-    std::vector<double> rope_frequencies;  ///< [head_dim / 2], radians per position
-    bool tied = true;                      ///< the output layer is the embedding table
-    std::int64_t window = 0;               ///< tokens that a query sees; 0: all
+    float softmax_scale = 0;                ///< 0: 1 / sqrt(head_dim)
+    std::vector<double> rope_frequencies;   ///< [head_dim / 2], radians per position
+    std::vector<double> local_frequencies;  ///< those of layers with a window; empty: the same
+    std::vector<std::int64_t> windows;      ///< tokens that a query sees, layer by layer; 0: all. Empty: all, in every layer
+    bool tied = true;                       ///< the output layer is the embedding table
+    bool head_norms = false;                ///< queries and keys are normalised; false: if the tensors for it are there
+    bool post_norms = false;                ///< what attention and MLP add is normalised too
+    bool offset_norms = false;              ///< norms multiply by 1 + weight
+    bool gelu = false;                      ///< the MLP's activation; false: silu
     float embedding_scale = 1.0f;
     std::string task;  ///< from the metadata of the file; empty: a general language model
 
     [[nodiscard]] std::size_t group_heads() const noexcept { return heads / kv_heads; }
+    [[nodiscard]] std::int64_t window(std::size_t layer) const { return windows.empty() ? 0 : windows[layer]; }
+    [[nodiscard]] bool is_local(std::size_t layer) const { return !local_frequencies.empty() && window(layer) != 0; }
 };
 
 namespace config_detail {
 
 inline constexpr std::size_t most_extent = std::size_t{1} << 24;  // keeps every product of two sizes far from overflow
+inline constexpr std::size_t most_layers = 4096;                  // bounds what a damaged file can ask for
 
 /// Reads one JSON object; every complaint names the file and the key.
 class reader {
@@ -91,7 +100,8 @@ private:
     return f;
 }
 
-/// Slows the frequencies down as the `rope_scaling` object says; `scaling` has its kind under rope_type or, in older files, type.
+/// Slows the frequencies down as the `rope_scaling` object says; `scaling` has its kind under rope_type or, in older
+/// files, type.
 inline void scale_frequencies(std::vector<double>& frequencies, const reader& scaling)
 {
     const std::string kind = scaling.word(scaling.has("rope_type") ? "rope_type" : "type");
@@ -106,11 +116,64 @@ inline void scale_frequencies(std::vector<double>& frequencies, const reader& sc
     const double trained = scaling.positive("original_max_position_embeddings");
     if (!(high > low)) scaling.refuse("high_freq_factor is not above low_freq_factor");
     for (double& f : frequencies) {
-        // Turns over the context that the model was trained on: few turns are slowed down, many are kept, a ramp lies between.
+        // Turns over the context that the model was trained on: few turns are slowed down, many are kept, a ramp lies
+        // between.
         const double turns = trained * f / (2 * std::numbers::pi);
         const double kept = std::clamp((turns - low) / (high - low), 0.0, 1.0);
         f = kept * f + (1 - kept) * f / factor;
     }
+}
+
+/// What Gemma 3 has besides: layers that see a window, with a RoPE of their own, and more norms.
+inline void parse_gemma3(model_config& c, const reader& in)
+{
+    for (const char* const key : {"attn_logit_softcapping", "final_logit_softcapping"})
+        if (in.has(key)) in.refuse(std::string(key) + " is not supported");
+    if (in.flag("use_bidirectional_attention", false)) in.refuse("use_bidirectional_attention is not supported");
+    c.head_norms = c.post_norms = c.offset_norms = c.gelu = true;
+    c.embedding_scale = std::sqrt(static_cast<float>(c.hidden));
+    c.softmax_scale =
+        static_cast<float>(1 / std::sqrt(in.has("query_pre_attn_scalar") ? in.positive("query_pre_attn_scalar") : 256.0));
+    const auto window = static_cast<std::int64_t>(in.size("sliding_window"));
+    const char* const newer = "layer_types";
+    if (in.has(newer)) {
+        if (!in.at(newer).is_array() || in.at(newer).size() != c.layers) in.refuse("layer_types is no list of one word a layer");
+        for (const json& type : in.at(newer)) {
+            if (type != "full_attention" && type != "sliding_attention")
+                in.refuse("layer_types has a layer that is neither full_attention nor sliding_attention");
+            c.windows.push_back(type == "full_attention" ? 0 : window);
+        }
+        return;
+    }
+    const std::size_t pattern = in.has("sliding_window_pattern") ? in.size("sliding_window_pattern") : 6;
+    if (c.layers > most_layers) in.refuse("num_hidden_layers is more than " + std::to_string(most_layers));
+    for (std::size_t i = 1; i <= c.layers; ++i) c.windows.push_back(i % pattern == 0 ? 0 : window);
+}
+
+/// The frequencies of RoPE: `rope_theta` and scaling, from the top of the file or from an object of their own in
+/// newer ones.
+inline void parse_rope(model_config& c, const reader& in, double theta)
+{
+    const char *const newer = "rope_parameters", *const full = "full_attention", *const local = "sliding_attention";
+    const auto read = [&](const reader& rope, double otherwise, bool is_newer) {
+        if (rope.has("partial_rotary_factor") && rope.positive("partial_rotary_factor") != 1.0)
+            rope.refuse("partial_rotary_factor is not supported");
+        std::vector<double> f = plain_frequencies(c.head_dim, rope.has("rope_theta") ? rope.positive("rope_theta") : otherwise);
+        if (is_newer)
+            scale_frequencies(f, rope);
+        else if (rope.has("rope_scaling"))
+            scale_frequencies(f, rope.inside("rope_scaling"));
+        return f;
+    };
+    const bool is_newer = in.has(newer), by_layer = is_newer && in.inside(newer).has(full);
+    if (by_layer && c.windows.empty()) in.refuse("rope_parameters differ by layer, which is not supported for this kind");
+    c.rope_frequencies = by_layer   ? read(in.inside(newer).inside(full), theta, true)
+                         : is_newer ? read(in.inside(newer), theta, true)
+                                    : read(in, theta, false);
+    if (!c.offset_norms) return;
+    c.local_frequencies =
+        by_layer ? read(in.inside(newer).inside(local), 10000.0, true)
+                 : plain_frequencies(c.head_dim, in.has("rope_local_base_freq") ? in.positive("rope_local_base_freq") : 10000.0);
 }
 
 }  // namespace config_detail
@@ -120,10 +183,13 @@ inline void scale_frequencies(std::vector<double>& frequencies, const reader& sc
 {
     const config_detail::reader in(object, path);
     const std::string kind = in.word("model_type");
-    if (kind != "llama" && kind != "mistral" && kind != "qwen2" && kind != "qwen3")
-        in.refuse("the model_type '" + kind + "' is not supported: llama, mistral, qwen2 and qwen3 are");
-    if (in.has("hidden_act") && in.word("hidden_act") != "silu")
-        in.refuse("the hidden_act '" + in.word("hidden_act") + "' is not supported: silu is");
+    const bool gemma = kind == "gemma3_text";
+    if (kind != "llama" && kind != "mistral" && kind != "qwen2" && kind != "qwen3" && !gemma)
+        in.refuse("the model_type '" + kind + "' is not supported: llama, mistral, qwen2, qwen3 and gemma3_text are");
+    const char *const activation = gemma ? "hidden_activation" : "hidden_act", *const known =
+                                                                                   gemma ? "gelu_pytorch_tanh" : "silu";
+    if (in.has(activation) && in.word(activation) != known)
+        in.refuse("the " + std::string(activation) + " '" + in.word(activation) + "' is not supported: " + known + " is");
     model_config c;
     c.hidden = in.size("hidden_size");
     c.layers = in.size("num_hidden_layers");
@@ -132,32 +198,28 @@ inline void scale_frequencies(std::vector<double>& frequencies, const reader& sc
     c.intermediate = in.size("intermediate_size");
     c.vocabulary = in.size("vocab_size");
     c.norm_epsilon = static_cast<float>(in.positive("rms_norm_eps"));
-    c.tied = in.flag("tie_word_embeddings", false);
+    c.tied = in.flag("tie_word_embeddings", gemma);
+    c.head_norms = kind == "qwen3";
     if (c.heads % c.kv_heads != 0) in.refuse("num_attention_heads is no multiple of num_key_value_heads");
     if (!in.has("head_dim") && c.hidden % c.heads != 0) in.refuse("hidden_size is no multiple of num_attention_heads");
     c.head_dim = in.has("head_dim") ? in.size("head_dim") : c.hidden / c.heads;
     if (c.head_dim < 32 || c.head_dim > 576 || c.head_dim % 4 != 0)
         in.refuse("head_dim " + std::to_string(c.head_dim) + " is not supported: multiples of 4 from 32 to 576 are");
 
-    // Newer files keep everything about RoPE in one object.
-    const char* const newer = "rope_parameters";
-    const config_detail::reader rope = in.has(newer) ? in.inside(newer) : in;
-    c.rope_frequencies =
-        config_detail::plain_frequencies(c.head_dim, rope.has("rope_theta") ? rope.positive("rope_theta") : 10000.0);
-    if (rope.has("partial_rotary_factor") && rope.positive("partial_rotary_factor") != 1.0)
-        rope.refuse("partial_rotary_factor is not supported");
-    if (in.has(newer))
-        config_detail::scale_frequencies(c.rope_frequencies, rope);
-    else if (in.has("rope_scaling"))
-        config_detail::scale_frequencies(c.rope_frequencies, in.inside("rope_scaling"));
-
+    if (gemma) config_detail::parse_gemma3(c, in);
+    config_detail::parse_rope(c, in, gemma ? 1e6 : 10000.0);
     if (kind != "mistral" && in.flag("use_sliding_window", false))
         in.refuse("use_sliding_window is not supported: its layers would differ");
-    if (kind == "mistral" && in.has("sliding_window")) c.window = static_cast<std::int64_t>(in.size("sliding_window"));
+    if (kind == "mistral" && in.has("sliding_window")) {
+        if (c.layers > config_detail::most_layers)
+            in.refuse("num_hidden_layers is more than " + std::to_string(config_detail::most_layers));
+        c.windows.assign(c.layers, static_cast<std::int64_t>(in.size("sliding_window")));
+    }
     return c;
 }
 
-/// The configuration of a file that stands alone: a decoder as the pointer-chasing one, 128 channels a head, RoPE base 10000.
+/// The configuration of a file that stands alone: a decoder as the pointer-chasing one, 128 channels a head, RoPE
+/// base 10000.
 [[nodiscard]] inline model_config guess_config(const safetensors& file)
 {
     const auto shape = [&](const std::string& name) {
@@ -197,8 +259,8 @@ inline void apply_metadata(model_config& c, const safetensors& file)
     }
 }
 
-/// Fails unless the tensors that the sizes stand for are there and as large, in every layer: before room is made for what a damaged
-/// configuration only claims. `path` is for messages.
+/// Fails unless the tensors that the sizes stand for are there and as large, in every layer: before room is made for
+/// what a damaged configuration only claims. `path` is for messages.
 inline void require_sizes(const model_config& c, const std::map<std::string, tensor_entry>& entries, const std::string& path)
 {
     const auto require = [&](const std::string& name, const std::vector<std::size_t>& shape) {
@@ -206,7 +268,8 @@ inline void require_sizes(const model_config& c, const std::map<std::string, ten
         if (found == entries.end()) throw failure(path + ": the tensor " + name + " is missing");
         const tensor_entry& entry = found->second;
         if (entry.shape != shape)
-            throw failure(path + ": " + name + " has the shape " + shape_text(entry.shape) + ", " + shape_text(shape) + " is needed");
+            throw failure(path + ": " + name + " has the shape " + shape_text(entry.shape) + ", " + shape_text(shape) +
+                          " is needed");
         if (!holds_floats(entry))
             throw failure(path + ": " + name + " has the type " + entry.type + ", only F32, F16 and BF16 are read");
     };
@@ -220,4 +283,4 @@ inline void require_sizes(const model_config& c, const std::map<std::string, ten
     }
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// New sequences of the pointer-chasing task. n symbols form one random cycle. A sequence is the cycle as shuffled pairs of a symbol's
-// key and the symbol after it, a START token, then the walk along the cycle from a random symbol: 3 n + 1 tokens. A symbol s is
-// token s as a value and in the walk, n + s as a key; START is 2 n. The same seed gives the same sequences everywhere.
+// New sequences of the pointer-chasing task. n symbols form one random cycle. A sequence is the cycle as shuffled
+// pairs of a symbol's key and the symbol after it, a START token, then the walk along the cycle from a random symbol:
+// 3 n + 1 tokens. A symbol s is token s as a value and in the walk, n + s as a key; START is 2 n. The same seed gives
+// the same sequences everywhere.
 
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace pointer_chase {
+namespace language_model {
 
 /// splitmix64.
 class walk_random {
@@ -59,4 +60,4 @@ private:
     return sequences;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What was measured, as tables for people and as JSON for programs. In: cache_report. Out: text.
+// What was measured, as tables for people and as JSON for programs. In: evaluation. Out: text.
 
 #include <cmath>
 #include <cstddef>
@@ -10,23 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "../common/text.hpp"
-#include "evaluate.hpp"
+#include "likelihood.hpp"
 
-namespace pointer_chase {
-
-using kvarn_cli::text;
-
-/// Means over sequences of what the teacher mode measured.
-[[nodiscard]] inline teacher_result mean_of(const std::vector<teacher_result>& all)
-{
-    teacher_result mean;
-    for (const teacher_result& one : all) {
-        mean.nll += one.nll / static_cast<double>(all.size());
-        mean.kl += one.kl / static_cast<double>(all.size());
-        mean.accuracy += one.accuracy / static_cast<double>(all.size());
-    }
-    return mean;
-}
+namespace language_model {
 
 [[nodiscard]] inline double mean_of(const std::vector<std::size_t>& all)
 {
@@ -68,8 +54,9 @@ inline constexpr block_measure block_measures[] = {
     {"V", "token-scale error, mean", [](const block_errors& e) { return kvarn_cli::spread_of(e.v_scale).mean; }},
 };
 
-[[nodiscard]] inline std::string summary_table(const std::vector<cache_report>& reports, const experiment& e)
+[[nodiscard]] inline std::string summary_table(const evaluation& all, const experiment& e)
 {
+    const std::vector<cache_report>& reports = all.caches;
     const bool with_teacher = !reports.front().teacher.empty(), with_greedy = !reports.front().hops.empty();
     std::vector<std::vector<std::string>> rows{{"", "bits per", "with sink", ""}, {"cache", "element", "and tail", "bytes"}};
     const auto add = [&](const char* above, const char* below) {
@@ -82,8 +69,8 @@ inline constexpr block_measure block_measures[] = {
         rows.push_back({r.plan.name, text("%.3f", r.plan.sealed_bits()), text("%.3f", r.bits_per_element_total),
                         kvarn_cli::grouped(static_cast<std::size_t>(std::llround(r.bytes)))});
         if (with_teacher) {
-            const teacher_result mean = mean_of(r.teacher);
-            for (const std::string& cell : {text("%.5f", mean.nll), text("%.5f", mean.kl), text("%.4f", mean.accuracy)})
+            const likelihood l = likelihood_of(r.teacher, all.exact);
+            for (const std::string& cell : {text("%.5f", l.nll.mean), text("%.5f", l.kl.mean), text("%.4f", l.accuracy)})
                 rows.back().push_back(cell);
         }
         if (with_greedy) {
@@ -94,7 +81,8 @@ inline constexpr block_measure block_measures[] = {
     return kvarn_cli::aligned(rows);
 }
 
-/// The blocks of one cache: errors with exact inputs (static), after everything before was quantized too (accum), the difference.
+/// The blocks of one cache: errors with exact inputs (static), after everything before was quantized too (accum), the
+/// difference.
 [[nodiscard]] inline std::string block_table(const cache_report& r, std::size_t sequences)
 {
     std::vector<std::vector<std::string>> rows{
@@ -116,11 +104,13 @@ inline constexpr block_measure block_measures[] = {
     return r.plan.name + "\n" + kvarn_cli::aligned(rows);
 }
 
-[[nodiscard]] inline std::string text_report(const std::vector<cache_report>& reports, const experiment& e,
-                                             const std::string& facts)
+[[nodiscard]] inline std::string text_report(const evaluation& all, const experiment& e, const std::string& facts,
+                                             std::size_t against)
 {
+    const std::vector<cache_report>& reports = all.caches;
     std::string out = facts + "\n\n";
-    if (!reports.front().teacher.empty() || !reports.front().hops.empty()) out += summary_table(reports, e);
+    if (!reports.front().teacher.empty() || !reports.front().hops.empty()) out += summary_table(all, e);
+    if (!reports.front().teacher.empty()) out += "\n" + likelihood_tables(all, e, against);
     if (reports.front().blocks.empty()) return out;
     out += "\npseudo-decoding: a fixed sequence, block by block beside the exact run. static: exact inputs everywhere, only the "
            "history of\n"
@@ -158,24 +148,19 @@ inline constexpr block_measure block_measures[] = {
 }
 
 /// A list of one object per cache.
-[[nodiscard]] inline std::string json_report(const std::vector<cache_report>& reports, const experiment& e)
+[[nodiscard]] inline std::string json_report(const evaluation& all, const experiment& e)
 {
     using nlohmann::ordered_json;
     ordered_json list = ordered_json::array();
-    for (const cache_report& r : reports) {
+    for (std::size_t i = 0; i < all.caches.size(); ++i) {
+        const cache_report& r = all.caches[i];
         ordered_json one{{"cache", r.plan.name},
                          {"bits_per_element", r.plan.sealed_bits()},
                          {"bits_per_element_total", r.bits_per_element_total},
                          {"bytes", r.bytes},
                          {"sequences", e.sequences.size()},
                          {"predicted", e.predicted()}};
-        if (!r.teacher.empty()) {
-            const teacher_result mean = mean_of(r.teacher);
-            one["nll"] = mean.nll;
-            one["kl"] = mean.kl;
-            one["accuracy"] = mean.accuracy;
-            for (const teacher_result& sequence : r.teacher) one["nll_of_sequences"].push_back(sequence.nll);
-        }
+        if (!r.teacher.empty()) add_likelihood(one, all, e, i);
         if (!r.hops.empty()) {
             one["hops"] = mean_of(r.hops);
             one["full_walks"] = full_walks(r.hops, e.predicted());
@@ -188,4 +173,4 @@ inline constexpr block_measure block_measures[] = {
     return list.dump(1) + "\n";
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

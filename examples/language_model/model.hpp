@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The weights of a decoder-only transformer as row-major float matrices [out][in], read from one safetensors file or from a
-// directory as Hugging Face lays it out. Every tensor is checked; one that is missing, misshapen or not known to the forward
-// pass is a failure that names it. Matrices with the same input are stacked: q, k, v, and gate, up.
+// The weights of a decoder-only transformer as row-major float matrices [out][in], read from one safetensors file or
+// from a directory as Hugging Face lays it out. Every tensor is checked; one that is missing, misshapen or not known
+// to the forward pass is a failure that names it. Matrices with the same input are stacked: q, k, v, and gate, up.
 
 #include <algorithm>
 #include <cstddef>
@@ -16,14 +16,15 @@
 #include "config.hpp"
 #include "safetensors.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using row_vector = Eigen::RowVectorXf;
 
 struct layer_weights {
     row_vector attention_norm, mlp_norm;
-    matrix qkv;  ///< query heads, key heads, value heads
+    row_vector post_attention_norm, post_mlp_norm;  ///< of what attention and MLP add; empty: none
+    matrix qkv;                                     ///< query heads, key heads, value heads
     row_vector qkv_bias;
     matrix o;
     row_vector o_bias;
@@ -52,7 +53,8 @@ struct destination {
 };
 using destinations = std::map<std::string, destination>;
 
-/// Makes room for all weights of the configuration and says where each tensor goes. `present` are those that some file holds.
+/// Makes room for all weights of the configuration and says where each tensor goes. `present` are those that some
+/// file holds.
 [[nodiscard]] inline destinations allocate(model& m, const std::map<std::string, tensor_entry>& present)
 {
     const model_config& c = m.config;
@@ -86,7 +88,14 @@ using destinations = std::map<std::string, destination>;
         l.gate_up.resize(index(2 * c.intermediate), index(c.hidden));
         l.down.resize(index(c.hidden), index(c.intermediate));
         add_vector(layer + "input_layernorm.weight", l.attention_norm, 0, c.hidden, true);
-        add_vector(layer + "post_attention_layernorm.weight", l.mlp_norm, 0, c.hidden, true);
+        add_vector(layer + (c.post_norms ? "pre_feedforward_layernorm.weight" : "post_attention_layernorm.weight"), l.mlp_norm, 0,
+                   c.hidden, true);
+        if (c.post_norms)
+            for (const auto& [name, norm] : {std::pair{"post_attention_layernorm.weight", &l.post_attention_norm},
+                                             std::pair{"post_feedforward_layernorm.weight", &l.post_mlp_norm}}) {
+                norm->resize(index(c.hidden));
+                add_vector(layer + name, *norm, 0, c.hidden, true);
+            }
         const struct {
             const char* name;
             std::size_t first, rows;
@@ -101,7 +110,7 @@ using destinations = std::map<std::string, destination>;
             add_vector(attention + "o_proj.bias", l.o_bias, 0, c.hidden, true);
         }
         for (const auto& [name, norm] : {std::pair{"q_norm.weight", &l.q_norm}, std::pair{"k_norm.weight", &l.k_norm}})
-            if (present.contains(attention + name)) {
+            if (c.head_norms || present.contains(attention + name)) {
                 norm->resize(index(c.head_dim));
                 add_vector(attention + name, *norm, 0, c.head_dim, true);
             }
@@ -125,6 +134,15 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
     }
 }
 
+/// For models whose norms multiply by 1 + weight.
+inline void add_one_to_norms(model& m)
+{
+    m.norm.array() += 1.0f;
+    for (layer_weights& l : m.layers)
+        for (row_vector* norm : {&l.attention_norm, &l.mlp_norm, &l.post_attention_norm, &l.post_mlp_norm, &l.q_norm, &l.k_norm})
+            norm->array() += 1.0f;
+}
+
 [[nodiscard]] inline json read_json(const std::string& path)
 {
     const std::vector<std::byte> file = kvarn_cli::read_file(path);
@@ -138,9 +156,12 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
     const fs::path whole = directory / "model.safetensors", index = directory / "model.safetensors.index.json";
     if (fs::exists(whole)) return {whole.string()};
     if (!fs::exists(index))
+        for (const auto& entry : fs::directory_iterator(directory)) require_no_gguf(entry.path().string());
+    if (!fs::exists(index))
         throw failure(directory.string() + ": there is neither model.safetensors nor model.safetensors.index.json");
     std::vector<std::string> files;
-    for (const std::string& name : shards_of(read_json(index.string()), index.string())) files.push_back((directory / name).string());
+    for (const std::string& name : shards_of(read_json(index.string()), index.string()))
+        files.push_back((directory / name).string());
     return files;
 }
 
@@ -184,7 +205,8 @@ inline void fill(destinations& to, const safetensors& file, bool tied)
         for (const std::string& name : names) fill(to, read_safetensors(name), c.tied);
     for (const auto& [name, place] : to)
         if (place.required && !place.found) throw failure(path + ": the tensor " + name + " is missing");
+    if (c.offset_norms) add_one_to_norms(m);
     return m;
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model

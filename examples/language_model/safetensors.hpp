@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Files in the safetensors format: eight bytes with the length of a JSON header, the header, the data of all tensors.
-// In: the whole file in memory. Out: names, types, shapes and metadata; a tensor of F32, F16 or BF16 as floats.
-// The reader trusts no field: lengths, nesting, offsets and the sizes that shapes ask for are checked before anything is used.
+// In: the whole file in memory. Out: names, types, shapes and metadata; a tensor of F32, F16 or BF16 as floats. The
+// reader trusts no field: lengths, nesting, offsets and the sizes that shapes ask for are checked before anything is
+// used.
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <initializer_list>
@@ -24,7 +26,7 @@
 #include "../common/failure.hpp"
 #include "../common/files.hpp"
 
-namespace pointer_chase {
+namespace language_model {
 
 using kvarn_cli::bytes;
 using kvarn_cli::failure;
@@ -241,9 +243,19 @@ private:
     return names;
 }
 
+/// Fails for a file of the other format that models come in, before all of it is read.
+inline void require_no_gguf(const std::string& path)
+{
+    char magic[4] = {};
+    const kvarn_cli::file_handle file(std::fopen(path.c_str(), "rb"));
+    if (file && std::fread(magic, 1, sizeof magic, file.get()) == sizeof magic && std::string_view(magic, 4) == "GGUF")
+        throw failure(path + ": this is a GGUF file; convert it by `sh examples/language_model/get.sh " + path + " <folder>`");
+}
+
 [[nodiscard]] inline safetensors read_safetensors(const std::string& path)
 {
+    require_no_gguf(path);
     return {kvarn_cli::read_file(path), path};
 }
 
-}  // namespace pointer_chase
+}  // namespace language_model
