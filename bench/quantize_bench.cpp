@@ -99,7 +99,7 @@ void add_all(int d)
             for (int t = 0; t < group; ++t)
                 std::memcpy(tile.data() + t * stride, x.floats.data() + (n * group + static_cast<std::size_t>(t)) * static_cast<std::size_t>(d),
                             static_cast<std::size_t>(d) * 4);
-            kvarn::normalize_variance<native>(tile.data(), stride, group, d, 8, 1.0f, kvarn::place_variance_factors(factors.data(), group, d));
+            kvarn::normalize_variance<native>(tile.data(), stride, group, d, 8, 8, 1.0f, kvarn::place_variance_factors(factors.data(), group, d));
         }
     });
     add(title("normalize/textbook/float", d, "k32v32", "compiler"), d, both, [d](data& x) {
