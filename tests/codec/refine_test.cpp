@@ -70,7 +70,7 @@ TEST_CASE("codec/refine: less error than the paper's encoder on every kind of ti
             INFO(support::describe(f) << ", " << support::name_of(kind));
             const auto x = support::random_tiles(random, f, 1, 1, kind);
             const auto refined = support::encode_errors(f, x).front(), paper = support::encode_errors(f, x, support::paper()).front();
-            CHECK(refined.k.relative_error <= 1.02f * paper.k.relative_error);
+            CHECK(refined.k.relative_error <= 1.03f * paper.k.relative_error);  // bounded weights: small tokens count more than in the sum
             CHECK(refined.v.relative_error <= 1.005f * paper.v.relative_error);
             // Where a channel outweighs all others, its part of the norm counts less.
             const bool outweighed = kind == support::tile_kind::channel_outliers && !f.keys_rotated();
