@@ -3,6 +3,7 @@
 // quantize_kv and dequantize_kv over all cores: threads take work items (tile * heads + head) from one counter, each with
 // its own scratch. Records are a pure function of the values, so the bytes do not depend on the number of threads.
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <string>
@@ -43,6 +44,45 @@ template <class T>
                       [&](kvarn::record_range range, std::span<std::byte> scratch) {
                           return kvarn::dequantize_kv(f, grid, k, v, basis, scratch, range);
                       });
+}
+
+/// The same where every head has a format of its own, all of one size of record; the grid stays tile-major.
+template <class T>
+[[nodiscard]] kvarn::status encode(const std::vector<kvarn::format>& of_heads, kvarn::kv_view<T> k, kvarn::kv_view<T> v, std::vector<std::byte>& records,
+                                   kvarn::record_stride stride, const kvarn::encode_options& options, unsigned threads)
+{
+    const kvarn::format& any = of_heads.front();
+    if (std::all_of(of_heads.begin(), of_heads.end(), [&](const kvarn::format& f) { return f == any; }))
+        return encode(any, k, v, records, stride, options, threads);
+    const std::size_t tiles = kvarn::full_tiles(any, k.tokens), heads = of_heads.size();
+    records.assign(kvarn::grid_bytes(any, tiles, heads, stride), std::byte{0});
+    if (tiles == 0) return kvarn::status::ok;
+    const auto grid = kvarn::tile_major<std::byte>(any, records.data(), records.size(), tiles, heads, stride);
+    return for_ranges(heads, kvarn::scratch_bytes(any), threads, "quantizing", [&](kvarn::record_range range, std::span<std::byte> scratch) {
+        for (std::size_t h = range.begin; h < range.end; ++h) {
+            const kvarn::kv_view<T> values = of_heads[h].has_values() ? v.head(h) : v;
+            if (const auto s = kvarn::quantize_kv(of_heads[h], k.head(h), values, grid.head(h), scratch, options); s != kvarn::status::ok) return s;
+        }
+        return kvarn::status::ok;
+    });
+}
+
+[[nodiscard]] inline kvarn::status decode(const std::vector<kvarn::format>& of_heads, bytes records, kvarn::kv_view<float> k, kvarn::kv_view<float> v,
+                                          kvarn::record_stride stride, kvarn::basis basis, unsigned threads)
+{
+    const kvarn::format& any = of_heads.front();
+    if (std::all_of(of_heads.begin(), of_heads.end(), [&](const kvarn::format& f) { return f == any; }))
+        return decode(any, records, k, v, stride, basis, threads);
+    const std::size_t tiles = kvarn::full_tiles(any, k.tokens), heads = of_heads.size();
+    if (tiles == 0) return kvarn::status::ok;
+    const auto grid = kvarn::tile_major<const std::byte>(any, records.data(), records.size(), tiles, heads, stride);
+    return for_ranges(heads, kvarn::scratch_bytes(any), threads, "dequantizing", [&](kvarn::record_range range, std::span<std::byte> scratch) {
+        for (std::size_t h = range.begin; h < range.end; ++h) {
+            const kvarn::kv_view<float> values = of_heads[h].has_values() ? v.head(h) : v;
+            if (const auto s = kvarn::dequantize_kv(of_heads[h], grid.head(h), k.head(h), values, basis, scratch); s != kvarn::status::ok) return s;
+        }
+        return kvarn::status::ok;
+    });
 }
 
 /// The first `tokens` tokens of an array, as a view.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The command compare: every format and every baseline over the same tokens, as a table and as an HTML report.
-// In: K and V (and Q) [heads, tokens, head_dim], converted to float once.
+// In: K and V (and Q) [heads, tokens, head_dim], converted to float once. A format name that ends in _auto lets each head choose the bases
+// of its keys and values from its first tile and the queries of that tile.
 
 #include <algorithm>
 #include <cmath>
@@ -23,12 +24,60 @@
 namespace kvarn_cli {
 
 struct compare_options {
-    std::vector<std::string> formats{"k2v2_g128", "k3v3_g128", "k4v2_g128", "k4v4_g128", "k8v8_g128"};
+    std::vector<std::string> formats;  ///< empty: default_formats
     std::vector<kvarn::encoder> encoders{kvarn::encoder::refined, kvarn::encoder::paper};
     std::optional<int> iterations;
     unsigned threads = 0;
     std::string k, v, q, html;  ///< q, html empty: none
 };
+
+/// With queries each head may choose its basis.
+[[nodiscard]] inline std::vector<std::string> default_formats(bool with_queries)
+{
+    if (with_queries) return {"k2v2_g128_auto", "k2v2_g128", "k3v2_g128_auto", "k4v2_g128_auto", "k4v4_g128_auto", "k4v4_g128", "k8v8_g128"};
+    return {"k2v2_g128", "k3v3_g128", "k4v2_g128", "k4v4_g128", "k8v8_g128"};
+}
+
+/// A format as --formats names it.
+struct candidate {
+    std::string name;
+    kvarn::format format;
+    bool chooses = false;  ///< each head's basis
+};
+
+[[nodiscard]] inline candidate parse_candidate(const std::string& name, std::size_t head_dim_k, std::size_t head_dim_v)
+{
+    constexpr std::string_view suffix = "_auto";
+    const bool chooses = name.size() > suffix.size() && name.ends_with(suffix);
+    const auto f = make_format(chooses ? name.substr(0, name.size() - suffix.size()) : name, head_dim_k, head_dim_v, kvarn::rotation::hadamard, 0);
+    return {name_of(f) + (chooses ? std::string(suffix) : ""), f, chooses};
+}
+
+/// The format of each head of K and V; q: [query heads][tokens][channels], query heads of a group in a row.
+[[nodiscard]] inline std::vector<kvarn::format> formats_of_heads(const candidate& c, matrix& k, matrix& v, const std::optional<matrix>& q,
+                                                                 const kvarn::encode_options& how)
+{
+    std::vector<kvarn::format> formats(k.heads, c.format);
+    if (!c.chooses) return formats;
+    const auto group = static_cast<std::size_t>(c.format.group());
+    kvarn::choose_options options;
+    options.encode = how;
+    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(c.format));
+    for (std::size_t head = 0; head < k.heads; ++head) {
+        std::vector<std::uint64_t> moments(k.channels);
+        const std::size_t each = q->heads / k.heads;
+        for (std::size_t i = 0; i < each; ++i) {
+            const kvarn::kv_view<const float> queries(q->token(head * each + i, 0), group, 1, k.channels, static_cast<std::ptrdiff_t>(k.channels), 0, 1);
+            check(kvarn::add_query_moments(c.format, queries, std::span(moments)), c.name);
+        }
+        const auto values = c.format.has_values() ? first_tokens(v.view().head(head), group) : kvarn::kv_view<float>{};
+        const auto chosen = kvarn::choose_format(c.format, first_tokens(k.view().head(head), group), values, std::span<const std::uint64_t>(moments),
+                                                 std::span(scratch), options);
+        check(chosen.error, c.name);
+        formats[head] = *chosen;
+    }
+    return formats;
+}
 
 /// The first `tokens` tokens of an array as float.
 [[nodiscard]] inline matrix to_matrix(const tensor& array, std::size_t tokens)
@@ -63,13 +112,13 @@ inline void compare(const compare_options& options)
     require_finite(k_file, options.k);
     require_finite(v_file, options.v);
 
-    std::vector<kvarn::format> formats;
+    std::vector<candidate> formats;
     std::size_t largest_group = 128;  // kivi g128 is always among the baselines
-    for (const std::string& name : options.formats) {
-        formats.push_back(make_format(name, k_file.channels, v_file.channels, kvarn::rotation::hadamard, 0));
-        largest_group = std::max(largest_group, static_cast<std::size_t>(formats.back().group()));
+    for (const std::string& name : options.formats.empty() ? default_formats(!options.q.empty()) : options.formats) {
+        formats.push_back(parse_candidate(name, k_file.channels, v_file.channels));
+        if (formats.back().chooses && options.q.empty()) throw failure(name + ": --q is missing: the queries are what a basis is chosen by");
+        largest_group = std::max(largest_group, static_cast<std::size_t>(formats.back().format.group()));
     }
-    if (formats.empty()) throw failure("--formats: the list is empty");
     report_data report;
     report.tokens = k_file.tokens / largest_group * largest_group;
     if (report.tokens == 0)
@@ -110,12 +159,13 @@ inline void compare(const compare_options& options)
     progress shown("comparing");
     const std::size_t rows = formats.size() * options.encoders.size() + baselines.size();
     for (std::size_t i = 0; i < formats.size() * options.encoders.size(); ++i) {
-        const kvarn::format& f = formats[i % formats.size()];
+        const candidate& c = formats[i % formats.size()];
+        const kvarn::format& f = c.format;
         const kvarn::encode_options how = encoding(options.encoders[i / formats.size()], options.iterations);
-        shown.show(report.methods.size(), rows, name_of(f));
+        shown.show(report.methods.size(), rows, c.name);
         method_result row;
         row.series = text("kvarn/%s g%d", name_of(how.encoder), f.group());
-        row.name = name_of(f);
+        row.name = c.name;
         row.ours = true;
         row.mixed = f.key_bits() != f.value_bits();
         const kvarn::record_layout at = kvarn::layout_of(f);
@@ -128,20 +178,19 @@ inline void compare(const compare_options& options)
         matrix k_decoded = k, v_decoded;
         if (f.has_values()) v_decoded = v;
         const kvarn::kv_view<float> v_view = f.has_values() ? v_decoded.view() : kvarn::kv_view<float>{};
+        const std::vector<kvarn::format> of_heads = formats_of_heads(c, k_decoded, v_decoded, q, how);
         std::vector<std::byte> records;
-        check(encode<const float>(f, k_decoded.view(), v_view, records, kvarn::record_stride::packed, how, options.threads),
-              row.name);
+        check(encode<const float>(of_heads, k_decoded.view(), v_view, records, kvarn::record_stride::packed, how, options.threads), row.name);
         if (report.stages.empty() && f.has_values()) {
             // One tile in the middle of the sequence, head 0.
             const std::size_t tile = kvarn::full_tiles(f, report.tokens) / 2;
             report.stage_format = row.name;
             report.stage_tile = tile;
             const bytes record = bytes(records).subspan(tile * k.heads * kvarn::record_bytes(f), kvarn::record_bytes(f));
-            report.stages = tile_stages(f, record, k.token(0, tile * static_cast<std::size_t>(f.group())),
+            report.stages = tile_stages(of_heads.front(), record, k.token(0, tile * static_cast<std::size_t>(f.group())),
                                         v.token(0, tile * static_cast<std::size_t>(f.group())));
         }
-        check(decode(f, records, k_decoded.view(), v_view, kvarn::record_stride::packed, kvarn::basis::original, options.threads),
-              row.name);
+        check(decode(of_heads, records, k_decoded.view(), v_view, kvarn::record_stride::packed, kvarn::basis::original, options.threads), row.name);
         measure(row, k, v, k_decoded, v_decoded, q, exact_output, step);
         report.methods.push_back(std::move(row));
     }

@@ -116,7 +116,8 @@ int run(int argc, char** argv)
     compare_command->add_option("V.npy", comparing.v, "values")->required();
     std::string formats;
     compare_command
-        ->add_option("--formats", formats, "comma-separated (default k2v2_g128,k3v3_g128,k4v2_g128,k4v4_g128,k8v8_g128)")
+        ->add_option("--formats", formats,
+                     "comma-separated; with --q also ..._auto: each head chooses its basis (default: k2v2_g128 to k8v8_g128, with --q _auto too)")
         ->type_name("LIST");
     compare_command->add_option("--q", comparing.q, "queries, [query heads, tokens, head_dim]: adds the attention error")
         ->type_name("Q.npy");
@@ -159,6 +160,7 @@ int run(int argc, char** argv)
         comparing.formats.clear();
         std::istringstream list(formats);
         for (std::string name; std::getline(list, name, ',');) comparing.formats.push_back(name);
+        if (comparing.formats.empty()) throw failure("--formats: the list is empty");
     }
     if (compare_command->parsed()) compare(comparing);
     return 0;

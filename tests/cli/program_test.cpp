@@ -419,6 +419,8 @@ TEST_CASE("cli: bad arguments are refused", "[program]")
     check_refused(here, "compare k.npy", "required");
     check_refused(here, "compare --formats k2v2_g128,x k.npy k.npy", "format x");
     check_refused(here, "compare --formats '' k.npy k.npy", "formats");
+    check_refused(here, "compare --formats k2v2_g128_auto k.npy k.npy", "--q is missing");
+    check_refused(here, "compare --formats _auto --q k.npy k.npy k.npy", "format _auto");
     check_refused(here, "compare --formats k2v2_g256 --html x.html k.npy k.npy", "too few");
     check_refused(here, "compare --q k130.npy k.npy k.npy", "shape does not match");
     check_refused(here, "compare --html nowhere/x.html k.npy k.npy", "nowhere/x.html");
@@ -541,6 +543,36 @@ TEST_CASE("cli: a signal ends the program and leaves nothing", "[program]")
         CHECK(here.files() == before);
     }
     CHECK(read_text(here / "other") == "what was there");
+}
+
+TEST_CASE("cli: compare lets each head choose its basis by the queries", "[program]")
+{
+    // Head 0: two large channels of K at which no query looks; head 1: none.
+    const workplace here;
+    array k = random_array(2, 256, 64, true, 30), q = random_array(4, 256, 64, true, 31);
+    const auto scale = [](array& a, std::size_t heads, float by) {
+        for (std::size_t i = 0; i < heads * 256 * 64; ++i)
+            if (i % 64 == 5 || i % 64 == 40) a.values[i] *= by;
+    };
+    scale(k, 1, 60.0f);
+    scale(q, 2, 0.001f);
+    write_npy(here / "k.npy", k);
+    write_npy(here / "q.npy", q);
+    write_npy(here / "v.npy", random_array(2, 256, 64, true, 32));
+    const outcome compared = here.run("compare --formats k4v4_g128,k4v4_g128_ko,k4v4_g128_auto --encoder refined --q q.npy k.npy v.npy");
+    CAPTURE(compared.out, compared.err);
+    REQUIRE(compared.code == 0);
+    const auto attention_error = [&](const std::string& name) {
+        const std::size_t at = compared.out.find("kvarn/refined " + name + " ");
+        REQUIRE(at != std::string::npos);
+        const std::string line = compared.out.substr(at, compared.out.find('\n', at) - at);
+        return std::stod(line.substr(line.rfind(' ')));
+    };
+    CHECK(attention_error("k4v4_g128_auto") < 0.7 * attention_error("k4v4_g128"));
+    CHECK(attention_error("k4v4_g128_auto") < 1.1 * attention_error("k4v4_g128_ko"));
+    check_runs(here, "compare --q q.npy k.npy v.npy");
+    const outcome defaults = here.run("compare --q q.npy k.npy v.npy");
+    CHECK(defaults.out.find("k2v2_g128_auto") != std::string::npos);
 }
 
 TEST_CASE("cli: inspect and compare say what they should", "[program]")

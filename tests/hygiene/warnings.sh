@@ -37,8 +37,8 @@ case $version in
         ! defined __SIZEOF_INT128__ "$@" || strict="$strict -Wuseless-cast"
         ;;
 esac
-first=
-! defined _WIN32 "$@" || first='#include <windows.h>'
+first= last=
+! defined _WIN32 "$@" || first='#include <windows.h>' last='#include <intrin.h>'
 sets=default
 ! defined __x86_64__ "$@" || sets='-march=x86-64 -march=x86-64-v3 -march=x86-64-v4'
 
@@ -52,7 +52,7 @@ fi
 failed=0
 for set in $sets; do
     [ "$set" != default ] || set=
-    printf '%s\n#include "%s"\n' "$first" "$here/every_function.cpp" |
+    printf '%s\n#include "%s"\n%s\n' "$first" "$here/every_function.cpp" "$last" |
         "$compiler" "$@" $set -std=c++20 -fsyntax-only $strict -I "$KVARN_INCLUDE" -isystem "$KVARN_ISOLATED" -x c++ - || {
         echo "FAILED: $* $set"
         failed=1

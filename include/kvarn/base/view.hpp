@@ -27,6 +27,12 @@ struct kv_view {
         return data + static_cast<std::ptrdiff_t>(token) * token_stride + static_cast<std::ptrdiff_t>(head) * head_stride;
     }
 
+    /// One head of it.
+    [[nodiscard]] KVARN_INLINE constexpr kv_view head(std::size_t h) const noexcept
+    {
+        return {data == nullptr ? data : at(0, h), tokens, 1, channels, token_stride, head_stride, channel_stride};
+    }
+
     /// The same view with const elements.
     KVARN_INLINE constexpr operator kv_view<const T>() const noexcept
         requires(!std::is_const_v<T>)

@@ -7,10 +7,6 @@
 
 #include <kvarn/simd/arch.hpp>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 namespace kvarn::detail {
 
 /// The bit of an architecture tag. Of two that run on the same processor, the higher bit is the faster one.
@@ -47,28 +43,29 @@ struct x86_report {
 }
 
 #if defined(__x86_64__)
+struct cpuid_registers {
+    std::uint32_t a, b, c, d;
+};
+
+/// Not by <cpuid.h>, whose macros bear the names of functions in <intrin.h>.
+KVARN_INLINE cpuid_registers cpuid(std::uint32_t leaf) noexcept
+{
+    cpuid_registers r{};
+    __asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(0));
+    return r;
+}
+
 KVARN_INLINE x86_report read_x86() noexcept
 {
     x86_report r{};
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    __cpuid(0, a, b, c, d);
-    const unsigned leaves = a;
-    if (leaves >= 1) {
-        __cpuid(1, a, b, c, d);
-        r.leaf1_ecx = c;
-    }
-    if (leaves >= 7) {
-        __cpuid_count(7, 0, a, b, c, d);
-        r.leaf7_ebx = b;
-    }
-    __cpuid(0x80000000u, a, b, c, d);
-    if (a >= 0x80000001u) {
-        __cpuid(0x80000001u, a, b, c, d);
-        r.extended1_ecx = c;
-    }
+    const std::uint32_t leaves = cpuid(0).a;
+    if (leaves >= 1) r.leaf1_ecx = cpuid(1).c;
+    if (leaves >= 7) r.leaf7_ebx = cpuid(7).b;
+    if (cpuid(0x80000000u).a >= 0x80000001u) r.extended1_ecx = cpuid(0x80000001u).c;
     if (r.leaf1_ecx & 1u << 27) {  // OSXSAVE: xgetbv exists
-        __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-        r.saved_state = a;
+        std::uint32_t low = 0, high = 0;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        r.saved_state = low;
     }
     return r;
 }

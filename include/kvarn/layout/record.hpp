@@ -95,6 +95,17 @@ struct record_grid {
         return data + tile * tile_stride + head * head_stride;
     }
 
+    /// The records of one head, and one record.
+    [[nodiscard]] KVARN_INLINE constexpr record_grid head(std::size_t h) const noexcept { return part(0, tiles, h); }
+    [[nodiscard]] KVARN_INLINE constexpr record_grid one(std::size_t tile, std::size_t h) const noexcept { return part(tile, 1, h); }
+
+    /// Records [first, first + count) of one head.
+    [[nodiscard]] KVARN_INLINE constexpr record_grid part(std::size_t first, std::size_t count, std::size_t h) const noexcept
+    {
+        const std::size_t offset = first * tile_stride + h * head_stride;
+        return {data == nullptr ? data : data + offset, bytes > offset ? bytes - offset : 0, count, 1, tile_stride, head_stride, record_bytes};
+    }
+
     KVARN_INLINE constexpr operator record_grid<const Byte>() const noexcept
         requires(!std::is_const_v<Byte>)
     {

@@ -54,7 +54,7 @@ struct kernels<portable> {
     KVARN_INLINE static reg load(const T* p) noexcept
     {
         T x;
-        std::memcpy(&x, p, sizeof x);
+        std::memcpy(&x, static_cast<const void*>(p), sizeof x);  // p may have any address: records lie at any
         return to_float(x);
     }
     template <class T>
@@ -62,7 +62,7 @@ struct kernels<portable> {
     KVARN_INLINE static void store(T* p, reg x) noexcept
     {
         const T rounded = saturate_to<T>(x);
-        std::memcpy(p, &rounded, sizeof rounded);
+        std::memcpy(static_cast<void*>(p), &rounded, sizeof rounded);
     }
 
     KVARN_INLINE static reg add(reg a, reg b) noexcept { return pinned(a + b); }
@@ -128,7 +128,7 @@ struct kernels<portable> {
         std::uint32_t most = 0;
         for (std::size_t i = 0; i < count; ++i) {
             T x;
-            std::memcpy(&x, p + i, sizeof x);
+            std::memcpy(&x, static_cast<const void*>(p + i), sizeof x);
 #if defined(KVARN_BIG_ENDIAN)
             if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
 #endif
