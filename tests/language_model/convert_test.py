@@ -24,7 +24,7 @@ HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDTH, LAYERS = 64, 4, 2, 32, 96, 2
 
 
 def run(*command, expect=0):
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     assert done.returncode == expect, (command, done.returncode, done.stdout, done.stderr)
     return done.stdout + done.stderr
 
@@ -111,7 +111,7 @@ def write_model(path, architecture, seed):
             add(name, theirs, (size,), mean=1.0)
 
     turned = neighbours if architecture == "llama" else lambda x, heads: x
-    add("token_embd.weight", "model.embed_tokens.weight", (len(tokens), HIDDEN), deviation=1.0)
+    add("token_embd.weight", "model.embed_tokens.weight", (len(tokens), HIDDEN), deviation=0.15 if gemma else 1.0)
     norm("output_norm.weight", "model.norm.weight")
     if architecture == "llama":
         add("output.weight", "lm_head.weight", (len(tokens), HIDDEN))
