@@ -126,6 +126,25 @@ TEST_CASE("cache/choose: V leaves the rotation for a channel far from zero, and 
     }
 }
 
+TEST_CASE("cache/choose: a target in bits takes the widest format of the frontier that fits", "[unit]")
+{
+    const auto widths = [](const kvarn::result<kvarn::format>& f) { return f.ok() ? 10 * f->key_bits() + f->value_bits() : -1; };
+    const kvarn::format f = kvarn::parse_format("k2v2_g128_ko", 128).value;  // 2.375 bits
+    CHECK(widths(kvarn::format_within(f, 2.375)) == 22);
+    CHECK(widths(kvarn::format_within(f, 2.374)) == -1);
+    CHECK(kvarn::format_within(f, 2.0).error == status::unsupported_bits);
+    for (const auto& [bits, wanted] : {std::pair{2.9, 32}, std::pair{3.0, 32}, std::pair{3.4, 42}, std::pair{4.374, 42}, std::pair{4.5, 44}, std::pair{6.4, 66},
+                                       std::pair{16.0, 88}}) {
+        const auto chosen = kvarn::format_within(f, bits);
+        CHECK(widths(chosen) == wanted);
+        CHECK(!chosen->keys_rotated());
+        CHECK(kvarn::bits_per_element(*chosen) <= bits);
+    }
+    const kvarn::format latent = kvarn::parse_format("k4v0_g128", 512).value;
+    CHECK(widths(kvarn::format_within(latent, 4.5)) == 40);
+    CHECK(kvarn::bits_per_element(*kvarn::format_within(f, 3.4, kvarn::record_stride::reference), kvarn::record_stride::reference) <= 3.4);
+}
+
 TEST_CASE("cache/choose: bits under an error bound", "[unit]")
 {
     const kvarn::format f = base("k2v2_g64");

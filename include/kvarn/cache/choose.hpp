@@ -36,6 +36,23 @@ struct choose_options {
     encode_options encode{};
 };
 
+/// `base` with the widths of codes that keep most at no more than `bits` bits per element, scalars and padding included: the frontier that
+/// docs/accuracy.md measures on real models, from k2v2 over k3v2, k4v2 and k4v4 to k8v8. Its basis and group stay; a format without a V part
+/// gets the K width alone. Errors: unsupported_bits (the narrowest takes more).
+[[nodiscard]] KVARN_INLINE constexpr result<format> format_within(const format& base, double bits, record_stride stride = record_stride::packed) noexcept
+{
+    constexpr int frontier[][2] = {{2, 2}, {3, 2}, {4, 2}, {4, 4}, {6, 6}, {8, 8}};
+    result<format> best = status::unsupported_bits;
+    for (const auto& [key_bits, value_bits] : frontier) {
+        format_spec spec = base.spec();
+        spec.key_bits = key_bits;
+        if (base.has_values()) spec.value_bits = value_bits;
+        const auto f = make_format(spec);
+        if (f.ok() && bits_per_element(*f, stride) <= bits) best = f;
+    }
+    return best;
+}
+
 /// Bytes of scratch that choose_format needs, at any alignment.
 [[nodiscard]] KVARN_INLINE constexpr std::size_t choose_scratch_bytes(const format& f) noexcept;
 
