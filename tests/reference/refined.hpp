@@ -64,12 +64,12 @@ inline line search(const Eigen::RowVectorXd& x, const weights& w, double most, i
     return best;
 }
 
-/// What is left of an index's weight: a factor's power of two counts as at most four times the mean one.
+/// What is left of an index's weight: a factor's power of two counts as at most four times the mean one (rounded).
 inline Eigen::VectorXd shares_of(const Eigen::VectorXd& factors)
 {
     int sum = 0;
     for (const double s : factors) sum += std::ilogb(s) + 127;
-    const int most = sum / static_cast<int>(factors.size()) - 127 + 2;
+    const int n = static_cast<int>(factors.size()), most = (sum + n / 2) / n - 127 + 2;
     return factors.unaryExpr([&](double s) { return std::ldexp(1.0, -2 * std::max(0, std::ilogb(s) - most)); });
 }
 

@@ -60,7 +60,7 @@ KVARN_INLINE int most_binade(const float* factors, int n) noexcept
 {
     int sum = 0;
     for (int i = 0; i < n; ++i) sum += binade(factors[i]);
-    return sum / n + most_leverage;
+    return (sum + n / 2) / n + most_leverage;
 }
 /// 2^n, or 1 where n is negative.
 KVARN_INLINE float lift_by(int n) noexcept

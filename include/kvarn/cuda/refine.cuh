@@ -94,7 +94,7 @@ struct refine_pass {
         std::uint32_t sum = 0;
         for (int i = 0; i < lane_count; ++i) sum += sums[i];
         team.barrier();
-        return static_cast<int>(sum) / n + most_leverage;
+        return (static_cast<int>(sum) + n / 2) / n + most_leverage;
     }
 
     /// The rows' and columns' weights, from the factors that the normaliser found.
@@ -201,7 +201,7 @@ struct refine_pass {
             });
             KVARN_UNROLL
             for (int c = 0; c < 3; ++c) {
-                const float share = clip(first + c), error = mul(mul(fold(team, sum[c]), share), share);
+                const float kept = clip(first + c), error = mul(mul(fold(team, sum[c]), kept), kept);
                 if (first + c > clip_steps || (first + c != 0 && !greater(least_error, error))) continue;
                 least_error = error;
                 best = first + c;

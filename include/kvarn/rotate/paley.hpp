@@ -37,7 +37,7 @@ constexpr int paley_entry(int m, int i, int j) noexcept
 }
 
 /// Whether the matrix of order m is its own transpose (Paley II).
-constexpr bool is_paley_symmetric(int m) noexcept { return m == 28 || m == 36; }
+KVARN_INLINE constexpr bool is_paley_symmetric(int m) noexcept { return m == 28 || m == 36; }
 
 /// One summand of an output: `sign` times combination `index` of a group (a, b, c, d):
 /// 0: (a+b)+(c+d)  1: (a+b)-(c+d)  2: (a+b)+(c-d)  3: (a+b)-(c-d)  4..7: the same with a-b.

@@ -4,6 +4,8 @@
 // stores it runs through the lanes once, in a loop: little code, and no array for what is only passed on. Same bits as any other lanes.
 // Included by simd/lanes.hpp only.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <concepts>
 #include <type_traits>
 
