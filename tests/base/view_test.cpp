@@ -30,6 +30,17 @@ TEST_CASE("base/view: strides may be negative", "[unit]")
     CHECK(reversed.at(4, 0) == data.data());
 }
 
+TEST_CASE("base/view: one head", "[unit]")
+{
+    std::vector<float> data(5 * 3 * 4);
+    for (const auto& x : {kvarn::token_major(data.data(), 5, 3, 4), kvarn::head_major(data.data(), 5, 3, 4)}) {
+        const auto one = x.head(2);
+        CHECK((one.heads == 1 && one.tokens == 5 && one.channels == 4));
+        for (std::size_t t = 0; t < 5; ++t) CHECK(one.at(t, 0) == x.at(t, 2));
+    }
+    CHECK(kvarn::kv_view<float>{}.head(3).data == nullptr);
+}
+
 TEST_CASE("base/view: a range of tokens ends where the view does", "[unit]")
 {
     std::vector<float> data(5 * 3 * 4);

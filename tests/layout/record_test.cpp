@@ -99,6 +99,19 @@ TEST_CASE("layout/record: dense grids", "[unit]")
             CHECK(by_tile.at(tile, head) == bytes.data() + 3840 * (tile * 2 + head));
             CHECK(by_head.at(tile, head) == bytes.data() + 3840 * (head * 3 + tile));
         }
+    // Parts of a grid own what the grid owns behind their first record, so that checks of sizes hold for them too.
+    for (const auto& grid : {by_tile, by_head}) {
+        const auto head = grid.head(1), one = grid.one(2, 1), part = grid.part(1, 2, 0);
+        CHECK((head.tiles == 3 && head.heads == 1 && head.at(2, 0) == grid.at(2, 1)));
+        CHECK((one.tiles == 1 && one.heads == 1 && one.at(0, 0) == grid.at(2, 1)));
+        CHECK((part.tiles == 2 && part.heads == 1 && part.at(1, 0) == grid.at(2, 0)));
+        for (const auto& x : {head, one, part}) {
+            CHECK(x.data + x.bytes == bytes.data() + bytes.size());
+            CHECK(x.record_bytes == grid.record_bytes);
+        }
+    }
+    CHECK(by_tile.part(7, 1, 0).bytes == 0);
+    CHECK(decltype(by_tile){}.head(0).data == nullptr);
     CHECK(kvarn::full_tiles(f, 0) == 0);
     CHECK(kvarn::full_tiles(f, 63) == 0);
     CHECK(kvarn::full_tiles(f, 129) == 2);
