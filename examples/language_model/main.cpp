@@ -29,11 +29,15 @@ using namespace language_model;
 
 constexpr const char* pointer_task = "pointer chasing";  // what the metadata of such a model say
 
+constexpr const char* pointer_caches = "exact,rtn2,rotated_rtn2,kivi2_g128,kivi2_g32,rotated_q4_0,k2v2_g128:paper,k2v2_g128:"
+                                       "refined,k4v2_g128:paper,k4v2_g128:refined";
+constexpr const char* language_caches = "exact,k2v2_g128_auto,k3v2_g128_auto,k4v2_g128_auto,k4v4_g128_auto,k2v2_g128,k4v4_g128,"
+                                        "k2v2_g128:paper,kivi2_g32,turboquant4,q4_0,"
+                                        "rotated_q4_0";
+
 struct options {
     std::string model = KVARN_POINTER_CHASE_DATA "/model.safetensors", sequences = KVARN_POINTER_CHASE_DATA "/sequences.npy";
-    std::string caches =
-        "exact,rtn2,rotated_rtn2,kivi2_g128,kivi2_g32,rotated_q4_0,k2v2_g128:paper,k2v2_g128:refined,k4v2_g128:paper,"
-        "k4v2_g128:refined";
+    std::string caches;              // empty: the default of the kind of model
     std::vector<std::string> modes;  // empty: the default
     std::string html, csv, against;
     std::size_t prompt = 0, from = 0, limit = 0, walks = 0, generate = 0;  // 0: the default, or none
@@ -106,12 +110,13 @@ std::size_t paired_cache(const options& given, const std::vector<cache_plan>& pl
 std::string facts_of(const options& given, const experiment& e)
 {
     const model_config& c = e.model->config;
-    const std::string name = std::filesystem::path(given.model).filename().string();
+    std::error_code ignored;
+    const std::string name = std::filesystem::weakly_canonical(given.model, ignored).filename().string();
     return text("%s: %zu layers, hidden %zu, %zu query heads on %zu KV head%s of %zu channels, vocabulary %zu\n"
-                "%zu sequence%s of %zu tokens, predictions from token %zu on; sink %zu",
+                "%zu sequence%s of %zu tokens; predictions count from token %zu on, decoding starts after %zu; sink %zu",
                 name.empty() ? given.model.c_str() : name.c_str(), c.layers, c.hidden, c.heads, c.kv_heads,
                 c.kv_heads == 1 ? "" : "s", c.head_dim, c.vocabulary, e.sequences.size(), e.sequences.size() == 1 ? "" : "s",
-                e.length(), e.from, given.plans.sink);
+                e.length(), e.from, e.known, given.plans.sink);
 }
 
 void run_experiment(const options& given)
@@ -120,23 +125,25 @@ void run_experiment(const options& given)
     plan_options of_model = given.plans;
     of_model.layers = m.config.layers;
     of_model.kv_heads = m.config.kv_heads;
-    const std::vector<cache_plan> plans = plans_of(given.caches, m.config.head_dim, of_model);
+    const bool is_pointer_chase = m.config.task == pointer_task;
+    const std::string caches = !given.caches.empty() ? given.caches : is_pointer_chase ? pointer_caches : language_caches;
+    const std::vector<cache_plan> plans = plans_of(caches, m.config.head_dim, of_model);
     experiment e;
     e.model = &m;
     const std::size_t symbols = m.config.vocabulary > 0 ? (m.config.vocabulary - 1) / 2 : 0;
-    if (given.walks != 0 && (m.config.task != pointer_task || symbols < 2))
+    if (given.walks != 0 && (!is_pointer_chase || symbols < 2))
         throw failure("--walks: " + given.model + " is no pointer-chasing model");
-    if (given.walks == 0 && m.config.task != pointer_task && given.sequences == options{}.sequences)
+    if (given.walks == 0 && !is_pointer_chase && given.sequences == options{}.sequences)
         throw failure("--sequences is missing: the walks that are the default are for the pointer-chasing model, not for " +
                       given.model);
     e.sequences = given.walks != 0 ? new_walks(given.walks, given.seed, symbols) : read_sequences(given, m.config.vocabulary);
-    e.truth = m.config.task == pointer_task && given.prompt == 0;
-    e.known = known_tokens(given, e.length(), m.config.task == pointer_task);
+    e.truth = is_pointer_chase && given.prompt == 0;
+    e.known = known_tokens(given, e.length(), is_pointer_chase);
     e.threads = given.threads;
     if (given.generate != 0) return kvarn_cli::print(generations(e, plans, given.generate, given.model, given.json));
     e.from = first_scored(given, e);
     const std::size_t against = paired_cache(given, plans);
-    const modes wanted = modes_of(given, m.config.task == pointer_task);
+    const modes wanted = modes_of(given, is_pointer_chase);
     if (!given.csv.empty() && !wanted.teacher) throw failure("--csv: it holds what the mode teacher measures");
 
     std::optional<kvarn_cli::output_file> html, csv;
@@ -182,7 +189,9 @@ int run(int argc, char** argv)
                                    ->excludes("--sequences")
                                    ->excludes("--limit");
     app.add_option("--seed", given.seed, "of the new walks (default 1)")->type_name("N")->needs(walks);
-    app.add_option("--caches", given.caches, "comma-separated names (default: ten)")->type_name("LIST");
+    app.add_option("--caches", given.caches, "comma-separated names (default: about ten that are worth comparing)")
+        ->type_name("LIST")
+        ->check([](const std::string& list) { return list.empty() ? std::string("there is no cache ''") : std::string(); });
     app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
         ->type_name("N")
         ->check(CLI::Range(0, 1 << 24));
