@@ -45,8 +45,9 @@ KVARN_INLINE void store_tokens(const tile_source<T>& to, int first, int dim, boo
 {
     using kern = simd::kernels<Arch>;
     constexpr int block = kern::width < 8 ? 8 * kern::width : 64;
-    const auto [data, token_stride, channel_stride] = to;
-    T* token = data + first * token_stride;
+    // Not a structured binding: Clang before 16 cannot capture it.
+    const std::ptrdiff_t token_stride = to.token_stride, channel_stride = to.channel_stride;
+    T* token = to.data + first * token_stride;
     if (channel_stride == 1 && !unrotated && dim % block == 0) {
         for (int t = 0; t < staged_tokens; t += 2, token += 2 * token_stride) {  // two tokens share what is loaded of the channels
             const auto row = rows(t), next_row = rows(t + 1);
