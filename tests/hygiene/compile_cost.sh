@@ -38,7 +38,7 @@ record=$(awk -v family="$family" -v version="$version" -v processor="$processor"
 command -v size >/dev/null || skip 'no program `size` is installed'
 set -- $record
 recorded_version=$1 recorded_time=$2 recorded_text=$3
-margin=1.3333
+margin=1.33333333
 [ "$recorded_version" = "$version" ] || margin=2
 
 case $processor in
