@@ -113,8 +113,9 @@ void write_safetensors()
     write("safetensors", "decoder", tiny::safetensors_file(least));
     std::string shapes;
     for (const auto& [name, tensor] : least) {
-        const std::string extents = tensor.shape.size() == 2 ? "[" + std::to_string(tensor.shape[0]) + ",256]" : "[256]";
-        shapes += (shapes.empty() ? "{\"" : ",\"") + name + R"(":{"dtype":"X","shape":)" + extents + R"(,"data_offsets":[0,0]})";
+        shapes.append(shapes.empty() ? "{\"" : ",\"").append(name).append(R"(":{"dtype":"X","shape":[)");
+        if (tensor.shape.size() == 2) shapes.append(std::to_string(tensor.shape[0])).append(",");
+        shapes.append(R"(256],"data_offsets":[0,0]})");
     }
     write("safetensors", "shapes", tiny::safetensors_file(shapes + "}", ""));
 }
