@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// kvarn: quantize, dequantize, inspect and compare K and V arrays. Exit code 0, or 2 with one line on stderr.
+// kvarn: quantize, dequantize, inspect and compare K and V arrays, and plan caches. Exit code 0, or 2 with one line on stderr.
 
 #include <map>
 #include <sstream>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -12,6 +14,7 @@
 #include "../common/program.hpp"
 #include "commands.hpp"
 #include "compare.hpp"
+#include "plan.hpp"
 
 namespace {
 
@@ -131,6 +134,23 @@ int run(int argc, char** argv)
         ->type_name("N")
         ->check(CLI::Range(1, 1024));
 
+    plan_request planned;
+    CLI::App* plan_command = app.add_subcommand("plan", "what the caches of a model take, and what fits into a memory");
+    plan_command->add_option("MODEL", planned.model, "a well-known model, such as llama-3.1-8b; or the numbers below, which win over its own");
+    for (const auto& [option, number, about] : {std::tuple{"--layers", &planned.layers, "layers"}, std::tuple{"--kv-heads", &planned.kv_heads, "KV heads of a layer"},
+                                                std::tuple{"--head-dim", &planned.head_dim, "channels of K and V"}})
+        plan_command->add_option(option, *number, about)->type_name("N")->check(CLI::Range(1, 1024));
+    std::string planned_formats;
+    plan_command->add_option("--formats", planned_formats, "comma-separated (default k4v4_g128,k4v2_g128,k3v2_g128,k2v2_g128)")->type_name("LIST");
+    plan_command->add_option("--context", planned.context, "tokens of a sequence (default 131072)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{1}, planned_cache::most_tokens));
+    plan_command->add_option("--sequences", planned.sequences, "sequences (default 1)")->type_name("N")->check(CLI::Range(std::size_t{1}, std::size_t{1} << 20));
+    plan_command->add_option("--sink", planned.sink, "first tokens of a sequence that stay in float16 (default 128)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{0}, planned_cache::most_tokens));
+    plan_command->add_option("--memory", planned.memory, "also solve for the longest context and the most sequences in this, such as 8GiB")->type_name("SIZE");
+
     try {
         app.parse(argc, argv);
         if (dequantize_command->parsed()) {
@@ -156,13 +176,17 @@ int run(int argc, char** argv)
     if (quantize_command->parsed()) quantize(quantizing);
     if (dequantize_command->parsed()) dequantize(dequantizing);
     if (inspect_command->parsed()) inspect(inspected);
-    if (compare_command->count("--formats") != 0) {
-        comparing.formats.clear();
-        std::istringstream list(formats);
-        for (std::string name; std::getline(list, name, ',');) comparing.formats.push_back(name);
-        if (comparing.formats.empty()) throw failure("--formats: the list is empty");
-    }
+    const auto take_list = [](CLI::App* command, const std::string& given, std::vector<std::string>& names) {
+        if (command->count("--formats") == 0) return;
+        names.clear();
+        std::istringstream list(given);
+        for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+        if (names.empty()) throw failure("--formats: the list is empty");
+    };
+    take_list(compare_command, formats, comparing.formats);
+    take_list(plan_command, planned_formats, planned.formats);
     if (compare_command->parsed()) compare(comparing);
+    if (plan_command->parsed()) plan(planned);
     return 0;
 }
 

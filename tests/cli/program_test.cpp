@@ -577,6 +577,55 @@ TEST_CASE("cli: compare lets each head choose its basis by the queries", "[progr
     CHECK(defaults.out.find("k2v2_g128_auto") != std::string::npos);
 }
 
+TEST_CASE("cli: plan says what caches take and what fits", "[program]")
+{
+    const workplace here;
+    const auto line_of = [](const std::string& out, const std::string& name) {
+        const std::size_t at = out.find("\n" + name + " ");
+        REQUIRE(at != std::string::npos);
+        return out.substr(at + 1, out.find('\n', at + 1) - at - 1);
+    };
+    // 32 layers x 8 heads; 128 exact tokens of 256 values, 1023 tiles of 13,824 bytes; on the way 1022 tiles and 127 tokens more.
+    const std::size_t tiles = 256u * 1023 * 13824, sink = 256u * 128 * 512;
+    const outcome by_name = here.run("plan llama-3.1-8b --formats k4v2_g128 --memory 8GiB");
+    CAPTURE(by_name.out, by_name.err);
+    REQUIRE(by_name.code == 0);
+    std::string digits;
+    for (const char c : line_of(by_name.out, "k4v2_g128"))
+        if (c != ',') digits += c;
+    CHECK(digits.find(" " + std::to_string(tiles + sink) + " ") != std::string::npos);
+    for (const char* wanted : {"17,179,869,184", "16.00 GiB", "100.0 %", "65,536"}) CHECK(line_of(by_name.out, "float16").find(wanted) != std::string::npos);
+    const outcome by_numbers = here.run("plan --layers 32 --kv-heads 8 --head-dim 128 --formats k4v2_g128 --memory '8 gib'");
+    CHECK(by_numbers.out == by_name.out);
+    // The longest context fits with all that it takes on the way, and one token more does not.
+    const auto number_in = [](const std::string& line, std::size_t from_end) {
+        std::istringstream words(line);
+        std::vector<std::string> all;
+        for (std::string w; words >> w;) all.push_back(w);
+        std::string plain;
+        for (const char c : all[all.size() - from_end])
+            if (c != ',') plain += c;
+        return std::stoull(plain);
+    };
+    const std::size_t longest = number_in(line_of(by_name.out, "k4v2_g128"), 2), most = number_in(line_of(by_name.out, "k4v2_g128"), 1);
+    const auto peak = [&](std::size_t tokens) {
+        const std::size_t sealed = (tokens - 128) / 128, rest = std::max<std::size_t>((tokens - 128) % 128 * 512, sealed == 0 ? 0 : 127 * 512 - 13824);
+        return 256 * (sealed * 13824 + rest) + sink;
+    };
+    CHECK(peak(longest) <= std::size_t{8} << 30);
+    CHECK(peak(longest + 1) > std::size_t{8} << 30);
+    CHECK(most == (std::size_t{8} << 30) / peak(131072));
+    check_runs(here, "plan qwen2.5-0.5b --context 1 --sequences 3 --sink 0");
+    check_refused(here, "plan", "the shape is missing");
+    check_refused(here, "plan no-model", "no model 'no-model' is known");
+    check_refused(here, "plan llama-3.1-8b --memory 3x", "is no size");
+    check_refused(here, "plan llama-3.1-8b --memory -1GB", "is no size");
+    check_refused(here, "plan llama-3.1-8b --formats k9v9", "format k9v9");
+    check_refused(here, "plan llama-3.1-8b --formats ''", "formats");
+    check_refused(here, "plan llama-3.1-8b --head-dim 7", "head_dim");
+    check_refused(here, "plan llama-3.1-8b --context 0", "context");
+}
+
 TEST_CASE("cli: inspect and compare say what they should", "[program]")
 {
     const workplace here;
