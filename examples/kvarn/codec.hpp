@@ -48,8 +48,8 @@ template <class T>
 
 /// The same where every head has a format of its own, all of one size of record; the grid stays tile-major.
 template <class T>
-[[nodiscard]] kvarn::status encode(const std::vector<kvarn::format>& of_heads, kvarn::kv_view<T> k, kvarn::kv_view<T> v, std::vector<std::byte>& records,
-                                   kvarn::record_stride stride, const kvarn::encode_options& options, unsigned threads)
+[[nodiscard]] kvarn::status encode(const std::vector<kvarn::format>& of_heads, kvarn::kv_view<T> k, kvarn::kv_view<T> v,
+                                   std::vector<std::byte>& records, kvarn::record_stride stride, const kvarn::encode_options& options, unsigned threads)
 {
     const kvarn::format& any = of_heads.front();
     if (std::all_of(of_heads.begin(), of_heads.end(), [&](const kvarn::format& f) { return f == any; }))

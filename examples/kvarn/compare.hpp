@@ -67,7 +67,7 @@ struct candidate {
         std::vector<std::uint64_t> moments(k.channels);
         const std::size_t each = q->heads / k.heads;
         for (std::size_t i = 0; i < each; ++i) {
-            const kvarn::kv_view<const float> queries(q->token(head * each + i, 0), group, 1, k.channels, static_cast<std::ptrdiff_t>(k.channels), 0, 1);
+            const auto queries = kvarn::token_major(q->token(head * each + i, 0), group, 1, k.channels);
             check(kvarn::add_query_moments(c.format, queries, std::span(moments)), c.name);
         }
         const auto values = c.format.has_values() ? first_tokens(v.view().head(head), group) : kvarn::kv_view<float>{};

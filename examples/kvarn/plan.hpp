@@ -27,11 +27,12 @@ struct model_shape {
 
 /// Models without sliding windows, whose layers are all alike.
 inline constexpr model_shape known_models[] = {
-    {"llama-3.1-8b", 32, 8, 128}, {"llama-3.1-70b", 80, 8, 128}, {"llama-3.2-1b", 16, 8, 64},  {"llama-3.2-3b", 28, 8, 128}, {"mistral-7b-v0.3", 32, 8, 128},
-    {"qwen2.5-0.5b", 24, 2, 64},  {"qwen2.5-1.5b", 28, 2, 128},  {"qwen2.5-3b", 36, 2, 128},   {"qwen2.5-7b", 28, 4, 128},   {"qwen2.5-14b", 48, 8, 128},
-    {"qwen2.5-32b", 64, 8, 128},  {"qwen2.5-72b", 80, 8, 128},   {"qwen3-0.6b", 28, 8, 128},   {"qwen3-1.7b", 28, 8, 128},   {"qwen3-4b", 36, 8, 128},
-    {"qwen3-8b", 36, 8, 128},     {"qwen3-14b", 40, 8, 128},     {"qwen3-32b", 64, 8, 128},    {"smollm2-135m", 30, 3, 64},  {"smollm2-360m", 32, 5, 64},
-    {"smollm2-1.7b", 24, 32, 64}, {"phi-3-mini", 32, 32, 96},
+    {"llama-3.1-8b", 32, 8, 128}, {"llama-3.1-70b", 80, 8, 128}, {"llama-3.2-1b", 16, 8, 64},      {"llama-3.2-3b", 28, 8, 128},
+    {"qwen2.5-0.5b", 24, 2, 64},  {"qwen2.5-1.5b", 28, 2, 128},  {"qwen2.5-3b", 36, 2, 128},       {"qwen2.5-7b", 28, 4, 128},
+    {"qwen2.5-14b", 48, 8, 128},  {"qwen2.5-32b", 64, 8, 128},   {"qwen2.5-72b", 80, 8, 128},      {"qwen3-0.6b", 28, 8, 128},
+    {"qwen3-1.7b", 28, 8, 128},   {"qwen3-4b", 36, 8, 128},      {"qwen3-8b", 36, 8, 128},         {"qwen3-14b", 40, 8, 128},
+    {"qwen3-32b", 64, 8, 128},    {"smollm2-135m", 30, 3, 64},   {"smollm2-360m", 32, 5, 64},      {"smollm2-1.7b", 24, 32, 64},
+    {"phi-3-mini", 32, 32, 96},   {"mistral-7b-v0.3", 32, 8, 128},
 };
 
 struct plan_request {
@@ -75,9 +76,8 @@ public:
     planned_cache(const plan_request& p, const std::string& name) : request_(p)
     {
         if (name == "float16") return;
-        policy_ = kvarn::make_policy(make_format(name, static_cast<std::size_t>(p.head_dim), static_cast<std::size_t>(p.head_dim), kvarn::rotation::hadamard, 0),
-                                     p.layers, p.kv_heads)
-                      .value;
+        const auto dim = static_cast<std::size_t>(p.head_dim);
+        policy_ = kvarn::make_policy(make_format(name, dim, dim, kvarn::rotation::hadamard, 0), p.layers, p.kv_heads).value;
     }
 
     [[nodiscard]] double elements(std::size_t tokens) const
@@ -120,7 +120,8 @@ private:
 inline void plan(plan_request p)
 {
     if (!p.model.empty()) {
-        const auto found = std::find_if(std::begin(known_models), std::end(known_models), [&](const model_shape& m) { return p.model == m.name; });
+        const auto found = std::find_if(std::begin(known_models), std::end(known_models),
+                                        [&](const model_shape& m) { return p.model == m.name; });
         if (found == std::end(known_models)) {
             std::string names;
             for (const model_shape& m : known_models) names += (names.empty() ? "" : ", ") + std::string(m.name);
@@ -130,7 +131,8 @@ inline void plan(plan_request p)
         if (p.kv_heads == 0) p.kv_heads = found->kv_heads;
         if (p.head_dim == 0) p.head_dim = found->head_dim;
     }
-    if (p.layers == 0 || p.kv_heads == 0 || p.head_dim == 0) throw failure("the shape is missing: a model's name, or --layers, --kv-heads and --head-dim");
+    if (p.layers == 0 || p.kv_heads == 0 || p.head_dim == 0)
+        throw failure("the shape is missing: a model's name, or --layers, --kv-heads and --head-dim");
     if (p.formats.empty()) throw failure("--formats: the list is empty");
     const double memory = p.memory.empty() ? 0 : parse_bytes(p.memory);  // 0: not asked for
 
@@ -142,19 +144,19 @@ inline void plan(plan_request p)
     for (const std::string& name : names) {
         const planned_cache cache(p, name);
         const double size = cache.size(p.context), most = cache.most_size(p.context);
-        table.push_back({name, text("%.4f", 8 * size / cache.elements(p.context)), grouped(static_cast<std::size_t>(size * sequences)), bytes_text(size * sequences),
-                         bytes_text(most * sequences), text("%.1f %%", 100 * size / exact)});
+        table.push_back({name, text("%.4f", 8 * size / cache.elements(p.context)), grouped(static_cast<std::size_t>(size * sequences)),
+                         bytes_text(size * sequences), bytes_text(most * sequences), text("%.1f %%", 100 * size / exact)});
         if (!(memory > 0)) continue;
         const std::size_t longest = cache.longest(memory / sequences);
         table.back().push_back((longest == planned_cache::most_tokens ? "more than " : "") + grouped(longest));
         table.back().push_back(grouped(static_cast<std::size_t>(memory / most)));
     }
-    std::string out = text("%d layers, %d KV head%s, head_dim %d; %s token%s, %s sequence%s; the first %zu tokens and the newest up to a tile in float16\n", p.layers,
-                           p.kv_heads, p.kv_heads == 1 ? "" : "s", p.head_dim, grouped(p.context).c_str(), p.context == 1 ? "" : "s", grouped(p.sequences).c_str(),
-                           p.sequences == 1 ? "" : "s", p.sink);
+    const auto count = [](std::size_t n, const char* what) { return grouped(n) + " " + what + (n == 1 ? "" : "s"); };
+    std::string out = text("%d layers, %d KV heads, head_dim %d; %s, %s; the first %zu tokens and the newest up to a tile in float16\n",
+                           p.layers, p.kv_heads, p.head_dim, count(p.context, "token").c_str(), count(p.sequences, "sequence").c_str(), p.sink);
     if (memory > 0)
-        out += text("in %s: the longest context of %s sequence%s, and the most sequences of %s tokens, each with room for the most on the way\n",
-                    bytes_text(memory).c_str(), grouped(p.sequences).c_str(), p.sequences == 1 ? "" : "s", grouped(p.context).c_str());
+        out += text("in %s: the longest context of %s, and the most sequences of %s, with room for the most on the way\n",
+                    bytes_text(memory).c_str(), count(p.sequences, "sequence").c_str(), count(p.context, "token").c_str());
     print(out + "\n" + aligned(table));
 }
 

@@ -39,7 +39,8 @@ struct choose_options {
 /// `base` with the widths of codes that keep most at no more than `bits` bits per element, scalars and padding included: the frontier that
 /// docs/accuracy.md measures on real models, from k2v2 over k3v2, k4v2 and k4v4 to k8v8. Its basis and group stay; a format without a V part
 /// gets the K width alone. Errors: unsupported_bits (the narrowest takes more).
-[[nodiscard]] KVARN_INLINE constexpr result<format> format_within(const format& base, double bits, record_stride stride = record_stride::packed) noexcept
+[[nodiscard]] KVARN_INLINE constexpr result<format> format_within(const format& base, double bits,
+                                                                  record_stride stride = record_stride::packed) noexcept
 {
     constexpr int frontier[][2] = {{2, 2}, {3, 2}, {4, 2}, {4, 4}, {6, 6}, {8, 8}};
     result<format> best = status::unsupported_bits;
@@ -113,8 +114,8 @@ result<tile_loss> loss_of(const format& f, const kv_view<T>& k, const kv_view<T>
         const auto key_tile = token_range(k, first, group);
         const auto value_tile = f.has_values() ? token_range(v, first, group) : kv_view<T>{};
         if (const status s = quantize_kv<Arch>(f, key_tile, value_tile, record, scratch, options); s != status::ok) return s;
-        if (const status s = dequantize_kv<Arch>(f, record, token_major(keys, group, 1, dim), value_tokens, basis::original, scratch); s != status::ok)
-            return s;
+        const auto key_tokens = token_major(keys, group, 1, dim);
+        if (const status s = dequantize_kv<Arch>(f, record, key_tokens, value_tokens, basis::original, scratch); s != status::ok) return s;
         add_loss(as_storage(key_tile), dim, keys, weights, loss.k);
         if (f.has_values()) add_loss(as_storage(value_tile), value_dim, values, nullptr, loss.v);
     }
@@ -234,7 +235,9 @@ result<format> choose_format(const format& base, kv_view<T> k, kv_view<T> v, std
     tried.value_rotation = with_values ? spec.value_rotation : tried.key_rotation;
     detail::tile_loss loss{spec.key_rotation == rotation::none ? original->k : rotated->k,
                            spec.value_rotation == rotation::none ? original->v : rotated->v};
-    const auto needs = [](const detail::part_loss& part, float bound, int bits) { return bound > 0.0f && detail::wider(bits) != 0 && !part.within(bound); };
+    const auto needs = [](const detail::part_loss& part, float bound, int bits) {
+        return bound > 0.0f && detail::wider(bits) != 0 && !part.within(bound);
+    };
     while (true) {
         const bool more_keys = needs(loss.k, options.most_key_error, tried.key_bits);
         const bool more_values = with_values && needs(loss.v, options.most_value_error, tried.value_bits);

@@ -9,11 +9,12 @@
 //   1. each axis-0 index i tries clip ranges 1, 0.9, 0.8, ... about the middle of its x, keeps the best, and alternates rounding
 //      with the least-squares fit of scale_i and zero_i;
 //   2. rounds of refits: s1_j by least squares, round again, then scale_i and zero_i by least squares;
+//   3. K: each channel's scale is widened to the unbiased fit; then the scalars of axis 0 (K) or axis 1 (V) take their half precision,
+//      and the token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
+//
 // Weights have bounds, so that a token or channel much larger than the others, or in V far from zero, costs the others little: while it is
 // encoded, a row beyond them is held smaller by a power of two, and a column weighs less by one (bound_weights, bound_means). Errors and
 // norms are those of values so weighted. Tiles without such rows and columns are as without bounds.
-//   3. K: each channel's scale is widened to the unbiased fit; then the scalars of axis 0 (K) or axis 1 (V) take their half precision,
-//      and the token's own scalar makes the norm of the decoded token that of the exact one (rotations keep norms).
 
 #include <cstddef>
 #include <cstdint>
@@ -48,11 +49,11 @@ inline constexpr int fits_after_search = 3;
 /// How far a refit of axis 1 goes, but for the last one. The fit itself (1) leaves most codes as they are, and with them the scalars;
 /// twice as far finds in 5 rounds what it needs 16 for (docs/accuracy.md).
 inline constexpr float refit_step = 2.0f;
-inline constexpr float least_scale = 1e-12f;     // of axis 0; half's least number is 6e-8
-inline constexpr float least_factor = 0x1p-10f;  // of axis 1, in units
+inline constexpr float least_scale = 1e-12f;      // of axis 0; half's least number is 6e-8
+inline constexpr float least_factor = 0x1p-10f;   // of axis 1, in units
 inline constexpr int most_leverage = 2;           // in binades, of a factor over the mean one: beyond, its weight does not grow
 inline constexpr float most_mean_square = 16.0f;  // of a normalised channel of V
-inline constexpr float least_variance = 1e-5f;   // of codes, relative to their mean square: below, they are all equal
+inline constexpr float least_variance = 1e-5f;    // of codes, relative to their mean square: below, they are all equal
 
 /// The power of two of a positive float, and the largest that a factor may have without losing weight.
 KVARN_INLINE int binade(float x) noexcept { return static_cast<int>(bits_as<std::uint32_t>(x) >> 23); }
@@ -108,7 +109,7 @@ struct refine_pass {
         total_weight = reduce_add(sum);
     }
 
-    /// The rows' and columns' weights, from the factors that the normaliser found. `scaled` times lift leaves a row as it was.
+    /// The rows' and columns' weights, from the factors that the normaliser found.
     KVARN_NOINLINE void bound_weights(const float* s0, int size0) const noexcept
     {
         const int most0 = most_binade(s0, size0), most1 = most_binade(m.s1, size1);
