@@ -6,7 +6,7 @@
 //
 // The history is cut into chunks: every segment starts a new one, and chunk_tokens tokens make one. Chunks are attended to one by one
 // and merged in order, so the result is the same bits for any number of threads, any item size, and for any split of a run of records
-// into segments at multiples of chunk_tokens. Instruction sets agree bit for bit too.
+// into segments at multiples of chunk_tokens from its first record on. Instruction sets agree bit for bit too.
 //
 // One call: attend(). Many threads: attention_items() work items, each attend_item() from any thread, then, when all are done,
 // combine_items() for each task, from any thread.
@@ -41,7 +41,8 @@ inline constexpr std::size_t max_query_rows = 1024;
 /// An empty history (or none visible) gives zeros and a log-sum-exp of -infinity, unless there is a sink logit.
 /// Errors, nothing written: null_pointer, shape_mismatch, bad_argument (options, positions), buffer_too_small (scratch),
 /// not_finite (a query value not finite, or beyond 1e20 times the softmax scale and log2(e); a sink logit not below 1e20).
-/// Scalars of records are taken as they are: `fast` needs V token scales that are not negative, as every encoder makes them.
+/// Scalars of records are taken as they are: `fast` needs V token scales that are not negative, as every encoder makes them. Those of tokens
+/// that a query does not see play no part.
 template <class Arch = simd::native_arch>
 [[nodiscard]] status attend(const format& f, const attention_task& task, const attention_options& options, std::span<std::byte> scratch) noexcept;
 

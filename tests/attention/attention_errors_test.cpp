@@ -165,6 +165,19 @@ TEST_CASE("attention/errors: shapes that disagree", "[unit]")
         [](attention_case& c) { ++c.segments[1].tokens; },
         [](attention_case& c) { c.segments[1].records = 1; },
         [](attention_case& c) { c.segments[2].tokens = 64; },
+        // Parts of tiles: segment 1 has 64 tokens in 2 records, segment 2 has 32 in 1.
+        [](attention_case& c) { c.segments[0].skip = 1; },  // exact tokens have none to skip
+        [](attention_case& c) { c.segments[3].skip = 1; },
+        [](attention_case& c) { c.segments[1].skip = 1; },                             // and 64 tokens: another record
+        [](attention_case& c) { c.segments[1].tokens = 32; },                          // a record too many
+        [](attention_case& c) { c.segments[1].tokens = 1, c.segments[1].skip = 31; },  // the same
+        [](attention_case& c) { c.segments[1].tokens = 34, c.segments[1].skip = 31; },
+        [](attention_case& c) { c.segments[1].tokens = 32, c.segments[1].skip = 32; },  // a whole record is not skipped but left out
+        [](attention_case& c) { c.segments[1].tokens = 1, c.segments[1].skip = 63; },
+        [](attention_case& c) { c.segments[2].tokens = 1, c.segments[2].skip = 32; },
+        [](attention_case& c) { c.segments[2].tokens = 33; },
+        [](attention_case& c) { c.segments[2].skip = SIZE_MAX; },
+        [](attention_case& c) { c.segments[2].skip = SIZE_MAX - 31, c.segments[2].tokens = 32; },
     };
     for (const spoiler& spoil : spoilers) refuses(status::shape_mismatch, spoil);
     // Made for another group.
@@ -297,6 +310,26 @@ TEST_CASE("attention/errors: empty segments need no memory", "[unit]")
     REQUIRE(plain.attend() == status::ok);
     REQUIRE(padded.attend() == status::ok);
     CHECK(support::same_bits(plain.memory.outcome(status::ok, true), padded.memory.outcome(status::ok, true)));
+}
+
+TEST_CASE("attention/errors: the largest parts that are allowed, and an empty one whatever else it says", "[unit]")
+{
+    for (const auto& [tokens, skip] : {std::pair{33u, 0u}, {64u, 0u}, {33u, 31u}, {2u, 31u}, {63u, 1u}}) {
+        attention_case c(test_format());
+        c.segments[1].tokens = tokens;
+        c.segments[1].skip = skip;
+        CHECK(c.attend() == status::ok);
+        CHECK(c.attend_item() == status::ok);
+    }
+    attention_case plain(test_format()), with_empty(test_format());
+    kvarn::kv_segment nothing = plain.segments[1];
+    nothing.tokens = 0;
+    nothing.skip = 77;
+    with_empty.segments.insert(with_empty.segments.begin(), nothing);
+    with_empty.task.history = with_empty.segments;
+    REQUIRE(plain.attend() == status::ok);
+    REQUIRE(with_empty.attend() == status::ok);
+    CHECK(support::same_bits(plain.memory.outcome(status::ok, true), with_empty.memory.outcome(status::ok, true)));
 }
 
 TEST_CASE("attention/errors: a segment of part of a grid or of a view", "[unit]")

@@ -22,6 +22,7 @@ struct batch {
     double query_gain = 1.0;
     std::int64_t window = 0;
     bool causal = true, sink_logits = false;
+    bool parts = false;     // tiles of which only some tokens count
     bool poisoned = false;  // the kernels find no number where no query looks: sink tokens outside the window
     kvarn::basis query = kvarn::basis::original, output = kvarn::basis::original;
 };
@@ -33,6 +34,7 @@ struct inputs {
     support::shared_vector<T> sink_k, sink_v, tail_k, tail_v, q, out;
     support::shared_vector<std::int32_t> sink_table, tail_table, record_table, sinks, tiles, tails;
     support::shared_vector<std::uint64_t> records;
+    support::shared_vector<kvarn::cuda::tile_span> spans;
     support::shared_vector<float> log_sum_exp, workspace, logits;
     std::size_t record_bytes = 0;
     int max_tiles = 1;
@@ -70,6 +72,27 @@ inputs<T> make_inputs(const batch& b, std::uint64_t seed)
     x.record_table.resize(pool);
     for (std::size_t i = 0; i < pool; ++i) x.record_table[i] = static_cast<std::int32_t>(pool - 1 - i);
     x.record_bytes = kvarn::record_bytes(b.format);
+    if (b.parts) {
+        support::random_source any(seed + 77);
+        x.spans.resize(pool);
+        for (std::size_t s = 0; s < sequences; ++s) {
+            std::int32_t position = b.sinks[s];
+            for (int i = 0; i < b.tiles[s]; ++i) {
+                // All, the first so many, the last so many, a middle, one token, or none.
+                const auto group = static_cast<std::size_t>(b.format.group());
+                const std::size_t kind = any.below(6), first = kind == 0 || kind == 1 ? 0 : any.below(group),
+                                  rest = group - first;
+                const std::size_t count = kind == 0   ? group
+                                          : kind == 2 ? rest
+                                          : kind == 4 ? 1
+                                          : kind == 5 ? 0
+                                                      : 1 + any.below(rest);
+                x.spans[s * static_cast<std::size_t>(x.max_tiles) + static_cast<std::size_t>(i)] = {
+                    position, static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(count)};
+                position += static_cast<std::int32_t>(count);
+            }
+        }
+    }
     const support::kv_tiles tokens = support::random_tiles(random, b.format, pool, heads, support::tile_kind::channel_offsets);
     support::cpu_records records;
     support::expect_ok(support::seal_on_cpu(b.format, tokens.k, tokens.v, pool, heads, {}, records));
@@ -122,7 +145,8 @@ kvarn::cuda::attention_arguments arguments(const batch& b, inputs<T>& x)
                  x.record_bytes,
                  x.record_table.data(),
                  x.tiles.data(),
-                 x.max_tiles};
+                 x.max_tiles,
+                 b.parts ? x.spans.data() : nullptr};
     a.sequences = static_cast<int>(b.sinks.size());
     a.kv_heads = b.kv_heads;
     a.new_tokens = b.new_tokens;
@@ -203,8 +227,15 @@ difference compare(const batch& b, std::uint64_t seed, int step = 1)
                     x.record_table[s * static_cast<std::size_t>(x.max_tiles) + static_cast<std::size_t>(i)]);
                 list.push_back(a.records.data + slot * a.records.tile_stride + h * a.records.head_stride);
             }
-            const kvarn::kv_segment history[] = {segment(sink_k, sink_v, b.sinks[s]), kvarn::listed_tiles(b.format, list),
-                                                 segment(tail_k, tail_v, b.tails[s])};
+            std::vector<kvarn::kv_segment> history{segment(sink_k, sink_v, b.sinks[s])};
+            const kvarn::kv_segment tiles = kvarn::listed_tiles(b.format, list);
+            if (!b.parts) history.push_back(tiles);
+            for (std::size_t i = 0; b.parts && i < list.size(); ++i) {
+                const kvarn::cuda::tile_span& t = x.spans[s * static_cast<std::size_t>(x.max_tiles) + i];
+                history.push_back(
+                    kvarn::token_range(b.format, tiles, i * static_cast<std::size_t>(b.format.group()) + t.first, t.count));
+            }
+            history.push_back(segment(tail_k, tail_v, b.tails[s]));
             std::vector<float> wanted(m * r * out_dim), lse(m * r);
             kvarn::attention_task task;
             task.history = history;
@@ -376,6 +407,74 @@ TEST_CASE("cuda/attention: window, soft-cap, sink logits, bases, no mask", "[cud
     expect_close(rotated, ++seed);
 }
 
+TEST_CASE("cuda/attention: parts of tiles", "[cuda][attention]")
+{
+    std::uint64_t seed = 1000;
+    // Spans of 32, 64 and 128 tokens, tiles of one span and of two, V of its own and read from K, exact channels.
+    for (const kvarn::format& f :
+         {support::format_of(64, 64, 4, 2, 32), support::format_of(64, 128, 3, 4, 64), support::format_of(128, 128, 4, 2, 128),
+          support::format_of(64, 64, 2, 6, 256), support::format_of(64, 64, 4, 0, 256), support::format_of(64, 64, 5, 0, 32),
+          support::format_of(128, 128, 4, 4, 64, true, 8), support::format_of(128, 128, 4, 0, 64, true, 64)})
+        for (const int new_tokens : {1, 3}) {
+            batch b{f};
+            b.parts = true;
+            b.new_tokens = new_tokens;
+            b.heads_per_kv = 2;
+            b.splits = 1 + static_cast<int>(seed % 3);
+            b.sinks = {33, 0, 5};
+            b.tiles = {9, 1, 4};
+            b.tails = {17, 4, 3};
+            expect_close(b, ++seed);
+        }
+    // No tail: the newest token is the last that counts of the last tile. Windows that begin inside of parts, soft-cap, no mask.
+    batch b{support::format_of(64, 64, 4, 2, 32)};
+    b.parts = true;
+    b.heads_per_kv = 2;
+    b.sinks = {4, 0};
+    b.tiles = {12, 7};
+    b.tails = {0, 0};
+    expect_close(b, ++seed);
+    b.tails = {3, 2};
+    b.new_tokens = 2;
+    for (const std::int64_t window : {1, 5, 20, 40, 64, 90, 130, 1000}) {
+        b.window = window;
+        expect_close(b, ++seed);
+    }
+    b.window = 0;
+    b.cap = 20.0f;
+    expect_close(b, ++seed);
+    b.causal = false;
+    b.sink_logits = true;
+    expect_close(b, ++seed);
+}
+
+TEST_CASE("cuda/attention: spans of whole tiles are the tiles, bit for bit", "[cuda][attention]")
+{
+    for (const kvarn::format& f : {support::format_of(64, 64, 4, 2, 32), support::format_of(64, 64, 4, 0, 256)}) {
+        batch b{f};
+        b.heads_per_kv = 3;
+        b.new_tokens = 2;
+        b.window = 150;
+        b.sinks = {20, 0};
+        b.tiles = {6, 2};
+        b.tails = {10, 2};
+        inputs<float> x = make_inputs<float>(b, 1100), y = make_inputs<float>(b, 1100);
+        support::expect_ok(support::run(f, arguments(b, x)));
+        y.spans.resize(2 * 6);
+        for (std::size_t s = 0; s < 2; ++s)
+            for (int i = 0; i < b.tiles[s]; ++i)
+                y.spans[s * 6 + static_cast<std::size_t>(i)] = {b.sinks[s] + i * f.group(), 0, static_cast<std::uint16_t>(f.group())};
+        b.parts = true;
+        support::expect_ok(support::run(f, arguments(b, y)));
+        CHECK(support::same_bits<float>({x.out.begin(), x.out.end()}, {y.out.begin(), y.out.end()}));
+        CHECK(support::same_bits<float>({x.log_sum_exp.begin(), x.log_sum_exp.end()}, {y.log_sum_exp.begin(), y.log_sum_exp.end()}));
+        // And something else if one of them is not whole.
+        --y.spans[5].count;
+        support::expect_ok(support::run(f, arguments(b, y)));
+        CHECK(!support::same_bits<float>({x.out.begin(), x.out.end()}, {y.out.begin(), y.out.end()}));
+    }
+}
+
 TEST_CASE("cuda/attention: what is wrong with the arguments is said before a launch", "[cuda][attention]")
 {
     batch b{support::format_of(64, 64, 4, 2, 32)};
@@ -400,6 +499,10 @@ TEST_CASE("cuda/attention: what is wrong with the arguments is said before a lau
     CHECK(refused([](auto& a) { a.q.data = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.tail.v = nullptr; }) == kvarn::status::null_pointer);
     CHECK(refused([](auto& a) { a.records.table = nullptr; }) == kvarn::status::null_pointer);
+    std::vector<kvarn::cuda::tile_span> spans(2);
+    CHECK(refused([&](auto& a) {
+              a.records.spans = reinterpret_cast<const kvarn::cuda::tile_span*>(reinterpret_cast<const std::byte*>(spans.data()) + 4);
+          }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.new_tokens = 9; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.heads_per_kv = 1025; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.splits = 0; }) == kvarn::status::bad_argument);

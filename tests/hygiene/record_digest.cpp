@@ -164,7 +164,7 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, const kvarn
     return records;
 }
 
-/// Decode attention over two records and a few exact tokens, at each precision.
+/// Decode attention over two records, a part of them once more and a few exact tokens, at each precision.
 template <class Arch>
 void attend(const kvarn::format& f, std::span<const std::byte> records, std::uint32_t seed)
 {
@@ -176,8 +176,10 @@ void attend(const kvarn::format& f, std::span<const std::byte> records, std::uin
     const auto v = fill<float>(tail, dv, content::random, seed + 2);
     std::vector<float> out(m * r * dv);
     std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(f, m * r));
+    const kvarn::kv_segment tiles = kvarn::sealed_tiles(f, kvarn::tile_major(f, records.data(), 2 * kvarn::record_bytes(f), 2, 1), 0);
     const kvarn::kv_segment history[] = {
-        kvarn::sealed_tiles(f, kvarn::tile_major(f, records.data(), 2 * kvarn::record_bytes(f), 2, 1), 0),
+        tiles,
+        kvarn::token_range(f, tiles, group / 2 + 3, group - 7),
         kvarn::exact_tokens(kvarn::head_major(k.data(), tail, 1, dk), f.has_values() ? kvarn::head_major(v.data(), tail, 1, dv) : kvarn::kv_view<const float>{}, 0)};
     kvarn::attention_task task;
     task.history = history;

@@ -207,6 +207,40 @@ inline std::vector<bytes> random_records(const kvarn::format& f, std::size_t cou
     return records;
 }
 
+/// Overwrites what records hold of their tokens outside of [begin, end), counted over all of `records`: codes by random ones, token scalars
+/// and exact channels by the half with these bits.
+inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& records, std::size_t begin, std::size_t end, std::uint16_t half,
+                              random_source& random)
+{
+    const kvarn::record_layout at = kvarn::layout_of(f);
+    const auto group = static_cast<std::size_t>(f.group());
+    for (std::size_t i = 0; i < records.size(); ++i)
+        for (std::size_t t = 0; t < group; ++t) {
+            if (i * group + t >= begin && i * group + t < end) continue;
+            bytes& r = records[i];
+            const auto put = [&](std::size_t scalars, std::size_t number) {
+                r[scalars + 2 * number] = static_cast<std::uint8_t>(half & 0xffu);
+                r[scalars + 2 * number + 1] = static_cast<std::uint8_t>(half >> 8);
+            };
+            const auto put_code = [&](std::size_t codes, std::size_t number, int bits) {
+                for (std::size_t b = number * static_cast<std::size_t>(bits); b < (number + 1) * static_cast<std::size_t>(bits); ++b) {
+                    const auto mask = static_cast<std::uint8_t>(1u << b % 8);
+                    std::uint8_t& byte = r[codes + b / 8];
+                    byte = static_cast<std::uint8_t>(random.below(2) ? byte | mask : byte & ~mask);
+                }
+            };
+            for (std::size_t c = 0; c < static_cast<std::size_t>(f.head_dim_k()); ++c) put_code(at.k_codes, c * group + t, f.key_bits());
+            put(at.k_token_scale, t);
+            for (int c = 0; c < f.exact_channels(); ++c)
+                put(at.exact, t * static_cast<std::size_t>(f.exact_channels()) + static_cast<std::size_t>(c));
+            if (!f.has_values()) continue;
+            const auto dv = static_cast<std::size_t>(f.head_dim_v());
+            for (std::size_t c = 0; c < dv; ++c) put_code(at.v_codes, t * dv + c, f.value_bits());
+            put(at.v_token_scale, t);
+            put(at.v_token_zero, t);
+        }
+}
+
 /// The history of one KV head: segments for the library, K and V in the original basis for the reference.
 class kv_history {
 public:
@@ -276,6 +310,29 @@ public:
     void add_tiles(std::size_t count, record_storage where = record_storage::run)
     {
         add_records(random_records(format_, count, random_.bits()), where);
+    }
+
+    /// Tokens [first, first + count) of these records.
+    void add_part(const std::vector<bytes>& records, std::size_t first, std::size_t count,
+                  record_storage where = record_storage::run)
+    {
+        const Eigen::Index before = k_.rows();
+        add_records(records, where);
+        if (records.empty()) return;
+        segments_.back() = kvarn::token_range(format_, segments_.back(), first, count);
+        for (reference::matrix* const m : {&k_, &v_}) {
+            const reference::matrix part =
+                m->middleRows(before + static_cast<Eigen::Index>(first), static_cast<Eigen::Index>(count));
+            m->conservativeResize(before, Eigen::NoChange);
+            reference::append_rows(*m, part);
+        }
+    }
+    /// Cuts the last segment in two in front of its token `at`.
+    void cut(std::size_t at)
+    {
+        const kvarn::kv_segment whole = segments_.back();
+        segments_.back() = kvarn::first_tokens(format_, whole, at);
+        segments_.push_back(kvarn::token_range(format_, whole, at, SIZE_MAX));
     }
 
     [[nodiscard]] const kvarn::format& format() const { return format_; }

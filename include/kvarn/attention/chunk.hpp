@@ -17,7 +17,8 @@ inline constexpr float largest_query = 1e20f;  // far from overflow in any produ
 
 inline constexpr float largest_soft_cap = 1000.0f;  // above, cancellation costs more than 1e-4
 
-/// A run of tokens inside one segment: [first, first + tokens); the segment's first token is at `position`.
+/// A run of tokens inside one segment: [first, first + tokens), counted from the first token of the segment's memory, which is, or would
+/// be if it were visible (kv_segment::skip), at `position` of the history.
 struct chunk {
     const kv_segment* segment = nullptr;
     std::size_t first = 0;
@@ -25,9 +26,13 @@ struct chunk {
     std::int64_t position = 0;
 };
 
+/// Tokens of a segment with those that are skipped, none if nothing is left: chunks begin and end where records do.
+[[nodiscard]] KVARN_INLINE std::size_t extent_of(const kv_segment& s) noexcept { return s.tokens != 0 ? s.skip + s.tokens : 0; }
+
 [[nodiscard]] KVARN_INLINE std::size_t chunks_of(const kv_segment& s, std::size_t chunk_tokens) noexcept
 {
-    return s.tokens / chunk_tokens + (s.tokens % chunk_tokens != 0);
+    const std::size_t n = extent_of(s);
+    return n / chunk_tokens + (n % chunk_tokens != 0);
 }
 [[nodiscard]] KVARN_INLINE std::size_t chunks_of(const attention_task& task, std::size_t chunk_tokens) noexcept
 {
@@ -43,8 +48,10 @@ KVARN_INLINE void for_chunks(const attention_task& task, std::size_t chunk_token
     std::size_t number = 0;
     std::int64_t position = 0;
     for (const kv_segment& s : task.history) {
-        for (std::size_t first = 0; first < s.tokens; first += chunk_tokens, ++number)
-            if (number >= begin && number < end) body(chunk{&s, first, s.tokens - first < chunk_tokens ? s.tokens - first : chunk_tokens, position});
+        const std::size_t n = extent_of(s);
+        const std::int64_t start = position - static_cast<std::int64_t>(s.skip);
+        for (std::size_t first = 0; first < n; first += chunk_tokens, ++number)
+            if (number >= begin && number < end) body(chunk{&s, first, n - first < chunk_tokens ? n - first : chunk_tokens, start});
         position += static_cast<std::int64_t>(s.tokens);
     }
 }
@@ -76,12 +83,14 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
         if (s.tokens == 0) continue;
         if (s.tokens > static_cast<std::size_t>(INT64_MAX) / 4) return status::bad_argument;
         if (s.sealed()) {
-            if (s.tokens != s.records * static_cast<std::size_t>(f.group())) return status::shape_mismatch;
+            const auto group = static_cast<std::size_t>(f.group());
+            if (s.skip >= group || s.records != (s.skip + s.tokens + group - 1) / group) return status::shape_mismatch;
             if (s.list == nullptr && s.data == nullptr) return status::null_pointer;
             if (s.list != nullptr)
                 for (std::size_t i = 0; i < s.records; ++i)
                     if (s.list[i] == nullptr) return status::null_pointer;
         } else {
+            if (s.skip != 0) return status::shape_mismatch;
             if (s.k.data == nullptr || (f.has_values() && s.v.data == nullptr)) return status::null_pointer;
             if (s.k.tokens < s.tokens || s.k.channels != channels || s.head >= s.k.heads) return status::shape_mismatch;
             if (f.has_values()) {
@@ -174,9 +183,9 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     return status::ok;
 }
 
-/// Sets r.seen for the tokens [position, position + tokens); whether any row sees any.
-KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, std::int64_t history, std::int64_t position, int tokens,
-                               const attention_rows& r) noexcept
+/// Sets r.seen for the tokens `part` of a block whose token 0 is at `position`; whether any row sees any.
+KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, std::int64_t history, std::int64_t position,
+                               visible_range part, const attention_rows& r) noexcept
 {
     const auto new_tokens = static_cast<std::int64_t>(task.q.tokens);
     const int heads = static_cast<int>(task.q.heads);
@@ -184,9 +193,10 @@ KVARN_INLINE bool find_visible(const attention_task& task, const attention_optio
     bool any = false;
     for (int m = 0; m < static_cast<int>(new_tokens); ++m) {
         const std::int64_t own = first + m;
-        std::int64_t end = o.causal ? own + 1 - position : tokens, begin = o.window != 0 && own >= o.window ? own + 1 - o.window - position : 0;
-        end = end < 0 ? 0 : end > tokens ? tokens : end;
-        begin = begin < 0 ? 0 : begin > tokens ? tokens : begin;
+        std::int64_t end = o.causal ? own + 1 - position : part.end;
+        std::int64_t begin = o.window != 0 && own >= o.window ? own + 1 - o.window - position : part.begin;
+        end = end < part.begin ? part.begin : end > part.end ? part.end : end;
+        begin = begin < part.begin ? part.begin : begin > part.end ? part.end : begin;
         any = any || begin < end;
         for (int h = 0; h < heads; ++h) r.seen[m * heads + h] = {static_cast<int>(begin), static_cast<int>(end)};
     }
@@ -206,10 +216,12 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
     if (s.sealed()) {
         const record_layout at = layout_of(f);
         const auto group = static_cast<std::size_t>(f.group());
+        const std::size_t last = c.first + c.tokens;
         const product_kind keys = o.precision == precision::exact ? product_kind::exact : product_kind::words;
         const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
-        for (std::size_t i = c.first / group; i < (c.first + c.tokens) / group; ++i) {
-            if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(i * group), f.group(), r)) continue;
+        for (std::size_t i = c.first / group; i * group < last; ++i) {
+            const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, last - i * group < group ? static_cast<int>(last - i * group) : f.group()};
+            if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(i * group), part, r)) continue;
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
             if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
@@ -221,7 +233,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
     const bool values_as_stored = !f.values_rotated() || s.basis == basis::rotated;
     for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
         const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
-        if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(t), tokens, r)) continue;
+        if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(t), {0, tokens}, r)) continue;
         for (int i = 0; i < tokens; ++i) {
             const std::size_t token = t + static_cast<std::size_t>(i);
             float* const key = r.keys + i * e.query();

@@ -6,6 +6,7 @@
 // Neither K nor V is ever decoded to memory. No allocation; works in the caller's scratch.
 
 #include <cstddef>
+#include <cstring>
 
 #include <kvarn/attention/rows.hpp>
 #include <kvarn/codec/decode.hpp>
@@ -103,6 +104,16 @@ KVARN_NOINLINE void add_exact_scores(const format& f, const std::byte* exact, co
     }
 }
 
+/// Token scalars of a row that does not see the whole tile: zeros for what is hidden, whatever the record holds there.
+template <class Arch, class Scalar>
+KVARN_NOINLINE const Scalar* visible_scalars(const Scalar* from, int group, visible_range seen, Scalar* to) noexcept
+{
+    const auto bytes = [](int scalars) { return static_cast<std::size_t>(scalars) * sizeof(Scalar); };
+    std::memset(to, 0, bytes(group));
+    std::memcpy(to + seen.begin, reinterpret_cast<const std::byte*>(from) + bytes(seen.begin), bytes(seen.end - seen.begin));
+    return to;
+}
+
 /// What attend_rows needs to know of a record and of the call.
 struct record_call {
     const format& f;
@@ -145,6 +156,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
             totals[h] = {};
             continue;
         }
+        const Scalar *weight_scale = value_scale, *weight_zero = value_zero;
         float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
         if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
             if (f.exact_channels() != 0)
@@ -152,9 +164,14 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
             if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
             hide_scores(score, group, seen);
             largest = reduce_max(largest_of<Arch>(score, group));
+            if (seen.begin > 0 || seen.end < group) {
+                Scalar* const room = reinterpret_cast<Scalar*>(r.values);
+                weight_scale = visible_scalars<Arch>(value_scale, group, seen, room);
+                weight_zero = latent ? weight_scale : visible_scalars<Arch>(value_zero, group, seen, room + group);
+            }
         }
         absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-        zero[h] = weigh<Arch>(score, value_scale, value_zero, group, w, totals[h]);
+        zero[h] = weigh<Arch>(score, weight_scale, weight_zero, group, w, totals[h]);
     }
 
     if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
@@ -174,7 +191,8 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     }
 }
 
-/// Adds one record to the states and outputs of all rows that see something of it (r.seen, relative to the tile).
+/// Adds one record to the states and outputs of all rows that see something of it (r.seen, relative to the tile). Token scalars, exact
+/// channels and codes of tokens that a row does not see may hold anything.
 /// `cap` is the soft-cap in base-2 units, 0 for none. `ahead` is fetched on the way.
 template <class Arch>
 KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, const std::byte* record, product_kind keys, product_kind values,

@@ -61,12 +61,24 @@ struct any_view {
     }
 };
 
+/// Tokens [first, first + count) of a view, clipped to what it has.
+template <bool Const>
+[[nodiscard]] KVARN_INLINE constexpr any_view<Const> token_range(any_view<Const> x, std::size_t first, std::size_t count) noexcept
+{
+    using byte = std::conditional_t<Const, const std::byte, std::byte>;
+    const std::ptrdiff_t element = x.type == any_view<Const>::element_type::f32 ? 4 : 2;
+    if (first > x.tokens) first = x.tokens;
+    x.tokens = count < x.tokens - first ? count : x.tokens - first;
+    if (x.data != nullptr) x.data = static_cast<byte*>(x.data) + static_cast<std::ptrdiff_t>(first) * x.token_stride * element;
+    return x;
+}
+
 using input_view = any_view<true>;
 using output_view = any_view<false>;
 
 /// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below.
 struct kv_segment {
-    std::size_t tokens = 0;
+    std::size_t tokens = 0;  // that are part of the history
     // Exact tokens: K [tokens][key_channels], V [tokens][head_dim_v] of one head; V is empty when the format has no V part.
     input_view k{}, v{};
     std::size_t head = 0;
@@ -76,7 +88,8 @@ struct kv_segment {
     std::ptrdiff_t stride = 0;
     const std::int32_t* table = nullptr;
     const std::byte* const* list = nullptr;
-    std::size_t records = 0;
+    std::size_t records = 0;  // ceil((skip + tokens) / group)
+    std::size_t skip = 0;     // tokens of the first record that come before the segment's; less than group
 
     [[nodiscard]] KVARN_INLINE constexpr bool sealed() const noexcept { return records != 0; }
     [[nodiscard]] KVARN_INLINE constexpr const std::byte* record(std::size_t i) const noexcept
@@ -136,6 +149,35 @@ template <class Byte>
     s.tokens = records.size() * static_cast<std::size_t>(f.group());
     s.list = records.data();
     return s;
+}
+
+/// Tokens [first, first + count) of a segment, clipped to what it has; of records too, wherever in a tile they begin and end: a last page
+/// that is not full, what a rollback into a sealed tile leaves. Records without any of them drop out of the segment; of those that stay,
+/// tokens outside are hidden, and cost what visible ones do.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment token_range(const format& f, kv_segment s, std::size_t first, std::size_t count) noexcept
+{
+    if (first > s.tokens) first = s.tokens;
+    if (count > s.tokens - first) count = s.tokens - first;
+    s.tokens = count;
+    if (s.sealed()) {
+        const auto group = static_cast<std::size_t>(f.group());
+        const std::size_t begin = s.skip + first, tile = begin / group;
+        s.skip = count != 0 ? begin % group : 0;
+        s.records = (s.skip + count + group - 1) / group;
+        if (s.list != nullptr) s.list += tile;
+        else if (s.table != nullptr) s.table += tile;
+        else s.data = count != 0 ? s.record(tile) : nullptr;
+    } else {
+        s.k = token_range(s.k, first, count);
+        s.v = token_range(s.v, first, count);
+    }
+    return s;
+}
+
+/// The first `count` tokens of a segment, or all if it has fewer.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment first_tokens(const format& f, const kv_segment& s, std::size_t count) noexcept
+{
+    return token_range(f, s, 0, count);
 }
 
 /// One KV head of one sequence for one step: m new tokens times r query heads of the group.

@@ -93,7 +93,7 @@ template <class Void>
     if (const status s = check_exact(a.tail, f.has_values()); s != status::ok) return s;
     if (a.records.tiles != nullptr) {
         if (a.records.data == nullptr || a.records.table == nullptr) return status::null_pointer;
-        if (a.records.max_tiles <= 0 || !is_aligned(a.records.data, 8)) return status::bad_argument;
+        if (a.records.max_tiles <= 0 || !is_aligned(a.records.data, 8) || !is_aligned(a.records.spans, 8)) return status::bad_argument;
         if (a.records.tile_stride % 8 != 0 || a.records.head_stride % 8 != 0) return status::bad_argument;
     }
     return status::ok;

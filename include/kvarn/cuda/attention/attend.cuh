@@ -65,7 +65,7 @@ KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, 
     row_state state;
     if (b.is_exact()) {
         attend_exact(team, b, c.a.sink, b.sinks, 0, state);
-        attend_exact(team, b, c.a.tail, b.tails, b.sinks + b.tiles * c.group, state);
+        attend_exact(team, b, c.a.tail, b.tails, b.sealed_end, state);
     } else {
         attend_records<Group, Latent>(team, b, state);
     }

@@ -21,6 +21,7 @@ struct attention_block {
     float* shared;
     int sequence, head, first_row, split;
     int sinks, tiles, tails;
+    int sealed_end;  // the position behind the records
     int warp, lane;
 
     template <class Team>
@@ -36,6 +37,11 @@ struct attention_block {
         sinks = c.a.sink.tokens != nullptr ? c.a.sink.tokens[sequence] : 0;
         tiles = c.a.records.tiles != nullptr ? c.a.records.tiles[sequence] : 0;
         tails = c.a.tail.tokens != nullptr ? c.a.tail.tokens[sequence] : 0;
+        sealed_end = sinks;
+        if (tiles > 0) {
+            const tile_span last = span(tiles - 1);
+            sealed_end = last.position + last.count;
+        }
     }
 
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
@@ -65,22 +71,29 @@ struct attention_block {
         return r.data + slot * r.tile_stride + static_cast<std::size_t>(head) * r.head_stride;
     }
 
-    /// What row `row` of the block sees of `tokens` tokens from `position` on; rows beyond the last see what that one does.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, int tokens) const noexcept
+    /// What the history has of a tile.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE tile_span span(int tile) const noexcept
     {
-        const int history = sinks + tiles * c.group + tails;
+        const record_pages& r = c.a.records;
+        if (r.spans != nullptr) return r.spans[static_cast<std::ptrdiff_t>(sequence) * r.max_tiles + tile];
+        return {sinks + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
+    }
+
+    /// What row `row` of the block sees of the tokens `part` of those from `position` on; rows beyond the last see what that one does.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
+    {
         const int number = first_row + row < c.rows ? first_row + row : c.rows - 1;
-        return find_visible(c, history - c.a.new_tokens + number / c.a.heads_per_kv, position, tokens);
+        return find_visible(c, sealed_end + tails - c.a.new_tokens + number / c.a.heads_per_kv, position, part);
     }
     /// What any row sees of them: later rows see from later on and to later.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, int tokens) const noexcept
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, visible_tokens part) const noexcept
     {
-        return {seen(0, position, tokens).begin, seen(block_rows - 1, position, tokens).end};
+        return {seen(0, position, part).begin, seen(block_rows - 1, position, part).end};
     }
-    /// Whether some row does not see all of them.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(int position, int tokens) const noexcept
+    /// Whether some row does not see all `tokens` tokens from `position` on, of which only `part` counts.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(int position, visible_tokens part, int tokens) const noexcept
     {
-        return seen(0, position, tokens).end < tokens || seen(block_rows - 1, position, tokens).begin > 0;
+        return seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
     }
 };
 

@@ -40,14 +40,23 @@ struct exact_pages {
     int page_tokens = 0;
 };
 
+/// What a history has of one tile: tokens [first, first + count), the first of them at `position` of the history, sink included.
+struct alignas(8) tile_span {
+    std::int32_t position = 0;
+    std::uint16_t first = 0, count = 0;
+};
+
 /// Records of every sequence: tile i of sequence s is record table[s * max_tiles + i] of the pool, its head h at
-/// data + record * tile_stride + h * head_stride bytes, multiples of 8.
+/// data + record * tile_stride + h * head_stride bytes, multiples of 8. With `spans` any tile may be a part, as a rollback into a
+/// sealed tile leaves it: positions follow the tokens that count, so tile i + 1 begins where tile i ends, and the tail behind the
+/// last one. A part costs what a whole tile does.
 struct record_pages {
     const std::byte* data = nullptr;
     std::size_t tile_stride = 0, head_stride = 0;
     const std::int32_t* table = nullptr;  ///< [sequences][max_tiles]
     const std::int32_t* tiles = nullptr;  ///< [sequences]; null: there are none
     int max_tiles = 0;
+    const tile_span* spans = nullptr;  ///< [sequences][max_tiles]; null: all tokens of every tile
 };
 
 /// One step of a batch: m new tokens of every sequence, r query heads for each KV head. A history is sink, records, tail, in this

@@ -21,7 +21,7 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
     constexpr int P = exact_span / 8;
     const attention_call& c = b.c;
     const int lane = opaque(b.lane), g = lane / 4, own = 2 * P * (lane % 4);
-    const visible_tokens live = b.seen_by_any(position, tokens);
+    const visible_tokens live = b.seen_by_any(position, {0, tokens});
     if (live.begin >= live.end) return;
     for (int first = live.begin / exact_span * exact_span + b.warp * exact_span; first < live.end;
          first += attention_warps * exact_span) {
@@ -41,7 +41,7 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
         if (c.exact_channels != 0)
             multiply_exact_keys<T, quad, P>(
                 team, b.own_exact_query(), c.exact_channels, [&](int m) { return key(m) + c.dk; }, b.lane, s);
-        visible_tokens seen = b.seen(g, position + first, tokens - first);
+        visible_tokens seen = b.seen(g, position + first, {0, tokens - first});
         seen = {seen.begin - own, seen.end - own};
         const float factor = absorb_scores(team, c, s, true, seen, 0.0f, state);
         float sum = 0.0f;

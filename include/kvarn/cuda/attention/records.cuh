@@ -16,6 +16,19 @@ namespace kvarn::cuda::detail {
 template <int Group>
 inline constexpr int span_tokens = Group < 128 ? Group : 128;
 
+/// What a history has of `tokens` tokens of a tile from its token `first` on, and the position of that one, if it has any.
+struct tile_part {
+    int position;
+    visible_tokens part;
+
+    KVARN_DEVICE KVARN_INLINE tile_part(const tile_span& s, int first, int tokens) noexcept
+        : position(s.position - s.first + first), part{s.first - first, s.first + s.count - first}
+    {
+        part.begin = part.begin < 0 ? 0 : part.begin > tokens ? tokens : part.begin;
+        part.end = part.end < part.begin ? part.begin : part.end > tokens ? tokens : part.end;
+    }
+};
+
 /// The largest magnitude of n stored halves, n a multiple of 64.
 template <class Team>
 KVARN_DEVICE KVARN_INLINE float largest_scalar(Team& team, const std::byte* from, int n, int lane) noexcept
@@ -99,9 +112,9 @@ KVARN_DEVICE KVARN_INLINE void attend_keys_as_values(Team& team, const attention
     });
 }
 
-/// A warp and a span of a record: its tokens from `first` on, the first of them at `position` of the history.
+/// A warp and a span of a tile's record: its tokens from `first` on.
 template <int Group, bool Latent, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b, const std::byte* record, int first, int position,
+KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b, const std::byte* record, int tile, int first,
                                            row_state& state) noexcept
 {
     constexpr int P = span_tokens<Group> / 8;
@@ -126,10 +139,11 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
         multiply_exact_keys<half, word_pair, P>(
             team, b.own_exact_query(), c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
     }
-    const bool masked = b.is_masked(position, 8 * P);
+    const tile_part of(b.span(tile), first, 8 * P);
+    const bool masked = b.is_masked(of.position, of.part, 8 * P);
     visible_tokens seen{0, 2 * P};
     if (masked) {
-        seen = b.seen(g, position, 8 * P);
+        seen = b.seen(g, of.position, of.part);
         seen = {seen.begin - own, seen.end - own};
     }
     const float factor = absorb_scores(team, c, s, masked, seen, weight_shift, state);
@@ -149,13 +163,13 @@ KVARN_DEVICE KVARN_INLINE void attend_records(Team& team, const attention_block&
     const int share = (b.tiles + c.a.splits - 1) / c.a.splits, begin = b.split * share;
     const int end = begin + share < b.tiles ? begin + share : b.tiles;
     for (int tile = begin + b.warp; tile < end; tile += attention_warps) {
-        const int position = b.sinks + tile * Group;
-        const visible_tokens live = b.seen_by_any(position, Group);
+        const tile_part of(b.span(tile), 0, Group);
+        const visible_tokens live = b.seen_by_any(of.position, of.part);
         if (live.begin >= live.end) continue;
         const std::byte* const record = b.record(tile);
         if (tile + attention_warps < end) prefetch(b.record(tile + attention_warps), c.content_bytes, b.lane);
         for (int first = 0; first < Group; first += span_tokens<Group>)
-            attend_span<Group, Latent>(team, b, record, first, position + first, state);
+            attend_span<Group, Latent>(team, b, record, tile, first, state);
     }
 }
 

@@ -48,18 +48,18 @@ KVARN_DEVICE KVARN_INLINE float soft_capped(float s, float cap, float inverse_ca
     return mul(fma(-2.0f, quick_inverse(add(1.0f, exp2(mul(x, 2.0f * log2_e)))), 1.0f), cap);
 }
 
-/// Tokens [begin, end) of a block of tokens that a row sees.
+/// Tokens [begin, end) of a block of tokens, of which some row sees or may see these.
 struct visible_tokens {
     int begin, end;
 };
 
-/// Of `tokens` tokens from `position` on, for the query token at `own`.
-KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, int own, int position, int tokens) noexcept
+/// What the query token at `own` sees of the tokens `part` of a block whose token 0 is at `position`.
+KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, int own, int position, visible_tokens part) noexcept
 {
-    int end = c.a.causal ? own + 1 - position : tokens;
-    int begin = own >= c.window ? own + 1 - c.window - position : 0;
-    end = end < 0 ? 0 : end > tokens ? tokens : end;
-    begin = begin < 0 ? 0 : begin > tokens ? tokens : begin;
+    int end = c.a.causal ? own + 1 - position : part.end;
+    int begin = own >= c.window ? own + 1 - c.window - position : part.begin;
+    end = end < part.begin ? part.begin : end > part.end ? part.end : end;
+    begin = begin < part.begin ? part.begin : begin > part.end ? part.end : begin;
     return {begin, end};
 }
 
