@@ -64,7 +64,7 @@ struct plan_request {
 
 [[nodiscard]] inline std::string bytes_text(double size)
 {
-    constexpr std::pair<const char*, double> units[] = {{"GiB", 0x1p30}, {"MiB", 0x1p20}, {"KiB", 0x1p10}};
+    constexpr std::pair<const char*, double> units[] = {{"PiB", 0x1p50}, {"TiB", 0x1p40}, {"GiB", 0x1p30}, {"MiB", 0x1p20}, {"KiB", 0x1p10}};
     for (const auto& [name, each] : units)
         if (size >= each) return text("%.2f %s", size / each, name);
     return text("%.0f bytes", size);
@@ -144,8 +144,9 @@ inline void plan(plan_request p)
     for (const std::string& name : names) {
         const planned_cache cache(p, name);
         const double size = cache.size(p.context), most = cache.most_size(p.context);
-        table.push_back({name, text("%.4f", 8 * size / cache.elements(p.context)), grouped(static_cast<std::size_t>(size * sequences)),
-                         bytes_text(size * sequences), bytes_text(most * sequences), text("%.1f %%", 100 * size / exact)});
+        const double all = size * sequences;
+        table.push_back({name, text("%.4f", 8 * size / cache.elements(p.context)), all < 0x1p63 ? grouped(static_cast<std::size_t>(all)) : "-",
+                         bytes_text(all), bytes_text(most * sequences), text("%.1f %%", 100 * size / exact)});
         if (!(memory > 0)) continue;
         const std::size_t longest = cache.longest(memory / sequences);
         table.back().push_back((longest == planned_cache::most_tokens ? "more than " : "") + grouped(longest));

@@ -616,6 +616,8 @@ TEST_CASE("cli: plan says what caches take and what fits", "[program]")
     CHECK(peak(longest + 1) > std::size_t{8} << 30);
     CHECK(most == (std::size_t{8} << 30) / peak(131072));
     check_runs(here, "plan qwen2.5-0.5b --context 1 --sequences 3 --sink 0");
+    const outcome huge = here.run("plan --layers 1024 --kv-heads 1024 --head-dim 512 --context 268435456 --sequences 1048576");
+    CHECK(huge.out.find("PiB") != std::string::npos);
     check_refused(here, "plan", "the shape is missing");
     check_refused(here, "plan no-model", "no model 'no-model' is known");
     check_refused(here, "plan llama-3.1-8b --memory 3x", "is no size");
