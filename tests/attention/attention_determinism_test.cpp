@@ -22,13 +22,9 @@ namespace {
 using kvarn::basis;
 using support::attention_outcome;
 using support::attention_query;
+using support::format_of;
 using support::kv_history;
 using support::record_storage;
-
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
-{
-    return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
-}
 
 std::vector<kvarn::format> test_formats()
 {

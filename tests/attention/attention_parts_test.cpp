@@ -19,15 +19,11 @@ using kvarn::basis;
 using kvarn::precision;
 using support::attention_outcome;
 using support::attention_query;
+using support::format_of;
 using support::kv_history;
 using support::record_storage;
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
-{
-    return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
-}
 
 /// Every width, every group, odd sizes, exact channels, values read from K.
 std::vector<kvarn::format> all_formats()

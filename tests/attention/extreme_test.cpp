@@ -15,14 +15,10 @@ namespace {
 
 using kvarn::precision;
 using support::attention_query;
+using support::format_of;
 using support::kv_history;
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
-{
-    return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
-}
 
 void write_halves(const reference::vector& v, std::uint8_t* to)
 {

@@ -110,7 +110,6 @@ TEST_CASE("layout/record: dense grids", "[unit]")
             CHECK(x.record_bytes == grid.record_bytes);
         }
     }
-    CHECK(by_tile.part(7, 1, 0).bytes == 0);
     CHECK(decltype(by_tile){}.head(0).data == nullptr);
     CHECK(kvarn::full_tiles(f, 0) == 0);
     CHECK(kvarn::full_tiles(f, 63) == 0);

@@ -73,15 +73,15 @@ sed -n 's|^-.* \./||p' contents | LC_ALL=C sort >holds
 } | LC_ALL=C sort >should_hold
 diff should_hold holds || fail "the package does not hold what it should"
 
-dpkg-deb -x "$deb" root
-(cd root && dpkg-deb --ctrl-tarfile "../$deb" | tar -xO ./md5sums | md5sum -c --quiet)
-doc=root/usr/share/doc/libkvarn-dev
+dpkg-deb -x "$deb" unpacked
+(cd unpacked && dpkg-deb --ctrl-tarfile "../$deb" | tar -xO ./md5sums | md5sum -c --quiet)
+doc=unpacked/usr/share/doc/libkvarn-dev
 gzip -dc "$doc/changelog.gz" | head -n 1 | grep -qx "libkvarn-dev ($version) .*" || fail "the changelog is of another version"
 grep -qx 'License: Apache-2.0' "$doc/copyright"
 
 # Unpacked elsewhere it serves as well; in its place pkg-config has no flag to give.
 if pkg-config --exists xsimd 2>/dev/null; then
-    flags=$(PKG_CONFIG_PATH=root/usr/share/pkgconfig:${PKG_CONFIG_PATH:-} pkg-config --cflags kvarn | tr -d ' ')
+    flags=$(PKG_CONFIG_PATH=unpacked/usr/share/pkgconfig:${PKG_CONFIG_PATH:-} pkg-config --cflags kvarn | tr -d ' ')
     case $flags in *pkgconfig* | *-I/usr/include*) fail "pkg-config --cflags kvarn: $flags" ;; esac
 fi
-CMAKE=$cmake PKG_CONFIG='pkg-config --define-prefix' sh "$repository/tests/package/installed.sh" "$work/consumer" "$work/root/usr"
+CMAKE=$cmake PKG_CONFIG='pkg-config --define-prefix' sh "$repository/tests/package/installed.sh" "$work/consumer" "$work"/unpacked/usr

@@ -19,6 +19,11 @@
 
 namespace support {
 
+inline kvarn::format format_of(int dk, int dv, int kb, int vb, int group, reference::rotations rotate = true, int exact = 0)
+{
+    return support::make(reference::shape{dk, dv, kb, vb, group, rotate, exact});
+}
+
 enum class element_kind { f32, f16, bf16 };
 inline constexpr element_kind all_element_kinds[] = {element_kind::f32, element_kind::f16, element_kind::bf16};
 

@@ -36,8 +36,8 @@ struct choose_options {
     encode_options encode{};
 };
 
-/// `base` with the widths of codes that keep most at no more than `bits` bits per element, scalars and padding included: the frontier that
-/// docs/accuracy.md measures on real models, from k2v2 over k3v2, k4v2 and k4v4 to k8v8. Its basis and group stay; a format without a V part
+/// `base` with the widths of codes that keep most at no more than `bits` bits per element, scalars and padding included: k2v2, k3v2, k4v2 and
+/// k4v4, the frontier that docs/accuracy.md measures on real models, then 6 and 8 bits for both. Its basis and group stay; a format without a V part
 /// gets the K width alone. Errors: unsupported_bits (the narrowest takes more).
 [[nodiscard]] KVARN_INLINE constexpr result<format> format_within(const format& base, double bits,
                                                                   record_stride stride = record_stride::packed) noexcept
