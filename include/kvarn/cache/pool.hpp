@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// The cache of an engine: sequences that grow by drafts, are committed, rolled back, cut, forked and closed, over blocks in the caller's
+// memory. In: a cache_config and memory of plan_cache(config).bytes() bytes. Nothing allocates after make_pool.
+//
+// The life of a token: reserve() makes room for drafts in all layers, store() (cache/tokens.hpp) writes them layer by layer, commit() lets the
+// first of them count and drops the others, sealing (cache/seal.hpp) turns full tiles into records. Attention is in cache/tasks.hpp.
+// Every operation does all of what it says, or nothing and returns a status.
+//
+// Threads: operations on different sequences may run at the same time; one sequence belongs to one thread at a time, but for store() of
+// different layers or heads, items of sealing and items of attention.
+
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include <kvarn/cache/state.hpp>
+
+namespace kvarn {
+
+/// Blocks of one kind: used + free is what the pool has, shared are used by two sequences or more.
+struct block_usage {
+    std::size_t used = 0, free = 0, shared = 0;
+};
+
+struct pool_statistics {
+    block_usage records, exact;
+    std::size_t bytes_used = 0;              ///< of blocks
+    std::size_t tiles_sealed = 0;            ///< since the pool was made
+    std::size_t tiles_kept_not_finite = 0;   ///< tiles that sealing refused, since the pool was made: they stay exact
+    std::size_t tiles_kept_overflowed = 0;
+    std::size_t sequences = 0;               ///< open
+};
+
+struct sequence_statistics {
+    std::size_t tokens = 0;         ///< committed
+    std::size_t drafts = 0;
+    std::size_t sealed_tokens = 0;  ///< of the committed ones, those in records
+    std::size_t dead_tokens = 0;    ///< places of its record blocks that it does not see: behind rollbacks and erasures
+    std::size_t kept_tiles = 0;     ///< full tiles that sealing refused
+    std::size_t record_blocks = 0, exact_blocks = 0, spans = 0;
+    std::int64_t next_position = 0;
+};
+
+/// A pool in the caller's memory. A value like a pointer: copies name the same pool. Made by make_pool.
+class cache_pool {
+public:
+    cache_pool() noexcept = default;
+
+    /// The configuration, completed.
+    [[nodiscard]] KVARN_INLINE const cache_config& config() const noexcept { return s_->config; }
+    [[nodiscard]] KVARN_INLINE const cache_plan& plan() const noexcept { return s_->plan; }
+    [[nodiscard]] KVARN_INLINE std::size_t layers() const noexcept { return s_->layers; }
+    [[nodiscard]] KVARN_INLINE std::size_t heads() const noexcept { return s_->heads; }  ///< KV heads of a layer
+    [[nodiscard]] KVARN_INLINE const format& format_of(std::size_t layer, std::size_t head) const noexcept { return s_->place(layer, head).f; }
+
+    /// Other bases for one head, as choose_format finds them; the sizes of the pool stay as they are. Errors, nothing changes: bad_argument
+    /// (no such head, another format but for its rotations, or there are records already: they would be read in the wrong basis).
+    [[nodiscard]] status set_format(std::size_t layer, std::size_t head, const format& f) noexcept;
+
+    /// A new sequence, its first token at `first_position` (left padding needs no tokens: begin behind it).
+    /// Errors: no_room (all sequences are open), bad_argument (a position below 0 or beyond 2^60).
+    [[nodiscard]] result<sequence_id> open(std::int64_t first_position = 0) noexcept;
+    /// Gives its blocks back. Error: stale_handle, as for all functions below.
+    [[nodiscard]] status close(sequence_id id) noexcept;
+
+    /// Room for `tokens` more drafts in all layers. Errors: no_room (blocks, spans, or most_tokens of the sequence).
+    [[nodiscard]] status reserve(sequence_id id, std::size_t tokens) noexcept;
+    /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some of them were
+    /// not stored in some layer and head).
+    [[nodiscard]] status commit(sequence_id id, std::size_t tokens) noexcept;
+    /// Drops all drafts and every token at or behind `position`; the next one goes there. Sealed tiles are cut, not decoded.
+    /// Errors: bad_argument (before the first position).
+    [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;
+    /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there are drafts),
+    /// no_room (spans).
+    [[nodiscard]] status erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept;
+    /// Drops the `tokens` oldest tokens behind the sink. Errors as for erase, and bad_argument (there are not so many).
+    [[nodiscard]] status evict_front(sequence_id id, std::size_t tokens) noexcept;
+    /// A second sequence with the same tokens; they share all blocks until one of them changes. Errors: no_room (all sequences are open),
+    /// bad_argument (there are drafts).
+    [[nodiscard]] result<sequence_id> fork(sequence_id id) noexcept;
+
+    [[nodiscard]] KVARN_INLINE bool is_open(sequence_id id) const noexcept { return find(id) != nullptr; }
+    /// Committed tokens; 0 for a stale handle.
+    [[nodiscard]] KVARN_INLINE std::size_t tokens(sequence_id id) const noexcept { return find(id) != nullptr ? find(id)->committed : 0; }
+    [[nodiscard]] KVARN_INLINE std::size_t drafts(sequence_id id) const noexcept { return find(id) != nullptr ? find(id)->drafts : 0; }
+    /// Where the next draft goes; -1 for a stale handle.
+    [[nodiscard]] KVARN_INLINE std::int64_t next_position(sequence_id id) const noexcept
+    {
+        return find(id) != nullptr ? find(id)->next_position : -1;
+    }
+
+    [[nodiscard]] pool_statistics statistics() const noexcept;
+    [[nodiscard]] result<sequence_statistics> statistics(sequence_id id) const noexcept;
+
+    /// For the other headers of cache/.
+    [[nodiscard]] KVARN_INLINE detail::pool_state& state() const noexcept { return *s_; }
+    [[nodiscard]] KVARN_INLINE detail::sequence_state* find(sequence_id id) const noexcept
+    {
+        if (id.slot >= s_->config.sequences) return nullptr;
+        detail::sequence_state& q = s_->sequences[id.slot];
+        return q.open && q.generation == id.generation ? &q : nullptr;
+    }
+
+    friend result<cache_pool> make_pool(const cache_config& config, std::span<std::byte> memory) noexcept;
+
+private:
+    detail::pool_state* s_ = nullptr;
+};
+
+/// Makes a pool in `memory`, of at least plan_cache(config).bytes() bytes at any alignment, which must outlive it; nothing needs to be
+/// zero. The pool ends with its memory: there is nothing to destroy. Errors: those of plan_cache, null_pointer, buffer_too_small.
+[[nodiscard]] result<cache_pool> make_pool(const cache_config& config, std::span<std::byte> memory) noexcept;
+
+// --- implementation ----------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+[[nodiscard]] KVARN_INLINE std::byte* aligned_to_line(std::byte* p) noexcept
+{
+    return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64;
+}
+
+/// Bytes of one exact token's K and V in every layer and head of block `block`, tokens [first, first + count), to another block's.
+KVARN_INLINE void copy_exact(const pool_state& s, std::int32_t from, std::int32_t to, std::size_t first, std::size_t count) noexcept
+{
+    const auto copy = [&](std::byte* base, std::size_t row) KVARN_LAMBDA {
+        if (row == 0) return;
+        std::memcpy(base + (static_cast<std::size_t>(to) * s.group + first) * row, base + (static_cast<std::size_t>(from) * s.group + first) * row,
+                    count * row);
+    };
+    for (std::size_t i = 0; i < s.layers * s.heads; ++i) {
+        copy(s.places[i].keys, s.key_row);
+        copy(s.places[i].values, s.value_row);
+    }
+}
+
+/// Under the lock.
+KVARN_INLINE void release_block(pool_state& s, const cache_span& span, std::int32_t block) noexcept
+{
+    if (span.sealed) s.blocks.release_record(block);
+    else s.blocks.release_exact(block);
+}
+
+/// Takes `tokens` tokens off the end of a sequence. Under the lock.
+KVARN_INLINE void trim_end(pool_state& s, std::uint32_t slot, std::size_t tokens) noexcept
+{
+    sequence_state& q = s.sequences[slot];
+    cache_span* const spans = s.spans_of(slot);
+    while (tokens != 0) {
+        cache_span& last = spans[q.spans - 1];
+        if (last.count > tokens) {
+            last.count = static_cast<std::uint16_t>(last.count - tokens);
+            return;
+        }
+        tokens -= last.count;
+        release_block(s, last, s.table_of(slot)[--q.spans]);
+    }
+}
+
+KVARN_INLINE void forget_stored(pool_state& s, std::uint32_t slot) noexcept
+{
+    std::uint32_t* const stored = s.stored_of(slot);
+    for (std::size_t i = 0; i < s.layers * s.heads; ++i) stored[i] = 0;
+}
+
+/// Drops the drafts. Under the lock.
+KVARN_INLINE void drop_drafts(pool_state& s, std::uint32_t slot, std::size_t from) noexcept
+{
+    sequence_state& q = s.sequences[slot];
+    const std::size_t gone = q.drafts - from;
+    trim_end(s, slot, gone);
+    q.next_position -= static_cast<std::int64_t>(gone);
+    q.drafts = from;
+}
+
+inline constexpr std::int64_t largest_position = std::int64_t{1} << 60;
+
+}  // namespace detail
+
+KVARN_INLINE result<cache_pool> make_pool(const cache_config& config, std::span<std::byte> memory) noexcept
+{
+    const auto plan = plan_cache(config);
+    if (!plan) return plan.error;
+    if (memory.data() == nullptr) return status::null_pointer;
+    if (memory.size() < plan->bytes()) return status::buffer_too_small;
+    const cache_config c = completed(config);
+    detail::memory_cutter cut(detail::aligned_to_line(memory.data()));
+    const detail::pool_arrays a = detail::cut_arrays(c, cut);
+
+    detail::pool_state& s = *detail::construct(a.state, 1);
+    s.config = c;
+    s.plan = *plan;
+    s.layers = static_cast<std::size_t>(c.policy.layers());
+    s.heads = static_cast<std::size_t>(c.policy.heads());
+    s.group = detail::group_of(c);
+    const format base = c.policy.base();
+    s.key_row = static_cast<std::size_t>(base.key_channels()) * element_bytes(c.exact);
+    s.value_row = static_cast<std::size_t>(base.head_dim_v()) * element_bytes(c.exact);
+    s.blocks.records = {a.record_holders, a.record_link, a.record_unused, static_cast<std::uint32_t>(c.record_blocks), 0, 0};
+    s.blocks.exact = {a.exact_holders, a.exact_link, a.exact_unused, static_cast<std::uint32_t>(c.exact_blocks), 0, 0};
+    s.blocks.kept = a.kept;
+    s.blocks.reset();
+    s.places = detail::construct(a.places, s.layers * s.heads);
+    std::byte* records = detail::aligned_to_line(memory.data()) + cut.used();
+    std::byte* exact = detail::aligned_to_line(records + plan->records);
+    for (std::size_t i = 0; i < s.layers * s.heads; ++i) {
+        detail::head_place& p = s.places[i];
+        p.f = c.policy.format_of(static_cast<int>(i / s.heads), static_cast<int>(i % s.heads));
+        p.record_bytes = record_bytes(p.f);
+        p.records = records;
+        records += p.record_bytes * c.record_blocks;
+        p.keys = exact;
+        exact += s.key_row * s.group * c.exact_blocks;
+        p.values = exact;
+        exact += s.value_row * s.group * c.exact_blocks;
+    }
+    s.sequences = detail::construct(a.sequences, c.sequences);
+    s.unused = a.slots;
+    s.free_slots = c.sequences;
+    for (std::size_t i = 0; i < c.sequences; ++i) s.unused[i] = static_cast<std::uint32_t>(c.sequences - 1 - i);
+    s.spans = a.spans;
+    s.tables = a.tables;
+    s.stored = a.stored;
+    s.jobs = a.jobs;
+    cache_pool pool;
+    pool.s_ = &s;
+    return pool;
+}
+
+KVARN_INLINE status cache_pool::set_format(std::size_t layer, std::size_t head, const format& f) noexcept
+{
+    if (layer >= s_->layers || head >= s_->heads) return status::bad_argument;
+    detail::head_place& place = s_->places[layer * s_->heads + head];
+    format_spec same = f.spec();
+    same.key_rotation = place.f.spec().key_rotation;
+    same.value_rotation = place.f.spec().value_rotation;
+    if (!(same == place.f.spec())) return status::bad_argument;
+    const detail::pool_lock lock(s_->lock);
+    if (s_->blocks.records.free != s_->blocks.records.total) return status::bad_argument;
+    place.f = f;
+    return status::ok;
+}
+
+KVARN_INLINE result<sequence_id> cache_pool::open(std::int64_t first_position) noexcept
+{
+    if (first_position < 0 || first_position > detail::largest_position) return status::bad_argument;
+    const detail::pool_lock lock(s_->lock);
+    if (s_->free_slots == 0) return status::no_room;
+    const std::uint32_t slot = s_->unused[--s_->free_slots];
+    detail::sequence_state& q = s_->sequences[slot];
+    const std::uint32_t generation = q.generation;
+    q = {};
+    q.generation = generation;
+    q.open = true;
+    q.first_position = q.next_position = first_position;
+    detail::forget_stored(*s_, slot);
+    return sequence_id{slot, generation};
+}
+
+KVARN_INLINE status cache_pool::close(sequence_id id) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    const detail::pool_lock lock(s_->lock);
+    detail::trim_end(*s_, id.slot, q->committed + q->drafts);
+    q->open = false;
+    if (++q->generation == 0) return status::ok;  // after 2^32 sequences the slot has no more handles to give
+    s_->unused[s_->free_slots++] = id.slot;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens == 0) return status::ok;
+    const std::size_t group = s_->group;
+    if (tokens > s_->config.most_tokens - q->committed - q->drafts) return status::no_room;
+    if (q->next_position > detail::largest_position) return status::no_room;
+    detail::cache_span* const spans = s_->spans_of(id.slot);
+    std::int32_t* const table = s_->table_of(id.slot);
+    detail::cache_span* const last = q->spans != 0 ? spans + q->spans - 1 : nullptr;
+
+    // The last block goes on where the sequence does; a shared one is copied first.
+    std::size_t left = 0;
+    if (last != nullptr && !last->sealed && last->end() == q->next_position) left = group - last->first - last->count;
+    const std::size_t more = tokens > left ? detail::divide_up(tokens - left, group) : 0;
+    if (more > s_->config.most_spans - q->spans) return status::no_room;
+    std::int32_t copied = detail::no_block;
+    {
+        const detail::pool_lock lock(s_->lock);
+        const bool copy = left != 0 && s_->blocks.exact.holders[table[q->spans - 1]] > 1;
+        if (more + copy > s_->blocks.exact.free) return status::no_room;
+        if (copy) copied = s_->blocks.take_exact();
+        else if (left != 0) s_->blocks.unlink_exact(table[q->spans - 1]);
+        const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
+        std::size_t rest = tokens - (tokens < left ? tokens : left);
+        std::int64_t position = q->next_position + static_cast<std::int64_t>(tokens - rest);
+        for (std::size_t i = 0; i < more; ++i) {
+            const std::size_t count = rest < group ? rest : group;
+            table[q->spans + i] = s_->blocks.take_exact();
+            spans[q->spans + i] = {position, 0, static_cast<std::uint16_t>(count), false, position < sink_end};
+            position += static_cast<std::int64_t>(count);
+            rest -= count;
+        }
+    }
+    if (copied != detail::no_block) {
+        detail::copy_exact(*s_, table[q->spans - 1], copied, last->first, last->count);
+        const detail::pool_lock lock(s_->lock);
+        s_->blocks.release_exact(table[q->spans - 1]);
+        table[q->spans - 1] = copied;
+    }
+    if (left != 0) last->count = static_cast<std::uint16_t>(last->count + (tokens < left ? tokens : left));
+    q->spans += more;
+    q->drafts += tokens;
+    q->next_position += static_cast<std::int64_t>(tokens);
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::commit(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens > q->drafts) return status::bad_argument;
+    const std::uint32_t* const stored = s_->stored_of(id.slot);
+    for (std::size_t i = 0; i < s_->layers * s_->heads; ++i)
+        if (stored[i] < tokens) return status::bad_argument;
+    {
+        const detail::pool_lock lock(s_->lock);
+        detail::drop_drafts(*s_, id.slot, tokens);
+    }
+    q->committed += tokens;
+    q->drafts = 0;
+    detail::forget_stored(*s_, id.slot);
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::truncate(sequence_id id, std::int64_t position) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (position < q->first_position) return status::bad_argument;
+    const detail::cache_span* const spans = s_->spans_of(id.slot);
+    const detail::pool_lock lock(s_->lock);
+    detail::drop_drafts(*s_, id.slot, 0);
+    detail::forget_stored(*s_, id.slot);
+    std::size_t gone = 0;
+    for (std::size_t i = q->spans; i-- != 0 && spans[i].end() > position;)
+        gone += spans[i].position >= position ? spans[i].count : static_cast<std::size_t>(spans[i].end() - position);
+    detail::trim_end(*s_, id.slot, gone);
+    q->committed -= gone;
+    if (position < q->next_position) q->next_position = position;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (end < begin || q->drafts != 0) return status::bad_argument;
+    if (begin == end) return status::ok;
+    detail::cache_span* const spans = s_->spans_of(id.slot);
+    std::int32_t* const table = s_->table_of(id.slot);
+
+    // Spans [from, to) have tokens that go; the first may keep some before them, the last some behind.
+    std::size_t from = 0;
+    while (from < q->spans && spans[from].end() <= begin) ++from;
+    std::size_t to = from;
+    while (to < q->spans && spans[to].position < end) ++to;
+    if (from == to) return status::ok;
+    const std::size_t head = begin > spans[from].position ? static_cast<std::size_t>(begin - spans[from].position) : 0;
+    const std::size_t tail = spans[to - 1].end() > end ? static_cast<std::size_t>(spans[to - 1].end() - end) : 0;
+    const bool split = to - from == 1 && head != 0 && tail != 0;
+    if (split && q->spans == s_->config.most_spans) return status::no_room;
+    std::size_t gone = 0;
+    for (std::size_t i = from; i < to; ++i) gone += spans[i].count;
+    gone -= head + tail;
+
+    const detail::pool_lock lock(s_->lock);
+    if (split) {
+        std::memmove(spans + from + 1, spans + from, (q->spans - from) * sizeof(*spans));
+        std::memmove(table + from + 1, table + from, (q->spans - from) * sizeof(*table));
+        if (spans[from].sealed) s_->blocks.records.hold(table[from]);
+        else s_->blocks.exact.hold(table[from]);
+        ++q->spans;
+        ++to;
+    }
+    std::size_t first = from, last = to;  // what goes entirely
+    if (head != 0) spans[first++].count = static_cast<std::uint16_t>(head);
+    if (tail != 0) {
+        detail::cache_span& s = spans[--last];
+        s.position = end;
+        s.first = static_cast<std::uint16_t>(s.first + s.count - tail);
+        s.count = static_cast<std::uint16_t>(tail);
+    }
+    for (std::size_t i = first; i < last; ++i) detail::release_block(*s_, spans[i], table[i]);
+    std::memmove(spans + first, spans + last, (q->spans - last) * sizeof(*spans));
+    std::memmove(table + first, table + last, (q->spans - last) * sizeof(*table));
+    q->spans -= last - first;
+    q->committed -= gone;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::evict_front(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens == 0) return q->drafts != 0 ? status::bad_argument : status::ok;
+    const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
+    const detail::cache_span* const spans = s_->spans_of(id.slot);
+    for (std::size_t i = 0; i < q->spans; ++i) {
+        if (spans[i].end() <= sink_end) continue;
+        const std::int64_t begin = spans[i].position > sink_end ? spans[i].position : sink_end;
+        const auto count = static_cast<std::size_t>(spans[i].end() - begin);
+        if (tokens <= count) return erase(id, sink_end, begin + static_cast<std::int64_t>(tokens));
+        tokens -= count;
+    }
+    return status::bad_argument;
+}
+
+KVARN_INLINE result<sequence_id> cache_pool::fork(sequence_id id) noexcept
+{
+    const detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (q->drafts != 0) return status::bad_argument;
+    const auto made = open(q->first_position);
+    if (!made) return made;
+    detail::sequence_state& copy = s_->sequences[made->slot];
+    copy.spans = q->spans;
+    copy.committed = q->committed;
+    copy.next_position = q->next_position;
+    if (q->spans == 0) return made;
+    std::memcpy(s_->spans_of(made->slot), s_->spans_of(id.slot), q->spans * sizeof(detail::cache_span));
+    std::memcpy(s_->table_of(made->slot), s_->table_of(id.slot), q->spans * sizeof(std::int32_t));
+    const detail::pool_lock lock(s_->lock);
+    for (std::size_t i = 0; i < q->spans; ++i) {
+        const std::int32_t block = s_->table_of(id.slot)[i];
+        if (s_->spans_of(id.slot)[i].sealed) s_->blocks.records.hold(block);
+        else s_->blocks.exact.hold(block);
+    }
+    return made;
+}
+
+KVARN_INLINE pool_statistics cache_pool::statistics() const noexcept
+{
+    const detail::pool_lock lock(s_->lock);
+    const auto usage = [](const detail::block_list& b) KVARN_LAMBDA { return block_usage{b.total - b.free, b.free, b.shared}; };
+    pool_statistics n;
+    n.records = usage(s_->blocks.records);
+    n.exact = usage(s_->blocks.exact);
+    n.bytes_used = n.records.used * s_->plan.record_block_bytes + n.exact.used * s_->plan.exact_block_bytes;
+    n.tiles_sealed = s_->sealing.sealed;
+    n.tiles_kept_not_finite = s_->sealing.not_finite;
+    n.tiles_kept_overflowed = s_->sealing.overflowed;
+    n.sequences = s_->config.sequences - s_->free_slots;
+    return n;
+}
+
+KVARN_INLINE result<sequence_statistics> cache_pool::statistics(sequence_id id) const noexcept
+{
+    const detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    sequence_statistics n;
+    n.tokens = q->committed;
+    n.drafts = q->drafts;
+    n.spans = q->spans;
+    n.next_position = q->next_position;
+    const detail::cache_span* const spans = s_->spans_of(id.slot);
+    const std::int32_t* const table = s_->table_of(id.slot);
+    const detail::pool_lock lock(s_->lock);
+    for (std::size_t i = 0; i < q->spans; ++i) {
+        const bool again = i != 0 && spans[i].sealed == spans[i - 1].sealed && table[i] == table[i - 1];  // two parts of one block
+        if (spans[i].sealed) {
+            n.record_blocks += !again;
+            n.sealed_tokens += spans[i].count;
+            n.dead_tokens += (again ? 0 : s_->group) - spans[i].count;
+        } else {
+            n.exact_blocks += !again;
+            n.kept_tiles += !again && s_->blocks.kept[table[i]] != status::ok;
+        }
+    }
+    return n;
+}
+
+}  // namespace kvarn
