@@ -340,6 +340,18 @@ public:
         segments_.push_back(kvarn::token_range(format_, whole, at, SIZE_MAX));
     }
 
+    /// Puts the last segment at `position`, behind a gap.
+    void move_last(std::int64_t position) { segments_.back() = kvarn::at_position(segments_.back(), position); }
+    /// Of all tokens.
+    [[nodiscard]] std::vector<std::int64_t> positions() const
+    {
+        std::vector<std::int64_t> all;
+        for (const kvarn::kv_segment& s : segments_)
+            for (std::size_t t = 0; t < s.tokens; ++t)
+                all.push_back(t == 0 && s.position >= 0 ? s.position : all.empty() ? 0 : all.back() + 1);
+        return all;
+    }
+
     [[nodiscard]] const kvarn::format& format() const { return format_; }
     [[nodiscard]] std::span<const kvarn::kv_segment> segments() const { return segments_; }
     [[nodiscard]] const reference::matrix& k() const { return k_; }
@@ -478,8 +490,9 @@ inline reference::attention_result wanted(const kv_history& history, const atten
     p.k = history.k();
     p.v = history.v();
     p.query_heads = static_cast<int>(x.heads);
-    p.first_position = x.first_position >= 0 ? x.first_position
-                                             : static_cast<std::int64_t>(history.tokens()) - static_cast<std::int64_t>(x.tokens);
+    p.positions = history.positions();
+    const std::int64_t end = p.positions.empty() ? 0 : p.positions.back() + 1;
+    p.first_position = x.first_position >= 0 ? x.first_position : end - static_cast<std::int64_t>(x.tokens);
     p.scale = x.options.softmax_scale != 0.0f ? static_cast<double>(x.options.softmax_scale)
                                               : 1.0 / std::sqrt(static_cast<double>(f.key_channels()));
     p.soft_cap = static_cast<double>(x.options.logit_soft_cap);
