@@ -258,6 +258,11 @@ public:
     void add_exact(std::size_t tokens, kvarn::basis stored = kvarn::basis::original, element_kind kind = element_kind::f32,
                    storage where = storage::dense, double gain = 1.0)
     {
+        add_exact(tokens, stored, stored, kind, where, gain);
+    }
+    void add_exact(std::size_t tokens, kvarn::basis key_basis, kvarn::basis value_basis, element_kind kind = element_kind::f32,
+                   storage where = storage::dense, double gain = 1.0)
+    {
         const auto channels = static_cast<std::size_t>(format_.key_channels()),
                    values = static_cast<std::size_t>(format_.head_dim_v());
         constexpr std::size_t heads = 3, head = 1;
@@ -265,8 +270,8 @@ public:
                                                  gaussian_floats(random_, tokens * heads * channels, gain));
         auto v = std::make_shared<strided_array>(kind, where, tokens, heads, values,
                                                  gaussian_floats(random_, tokens * heads * values));
-        add_exact(k->view<true>(), format_.has_values() ? v->view<true>() : kvarn::input_view{}, head, stored, k->dense(),
-                  v->dense(), heads);
+        add_exact(k->view<true>(), format_.has_values() ? v->view<true>() : kvarn::input_view{}, head, key_basis, value_basis,
+                  k->dense(), v->dense(), heads);
         owned_.push_back(k);
         owned_.push_back(v);
     }
@@ -359,11 +364,11 @@ public:
     [[nodiscard]] std::size_t tokens() const { return static_cast<std::size_t>(k_.rows()); }
 
 private:
-    void add_exact(const kvarn::input_view& k, const kvarn::input_view& v, std::size_t head, kvarn::basis stored,
-                   const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
+    void add_exact(const kvarn::input_view& k, const kvarn::input_view& v, std::size_t head, kvarn::basis key_basis,
+                   kvarn::basis value_basis, const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
     {
-        segments_.push_back(kvarn::exact_tokens(k, v, head, stored));
-        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized, bool rotate) {
+        segments_.push_back(kvarn::exact_tokens(k, v, head, key_basis, value_basis));
+        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized, bool rotate, kvarn::basis stored) {
             const auto c = static_cast<std::ptrdiff_t>(channels);
             std::vector<float> own;
             for (std::size_t t = 0; t < k.tokens; ++t) {
@@ -373,10 +378,10 @@ private:
             const reference::matrix x = to_matrix(own, static_cast<std::size_t>(channels));
             return stored == kvarn::basis::rotated ? reference::in_original_basis(rotate, x, quantized) : x;
         };
-        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k(), format_.keys_rotated());
+        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k(), format_.keys_rotated(), key_basis);
         reference::append_rows(k_, keys);
         if (format_.has_values())
-            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v(), format_.values_rotated()));
+            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v(), format_.values_rotated(), value_basis));
         else
             reference::append_rows(v_, keys.leftCols(format_.head_dim_k()));
     }

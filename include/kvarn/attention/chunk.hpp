@@ -180,7 +180,7 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     bool rotated = false, original = false;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;
-        if (s.sealed() || s.basis == basis::rotated) rotated = true;
+        if (s.sealed() || s.key_basis == basis::rotated) rotated = true;
         else original = true;
     }
     if (!f.keys_rotated()) {
@@ -251,8 +251,8 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         }
         return;
     }
-    const bool keys_as_stored = !f.keys_rotated() || s.basis == basis::rotated;
-    const bool values_as_stored = !f.values_rotated() || s.basis == basis::rotated;
+    const bool keys_as_stored = !f.keys_rotated() || s.key_basis == basis::rotated;
+    const bool values_as_stored = !f.values_rotated() || (f.has_values() ? s.value_basis : s.key_basis) == basis::rotated;
     for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
         const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
         if (!find_visible(task, o, positions, c.position + static_cast<std::int64_t>(t), {0, tokens}, r)) continue;

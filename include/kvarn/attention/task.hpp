@@ -84,7 +84,7 @@ struct kv_segment {
     // Exact tokens: K [tokens][key_channels], V [tokens][head_dim_v] of one head; V is empty when the format has no V part.
     input_view k{}, v{};
     std::size_t head = 0;
-    kvarn::basis basis = basis::original;
+    basis key_basis = basis::original, value_basis = basis::original;
     // Records: number i lies at data + (table ? table[i] : i) * stride, or at list[i].
     const std::byte* data = nullptr;
     std::ptrdiff_t stride = 0;
@@ -108,18 +108,26 @@ struct kv_segment {
     return s;
 }
 
-/// All tokens of one head of `k` and `v` (sink or tail), in the original basis unless said otherwise. `v` is empty (default) when V is read
-/// from K. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
-[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
-                                                             basis stored = basis::original) noexcept
+/// All tokens of one head of `k` and `v` (sink or tail). `v` is empty (default) when V is read from K. Their bases: rotated means as in the
+/// records. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head, basis key_basis,
+                                                             basis value_basis) noexcept
 {
     kv_segment s;
     s.tokens = k.tokens;
     s.k = k;
     s.v = v;
     s.head = head;
-    s.basis = stored;
+    s.key_basis = key_basis;
+    s.value_basis = value_basis;
     return s;
+}
+
+/// The same with K and V in one basis, the original one unless said otherwise.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
+                                                             basis stored = basis::original) noexcept
+{
+    return exact_tokens(k, v, head, stored, stored);
 }
 
 /// Records [first, first + count) of one head of a grid.
