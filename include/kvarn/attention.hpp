@@ -101,13 +101,6 @@ struct chunk_results {
     return {base + workspace_floats(f, tasks, task), static_cast<int>(query_rows(tasks[task])), attention_extents(f).values};
 }
 
-[[nodiscard]] KVARN_INLINE std::int64_t history_tokens(const attention_task& task) noexcept
-{
-    std::int64_t n = 0;
-    for (const kv_segment& s : task.history) n += static_cast<std::int64_t>(s.tokens);
-    return n;
-}
-
 [[nodiscard]] KVARN_INLINE std::size_t items_of(const attention_task& task, std::size_t chunks_per_item) noexcept
 {
     const std::size_t chunks = chunks_of(task, chunk_tokens);
@@ -149,10 +142,10 @@ status attend(const format& f, const attention_task& task, const attention_optio
     const simd::float_environment guard;
     const detail::attention_rows r = detail::carve_rows(f, detail::query_rows(task), scratch.data());
     if (const status s = detail::prepare_queries<Arch>(f, task, options, r); s != status::ok) return s;
-    const std::int64_t history = detail::history_tokens(task);
+    const detail::call_positions positions = detail::positions_of(task);
     detail::begin_total(f, task, r);
     detail::for_chunks(task, chunk_tokens, 0, SIZE_MAX, [&](const detail::chunk& c) {
-        detail::attend_chunk<Arch>(f, task, options, history, c, r);
+        detail::attend_chunk<Arch>(f, task, options, positions, c, r);
         detail::merge_chunk<Arch>(r, r.state, r.out, detail::attention_extents(f).values);
     });
     detail::write_output<Arch>(f, task, options, r);
@@ -178,14 +171,14 @@ status attend_item(const format& f, std::span<const attention_task> tasks, const
     const simd::float_environment guard;
     const detail::attention_rows r = detail::carve_rows(f, detail::query_rows(mine), scratch.data());
     if (const status s = detail::prepare_queries<Arch>(f, mine, options, r); s != status::ok) return s;
-    const std::int64_t history = detail::history_tokens(mine);
+    const detail::call_positions positions = detail::positions_of(mine);
     const detail::chunk_results results = detail::results_of(f, tasks, task, workspace.data());
     std::size_t number = item * chunks_per_item;
     detail::for_chunks(mine, chunk_tokens, number, number + chunks_per_item, [&](const detail::chunk& c) {
         detail::attention_rows mine_rows = r;
         mine_rows.state = results.state(number);
         mine_rows.out = results.out(number);
-        detail::attend_chunk<Arch>(f, mine, options, history, c, mine_rows);
+        detail::attend_chunk<Arch>(f, mine, options, positions, c, mine_rows);
         ++number;
     });
     return status::ok;

@@ -267,6 +267,47 @@ TEST_CASE("attention: element types and strides of the queries and of exact toke
             }
 }
 
+TEST_CASE("attention: exact tokens whose K and V have bases of their own", "[unit]")
+{
+    std::uint64_t seed = 1400;
+    for (const reference::rotations rotate : {reference::rotations{true, true}, {false, true}, {true, false}, {false, false}})
+        for (const int value_bits : {4, 0}) {
+            if (value_bits == 0 && rotate.k != rotate.v) continue;
+            const kvarn::format f = format_of(64, value_bits == 0 ? 64 : 80, 3, value_bits, 32, rotate, 4);
+            for (const basis keys : {basis::original, basis::rotated})
+                for (const basis values : {basis::original, basis::rotated}) {
+                    kv_history history(f, ++seed);
+                    history.add_exact(11, keys, values);
+                    history.add_tiles(1);
+                    history.add_exact(40, values, keys, support::element_kind::f16);
+                    for (const basis query : {basis::original, basis::rotated})
+                        for (const basis output : {basis::original, basis::rotated}) {
+                            attention_query x = support::random_query(f, 2, 3, seed + 50);
+                            x.options.precision = precision::exact;
+                            x.options.query_basis = query;
+                            x.options.output_basis = output;
+                            check(history, x);
+                        }
+                }
+        }
+    // One basis for both, and V's basis without a V of its own.
+    const support::strided_array x(support::element_kind::f32, support::storage::dense, 3, 1, 64, std::vector<float>(3 * 64, 1.0f));
+    for (const basis stored : {basis::original, basis::rotated}) {
+        const kvarn::kv_segment s = kvarn::exact_tokens(x.view<true>(), x.view<true>(), 0, stored);
+        CHECK(s.key_basis == stored);
+        CHECK(s.value_basis == stored);
+        const kvarn::kv_segment t = kvarn::exact_tokens(x.view<true>(), x.view<true>(), 0, stored, basis::rotated);
+        CHECK(t.key_basis == stored);
+        CHECK(t.value_basis == basis::rotated);
+    }
+    const kvarn::format latent = format_of(64, 64, 4, 0, 32);
+    const auto q = support::random_query(latent, 1, 2, seed);
+    const kvarn::kv_segment either[] = {kvarn::exact_tokens(x.view<true>(), {}, 0, basis::original, basis::original),
+                                        kvarn::exact_tokens(x.view<true>(), {}, 0, basis::original, basis::rotated)};
+    CHECK(support::same_bits(support::attend(latent, {&either[0], 1}, q), support::attend(latent, {&either[1], 1}, q)));
+    static_assert(kvarn::exact_tokens({}, {}, 0).value_basis == basis::original);
+}
+
 TEST_CASE("attention: outputs of other types and strides are the float output, rounded once", "[unit]")
 {
     for (const kvarn::format& f :

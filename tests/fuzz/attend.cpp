@@ -71,7 +71,9 @@ void add_exact(source& in, attend_case& c, history_memory& m, segments& to)
     };
     const any_array& k = make(static_cast<std::size_t>(c.f.key_channels()));
     const kvarn::input_view v = c.f.has_values() ? view_of<true>(make(static_cast<std::size_t>(c.f.head_dim_v()))) : kvarn::input_view{};
-    to.push_back(kvarn::exact_tokens(view_of<true>(k), v, in.take() % heads, in.one_in(3) ? kvarn::basis::rotated : kvarn::basis::original));
+    const auto any_basis = [&] { return in.one_in(3) ? kvarn::basis::rotated : kvarn::basis::original; };
+    const kvarn::basis key_basis = any_basis(), value_basis = any_basis();
+    to.push_back(kvarn::exact_tokens(view_of<true>(k), v, in.take() % heads, key_basis, value_basis));
 }
 
 /// Records are few; a history may name one more than once.

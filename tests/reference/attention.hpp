@@ -6,17 +6,19 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "reference.hpp"
 
 namespace reference {
 
-/// One KV head: m * r query rows (row = new token * r + query head) over all tokens, in the original basis.
+/// One KV head: m * r query rows (row = new token * r + query head) over all tokens, in the original basis. Every token has its position.
 struct attention_problem {
     matrix q;     // [m * r][channels of K]
     matrix k, v;  // [tokens][channels]
     int query_heads = 1;
     std::int64_t first_position = 0;  // of the first new token
+    std::vector<std::int64_t> positions;  // of the tokens
     double scale = 1.0;
     double soft_cap = 0.0;    // 0: none
     std::int64_t window = 0;  // 0: all
@@ -45,7 +47,7 @@ inline attention_result attention(const attention_problem& p)
     for (Eigen::Index i = 0; i < p.q.rows(); ++i) {
         const std::int64_t own = p.first_position + i / p.query_heads;
         for (Eigen::Index t = 0; t < p.k.rows(); ++t) {
-            if (!is_visible(p, own, t)) continue;
+            if (!is_visible(p, own, p.positions[static_cast<std::size_t>(t)])) continue;
             const double s = p.scale * p.q.row(i).dot(p.k.row(t));
             scores(i, t) = p.soft_cap != 0.0 ? p.soft_cap * std::tanh(s / p.soft_cap) : s;
         }

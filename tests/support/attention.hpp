@@ -258,6 +258,11 @@ public:
     void add_exact(std::size_t tokens, kvarn::basis stored = kvarn::basis::original, element_kind kind = element_kind::f32,
                    storage where = storage::dense, double gain = 1.0)
     {
+        add_exact(tokens, stored, stored, kind, where, gain);
+    }
+    void add_exact(std::size_t tokens, kvarn::basis key_basis, kvarn::basis value_basis, element_kind kind = element_kind::f32,
+                   storage where = storage::dense, double gain = 1.0)
+    {
         const auto channels = static_cast<std::size_t>(format_.key_channels()),
                    values = static_cast<std::size_t>(format_.head_dim_v());
         constexpr std::size_t heads = 3, head = 1;
@@ -265,8 +270,8 @@ public:
                                                  gaussian_floats(random_, tokens * heads * channels, gain));
         auto v = std::make_shared<strided_array>(kind, where, tokens, heads, values,
                                                  gaussian_floats(random_, tokens * heads * values));
-        add_exact(k->view<true>(), format_.has_values() ? v->view<true>() : kvarn::input_view{}, head, stored, k->dense(),
-                  v->dense(), heads);
+        add_exact(k->view<true>(), format_.has_values() ? v->view<true>() : kvarn::input_view{}, head, key_basis, value_basis,
+                  k->dense(), v->dense(), heads);
         owned_.push_back(k);
         owned_.push_back(v);
     }
@@ -340,6 +345,18 @@ public:
         segments_.push_back(kvarn::token_range(format_, whole, at, SIZE_MAX));
     }
 
+    /// Puts the last segment at `position`, behind a gap.
+    void move_last(std::int64_t position) { segments_.back() = kvarn::at_position(segments_.back(), position); }
+    /// Of all tokens.
+    [[nodiscard]] std::vector<std::int64_t> positions() const
+    {
+        std::vector<std::int64_t> all;
+        for (const kvarn::kv_segment& s : segments_)
+            for (std::size_t t = 0; t < s.tokens; ++t)
+                all.push_back(t == 0 && s.position >= 0 ? s.position : all.empty() ? 0 : all.back() + 1);
+        return all;
+    }
+
     [[nodiscard]] const kvarn::format& format() const { return format_; }
     [[nodiscard]] std::span<const kvarn::kv_segment> segments() const { return segments_; }
     [[nodiscard]] const reference::matrix& k() const { return k_; }
@@ -347,11 +364,11 @@ public:
     [[nodiscard]] std::size_t tokens() const { return static_cast<std::size_t>(k_.rows()); }
 
 private:
-    void add_exact(const kvarn::input_view& k, const kvarn::input_view& v, std::size_t head, kvarn::basis stored,
-                   const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
+    void add_exact(const kvarn::input_view& k, const kvarn::input_view& v, std::size_t head, kvarn::basis key_basis,
+                   kvarn::basis value_basis, const std::vector<float>& all_keys, const std::vector<float>& all_values, std::size_t heads)
     {
-        segments_.push_back(kvarn::exact_tokens(k, v, head, stored));
-        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized, bool rotate) {
+        segments_.push_back(kvarn::exact_tokens(k, v, head, key_basis, value_basis));
+        const auto one_head = [&](const std::vector<float>& all, int channels, int quantized, bool rotate, kvarn::basis stored) {
             const auto c = static_cast<std::ptrdiff_t>(channels);
             std::vector<float> own;
             for (std::size_t t = 0; t < k.tokens; ++t) {
@@ -361,10 +378,10 @@ private:
             const reference::matrix x = to_matrix(own, static_cast<std::size_t>(channels));
             return stored == kvarn::basis::rotated ? reference::in_original_basis(rotate, x, quantized) : x;
         };
-        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k(), format_.keys_rotated());
+        const reference::matrix keys = one_head(all_keys, format_.key_channels(), format_.head_dim_k(), format_.keys_rotated(), key_basis);
         reference::append_rows(k_, keys);
         if (format_.has_values())
-            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v(), format_.values_rotated()));
+            reference::append_rows(v_, one_head(all_values, format_.head_dim_v(), format_.head_dim_v(), format_.values_rotated(), value_basis));
         else
             reference::append_rows(v_, keys.leftCols(format_.head_dim_k()));
     }
@@ -478,8 +495,9 @@ inline reference::attention_result wanted(const kv_history& history, const atten
     p.k = history.k();
     p.v = history.v();
     p.query_heads = static_cast<int>(x.heads);
-    p.first_position = x.first_position >= 0 ? x.first_position
-                                             : static_cast<std::int64_t>(history.tokens()) - static_cast<std::int64_t>(x.tokens);
+    p.positions = history.positions();
+    const std::int64_t end = p.positions.empty() ? 0 : p.positions.back() + 1;
+    p.first_position = x.first_position >= 0 ? x.first_position : end - static_cast<std::int64_t>(x.tokens);
     p.scale = x.options.softmax_scale != 0.0f ? static_cast<double>(x.options.softmax_scale)
                                               : 1.0 / std::sqrt(static_cast<double>(f.key_channels()));
     p.soft_cap = static_cast<double>(x.options.logit_soft_cap);

@@ -15,10 +15,12 @@ namespace kvarn::detail {
 
 inline constexpr float largest_query = 1e20f;  // far from overflow in any product with a record's scalars
 
+inline constexpr std::int64_t last_position = INT64_MAX / 4;  // of a history: far from overflow in any difference
+
 inline constexpr float largest_soft_cap = 1000.0f;  // above, cancellation costs more than 1e-4
 
 /// A run of tokens inside one segment: [first, first + tokens), counted from the first token of the segment's memory, which is, or would
-/// be if it were visible (kv_segment::skip), at `position` of the history.
+/// be if it were visible (kv_segment::skip), at `position`.
 struct chunk {
     const kv_segment* segment = nullptr;
     std::size_t first = 0;
@@ -41,18 +43,36 @@ struct chunk {
     return n;
 }
 
+/// Position of the segment's first token if what comes before ends at `end`.
+[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept { return s.position >= 0 ? s.position : end; }
+
+/// What the positions of one call are measured from.
+struct call_positions {
+    std::int64_t first;  // of the first new token
+    std::int64_t end;    // behind the last token of the history
+};
+
+[[nodiscard]] KVARN_INLINE call_positions positions_of(const attention_task& task) noexcept
+{
+    std::int64_t end = 0;
+    for (const kv_segment& s : task.history)
+        if (s.tokens != 0) end = begin_of(s, end) + static_cast<std::int64_t>(s.tokens);
+    return {task.first_position >= 0 ? task.first_position : end - static_cast<std::int64_t>(task.q.tokens), end};
+}
+
 /// Calls body(chunk) for chunks [begin, end) of the task, in order.
 template <class F>
 KVARN_INLINE void for_chunks(const attention_task& task, std::size_t chunk_tokens, std::size_t begin, std::size_t end, F&& body) noexcept
 {
     std::size_t number = 0;
-    std::int64_t position = 0;
+    std::int64_t behind = 0;
     for (const kv_segment& s : task.history) {
+        if (s.tokens == 0) continue;
         const std::size_t n = extent_of(s);
-        const std::int64_t start = position - static_cast<std::int64_t>(s.skip);
+        const std::int64_t position = begin_of(s, behind), start = position - static_cast<std::int64_t>(s.skip);
         for (std::size_t first = 0; first < n; first += chunk_tokens, ++number)
             if (number >= begin && number < end) body(chunk{&s, first, n - first < chunk_tokens ? n - first : chunk_tokens, start});
-        position += static_cast<std::int64_t>(s.tokens);
+        behind = position + static_cast<std::int64_t>(s.tokens);
     }
 }
 
@@ -79,9 +99,13 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
     if (task.sink_logits != nullptr)
         for (std::size_t h = 0; h < task.q.heads; ++h)
             if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
+    std::int64_t behind = 0;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;
-        if (s.tokens > static_cast<std::size_t>(INT64_MAX) / 4) return status::bad_argument;
+        const std::int64_t position = begin_of(s, behind);
+        if (s.position < -1 || position < behind || position > last_position) return status::bad_argument;
+        if (s.tokens > static_cast<std::size_t>(last_position - position)) return status::bad_argument;
+        behind = position + static_cast<std::int64_t>(s.tokens);
         if (s.sealed()) {
             const auto group = static_cast<std::size_t>(f.group());
             if (s.skip >= group || s.records != (s.skip + s.tokens + group - 1) / group) return status::shape_mismatch;
@@ -156,7 +180,7 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     bool rotated = false, original = false;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;
-        if (s.sealed() || s.basis == basis::rotated) rotated = true;
+        if (s.sealed() || s.key_basis == basis::rotated) rotated = true;
         else original = true;
     }
     if (!f.keys_rotated()) {
@@ -184,15 +208,13 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
 }
 
 /// Sets r.seen for the tokens `part` of a block whose token 0 is at `position`; whether any row sees any.
-KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, std::int64_t history, std::int64_t position,
+KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, const call_positions& at, std::int64_t position,
                                visible_range part, const attention_rows& r) noexcept
 {
-    const auto new_tokens = static_cast<std::int64_t>(task.q.tokens);
-    const int heads = static_cast<int>(task.q.heads);
-    const std::int64_t first = task.first_position >= 0 ? task.first_position : history - new_tokens;
+    const int new_tokens = static_cast<int>(task.q.tokens), heads = static_cast<int>(task.q.heads);
     bool any = false;
-    for (int m = 0; m < static_cast<int>(new_tokens); ++m) {
-        const std::int64_t own = first + m;
+    for (int m = 0; m < new_tokens; ++m) {
+        const std::int64_t own = at.first + m;
         std::int64_t end = o.causal ? own + 1 - position : part.end;
         std::int64_t begin = o.window != 0 && own >= o.window ? own + 1 - o.window - position : part.begin;
         end = end < part.begin ? part.begin : end > part.end ? part.end : end;
@@ -205,7 +227,7 @@ KVARN_INLINE bool find_visible(const attention_task& task, const attention_optio
 
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
-KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, std::int64_t history, const chunk& c,
+KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, const call_positions& positions, const chunk& c,
                                  const attention_rows& r) noexcept
 {
     const attention_extents e(f);
@@ -216,12 +238,12 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
     if (s.sealed()) {
         const record_layout at = layout_of(f);
         const auto group = static_cast<std::size_t>(f.group());
-        const std::size_t last = c.first + c.tokens;
+        const std::size_t end = c.first + c.tokens;
         const product_kind keys = o.precision == precision::exact ? product_kind::exact : product_kind::words;
         const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
-        for (std::size_t i = c.first / group; i * group < last; ++i) {
-            const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, last - i * group < group ? static_cast<int>(last - i * group) : f.group()};
-            if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(i * group), part, r)) continue;
+        for (std::size_t i = c.first / group; i * group < end; ++i) {
+            const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, end - i * group < group ? static_cast<int>(end - i * group) : f.group()};
+            if (!find_visible(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r)) continue;
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
             if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
@@ -229,11 +251,11 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         }
         return;
     }
-    const bool keys_as_stored = !f.keys_rotated() || s.basis == basis::rotated;
-    const bool values_as_stored = !f.values_rotated() || s.basis == basis::rotated;
+    const bool keys_as_stored = !f.keys_rotated() || s.key_basis == basis::rotated;
+    const bool values_as_stored = !f.values_rotated() || (f.has_values() ? s.value_basis : s.key_basis) == basis::rotated;
     for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
         const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
-        if (!find_visible(task, o, history, c.position + static_cast<std::int64_t>(t), {0, tokens}, r)) continue;
+        if (!find_visible(task, o, positions, c.position + static_cast<std::int64_t>(t), {0, tokens}, r)) continue;
         for (int i = 0; i < tokens; ++i) {
             const std::size_t token = t + static_cast<std::size_t>(i);
             float* const key = r.keys + i * e.query();

@@ -171,24 +171,28 @@ KVARN_INLINE void with_heads(int heads, F&& f) noexcept
     else f(std::integral_constant<int, most_heads>{});
 }
 
-/// The product of `heads` (1, 2 or 4) rows of x with `rows` rows of codes.
+/// The product of `heads` (1, 2 or 4) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
+/// those codes are not looked at, and the result is the same.
 template <class Arch>
 KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
-                             const weight_totals* totals, product_scale* scale, simd::read_ahead& ahead) noexcept
+                             const weight_totals* totals, product_scale* scale, int begin, int end, simd::read_ahead& ahead) noexcept
 {
-    const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed);
+    const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed) + static_cast<std::ptrdiff_t>(begin) * columns * bits / 8;
+    const int some = end - begin;
     kind = kind_for(kind, bits, rows, columns);
     if (kind == product_kind::exact) {
         for (int h = 0; h < heads; ++h) scale[h] = {1.0f, 0.0f};
-        with_heads(heads, [&](auto n) KVARN_LAMBDA { multiply_exact<Arch, n()>(bits, codes, rows, columns, x, ahead); });
+        product_rows from = x;
+        from.w += begin;
+        with_heads(heads, [&](auto n) KVARN_LAMBDA { multiply_exact<Arch, n()>(bits, codes, some, columns, from, ahead); });
         return;
     }
     if (kind == product_kind::words) round_all_weights<Arch>(heads, bits, rows, x, totals, x.words, scale);
     else round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
     with_bits(bits, [&](auto b) KVARN_LAMBDA {
         with_heads(heads, [&](auto n) KVARN_LAMBDA {
-            if (kind == product_kind::words) multiply_rounded<Arch, b(), n()>(codes, rows, columns, x, x.words, ahead);
-            else if constexpr (b() == 2 || b() == 4) multiply_rounded<Arch, b(), n()>(codes, rows, columns, x, x.bytes, ahead);
+            if (kind == product_kind::words) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.words + begin, ahead);
+            else if constexpr (b() == 2 || b() == 4) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.bytes + begin, ahead);
         });
     });
 }

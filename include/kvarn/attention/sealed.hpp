@@ -144,8 +144,9 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 
     for (int h = 0; h < heads; ++h)
         zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
-    multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, ahead);
+    multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, 0, f.head_dim_k(), ahead);
 
+    int begin = group, end = 0;  // of the tokens that some row sees
     for (int h = 0; h < heads; ++h) {
         float* const score = x.y + h * x.stride;
         float* const w = x.w + h * x.stride;
@@ -156,6 +157,8 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
             totals[h] = {};
             continue;
         }
+        begin = seen.begin < begin ? seen.begin : begin;
+        end = seen.end > end ? seen.end : end;
         const Scalar *weight_scale = value_scale, *weight_zero = value_zero;
         float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
         if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
@@ -175,7 +178,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     }
 
     if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
-    else multiply<Arch>(heads, values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, ahead);
+    else multiply<Arch>(heads, values, f.value_bits(), record + at.v_codes, group, f.head_dim_v(), x, totals, scale, begin / 8 * 8, (end + 7) / 8 * 8, ahead);
     for (int h = 0; h < heads; ++h) {
         const float* const y = x.y + h * x.stride;
         float* const out = r.out + (row + h) * e.values;

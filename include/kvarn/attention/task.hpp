@@ -76,13 +76,15 @@ template <bool Const>
 using input_view = any_view<true>;
 using output_view = any_view<false>;
 
-/// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below.
+/// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below. Positions decide what the
+/// causal mask and the window hide. There may be gaps between segments, but each begins at or behind the end of the one before.
 struct kv_segment {
-    std::size_t tokens = 0;  // that are part of the history
+    std::size_t tokens = 0;      // that are part of the history
+    std::int64_t position = -1;  // of the first of them; -1: they follow the segment before, the first segment begins at 0
     // Exact tokens: K [tokens][key_channels], V [tokens][head_dim_v] of one head; V is empty when the format has no V part.
     input_view k{}, v{};
     std::size_t head = 0;
-    kvarn::basis basis = basis::original;
+    basis key_basis = basis::original, value_basis = basis::original;
     // Records: number i lies at data + (table ? table[i] : i) * stride, or at list[i].
     const std::byte* data = nullptr;
     std::ptrdiff_t stride = 0;
@@ -99,18 +101,33 @@ struct kv_segment {
     }
 };
 
-/// All tokens of one head of `k` and `v` (sink or tail), in the original basis unless said otherwise. `v` is empty (default) when V is read
-/// from K. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
-[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
-                                                             basis stored = basis::original) noexcept
+/// The segment with its first token at `position`: behind a gap, where tokens before it were erased or evicted.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment at_position(kv_segment s, std::int64_t position) noexcept
+{
+    s.position = position;
+    return s;
+}
+
+/// All tokens of one head of `k` and `v` (sink or tail). `v` is empty (default) when V is read from K. Their bases: rotated means as in the
+/// records. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head, basis key_basis,
+                                                             basis value_basis) noexcept
 {
     kv_segment s;
     s.tokens = k.tokens;
     s.k = k;
     s.v = v;
     s.head = head;
-    s.basis = stored;
+    s.key_basis = key_basis;
+    s.value_basis = value_basis;
     return s;
+}
+
+/// The same with K and V in one basis, the original one unless said otherwise.
+[[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head,
+                                                             basis stored = basis::original) noexcept
+{
+    return exact_tokens(k, v, head, stored, stored);
 }
 
 /// Records [first, first + count) of one head of a grid.
@@ -153,12 +170,13 @@ template <class Byte>
 
 /// Tokens [first, first + count) of a segment, clipped to what it has; of records too, wherever in a tile they begin and end: a last page
 /// that is not full, what a rollback into a sealed tile leaves. Records without any of them drop out of the segment; of those that stay,
-/// tokens outside are hidden, and cost what visible ones do.
+/// tokens outside are hidden, and cost what visible ones do. A position that is given moves along; without one the range has none either.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment token_range(const format& f, kv_segment s, std::size_t first, std::size_t count) noexcept
 {
     if (first > s.tokens) first = s.tokens;
     if (count > s.tokens - first) count = s.tokens - first;
     s.tokens = count;
+    if (s.position >= 0 && first <= static_cast<std::uint64_t>(INT64_MAX - s.position)) s.position += static_cast<std::int64_t>(first);
     if (s.sealed()) {
         const auto group = static_cast<std::size_t>(f.group());
         const std::size_t begin = s.skip + first, tile = begin / group;
@@ -187,7 +205,7 @@ struct attention_task {
     output_view out{};                    ///< [m][r][head_dim_v, or head_dim_k when V is read from K]
     float* log_sum_exp = nullptr;         ///< [m][r], natural logarithm of the sum of exp(score), sink logit included; may be null
     const float* sink_logits = nullptr;   ///< [r], logits that take part in the softmax without a value; may be null
-    std::int64_t first_position = -1;     ///< of the first query token; -1: it is the m-th token from the end of the history
+    std::int64_t first_position = -1;     ///< of the first query token; -1: the new tokens are the last m positions of the history
 };
 
 }  // namespace kvarn
