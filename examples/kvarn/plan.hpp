@@ -87,7 +87,7 @@ public:
     }
     [[nodiscard]] double size(std::size_t tokens) const
     {
-        return policy_ ? static_cast<double>(kvarn::plan_cache(*policy_, tokens, request_.sink).bytes()) : 2 * elements(tokens);
+        return policy_ ? static_cast<double>(kvarn::plan_sequence(*policy_, tokens, request_.sink).bytes()) : 2 * elements(tokens);
     }
     /// The most that a sequence takes while it grows to `tokens` tokens: an exact tail takes more than the tile that it becomes.
     [[nodiscard]] double most_size(std::size_t tokens) const

@@ -91,7 +91,7 @@ TEST_CASE("cache/policy: a plan counts what the parts of a cache take", "[unit]"
     const auto policy = kvarn::make_policy(base, 3, 2, rules);
     REQUIRE(policy.ok());
     // 1537 tokens: 128 in the sink, 11 tiles, one token in the tail.
-    const kvarn::cache_plan plan = kvarn::plan_cache(*policy, 1537);
+    const kvarn::sequence_plan plan = kvarn::plan_sequence(*policy, 1537);
     CHECK(plan.record_bytes == 2u * 11u * (13824u + 9728u + 9728u));
     CHECK(plan.exact_bytes == 6u * 129u * 256u * 2u);
     CHECK(plan.elements == 6u * 1537u * 256u);
@@ -99,15 +99,15 @@ TEST_CASE("cache/policy: a plan counts what the parts of a cache take", "[unit]"
     CHECK(std::fabs(plan.bits_per_element() - 8.0 * static_cast<double>(plan.bytes()) / (6.0 * 1537.0 * 256.0)) < 1e-12);
 
     for (const std::size_t tokens : {std::size_t{0}, std::size_t{1}, std::size_t{127}, std::size_t{128}, std::size_t{255}}) {
-        const kvarn::cache_plan small = kvarn::plan_cache(*policy, tokens);
+        const kvarn::sequence_plan small = kvarn::plan_sequence(*policy, tokens);
         CHECK(small.record_bytes == 0);
         CHECK(small.exact_bytes == tokens * 6 * 256 * 2);
     }
-    CHECK(kvarn::plan_cache(*policy, 0).bits_per_element() == 0.0);
-    CHECK(kvarn::plan_cache(*policy, 256).record_bytes != 0);
-    CHECK(kvarn::plan_cache(*policy, 128, 0, 4).exact_bytes == 0);
-    CHECK(kvarn::plan_cache(*policy, 127, 0, 4).exact_bytes == 127u * 6u * 256u * 4u);
+    CHECK(kvarn::plan_sequence(*policy, 0).bits_per_element() == 0.0);
+    CHECK(kvarn::plan_sequence(*policy, 256).record_bytes != 0);
+    CHECK(kvarn::plan_sequence(*policy, 128, 0, 4).exact_bytes == 0);
+    CHECK(kvarn::plan_sequence(*policy, 127, 0, 4).exact_bytes == 127u * 6u * 256u * 4u);
     const auto wide = kvarn::make_policy(kvarn::parse_format("k4v2_g128", 256).value, 1, 1);
-    CHECK(kvarn::plan_cache(*wide, 256, 0, 2, kvarn::record_stride::reference).record_bytes ==
+    CHECK(kvarn::plan_sequence(*wide, 256, 0, 2, kvarn::record_stride::reference).record_bytes ==
           2 * kvarn::record_bytes(wide->base(), kvarn::record_stride::reference));
 }

@@ -122,7 +122,7 @@ void check_specs(fuzz::source& in)
             require(f.has_values() == made->has_values() && f.group() == made->group(), "rules change bits and bases only");
             bytes += kvarn::full_tiles(f, 1000 - 100) * kvarn::record_bytes(f);
         }
-    require(kvarn::plan_cache(*policy, 1000, 100).record_bytes == bytes, "the plan counts every head");
+    require(kvarn::plan_sequence(*policy, 1000, 100).record_bytes == bytes, "the plan counts every head");
 }
 
 }  // namespace

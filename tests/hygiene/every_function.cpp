@@ -76,7 +76,7 @@ double bits(const kvarn::format& f, std::size_t tokens)
 {
     const kvarn::bit_rule rules[] = {{.last_layer = 0, .key_bits = 4}, {.first_layer = -1, .key_bits = 4}};
     const auto policy = kvarn::make_policy(f, 32, 8, rules);
-    return policy ? kvarn::plan_cache(*policy, tokens).bits_per_element() : 0;
+    return policy ? kvarn::plan_sequence(*policy, tokens).bits_per_element() : 0;
 }
 
 const char* names(kvarn::status s)

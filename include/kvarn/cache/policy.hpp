@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which layer and head of a model gets how many bits, in which basis. In: a base format, and rules for ranges of layers and heads. Out: the format
-// of each layer and head, and from it what a whole cache takes (plan_cache). constexpr, no allocation; rules stay the caller's.
+// of each layer and head, and from it what one sequence takes (plan_sequence). constexpr, no allocation; rules stay the caller's.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -100,7 +100,7 @@ private:
 }
 
 /// What the caches of one sequence take, all layers and heads together.
-struct cache_plan {
+struct sequence_plan {
     std::size_t record_bytes = 0;  ///< sealed tiles, scales and padding included
     std::size_t exact_bytes = 0;   ///< sink and tail
     std::size_t elements = 0;      ///< values of K and V
@@ -112,13 +112,13 @@ struct cache_plan {
     }
 };
 
-/// The real bytes of a cache of `tokens` tokens: the first `sink_tokens` exact, then as many whole tiles as there are, then an exact
+/// The real bytes of a sequence of `tokens` tokens, where exact ones take what they fill: the first `sink_tokens` exact, then as many whole tiles as there are, then an exact
 /// tail. `exact_element_bytes` is 2 for half and bfloat16, 4 for float. Overflow of std::size_t is the caller's concern.
-[[nodiscard]] KVARN_INLINE constexpr cache_plan plan_cache(const bit_policy& policy, std::size_t tokens, std::size_t sink_tokens = 128,
+[[nodiscard]] KVARN_INLINE constexpr sequence_plan plan_sequence(const bit_policy& policy, std::size_t tokens, std::size_t sink_tokens = 128,
                                                            std::size_t exact_element_bytes = 2,
                                                            record_stride stride = record_stride::packed) noexcept
 {
-    cache_plan plan;
+    sequence_plan plan;
     for (int layer = 0; layer < policy.layers(); ++layer)
         for (int head = 0; head < policy.heads(); ++head) {
             const format f = policy.format_of(layer, head);
