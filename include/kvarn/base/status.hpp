@@ -27,6 +27,8 @@ enum class status : std::uint8_t {
     out_of_memory,           ///< only from the overloads that allocate
     truncated,               ///< a file or buffer ends before its content does
     corrupt,                 ///< a file or buffer whose checksum, magic or fields are wrong
+    io_error,                ///< the caller's function could not read or write
+    unsupported_version,     ///< a file of a version that this library does not read
 };
 
 /// One sentence for people, static storage, never null.
@@ -51,6 +53,8 @@ enum class status : std::uint8_t {
     case status::out_of_memory: return "out of memory";
     case status::truncated: return "data ends too early";
     case status::corrupt: return "data is damaged or not of this kind";
+    case status::io_error: return "reading or writing failed";
+    case status::unsupported_version: return "data is of a version that this library does not read";
     }
     return "unknown status";
 }
