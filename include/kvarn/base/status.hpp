@@ -29,6 +29,8 @@ enum class status : std::uint8_t {
     stale_handle,            ///< a sequence that was closed, or never opened
     truncated,               ///< a file or buffer ends before its content does
     corrupt,                 ///< a file or buffer whose checksum, magic or fields are wrong
+    io_error,                ///< the caller's function could not read or write
+    unsupported_version,     ///< a file of a version that this library does not read
 };
 
 /// One sentence for people, static storage, never null.
@@ -55,6 +57,8 @@ enum class status : std::uint8_t {
     case status::stale_handle: return "this sequence is not open: it was closed, or never opened";
     case status::truncated: return "data ends too early";
     case status::corrupt: return "data is damaged or not of this kind";
+    case status::io_error: return "reading or writing failed";
+    case status::unsupported_version: return "data is of a version that this library does not read";
     }
     return "unknown status";
 }
