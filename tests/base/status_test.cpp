@@ -14,7 +14,8 @@ TEST_CASE("base/status: every status has its own sentence", "[unit]")
     const status all[] = {status::ok,          status::bad_format_name,      status::unsupported_head_dim, status::unsupported_bits,
                           status::unsupported_group, status::unsupported_channels, status::bad_argument, status::null_pointer,
                           status::shape_mismatch, status::token_count_mismatch, status::buffer_too_small,  status::not_finite,           status::scale_overflow,
-                          status::out_of_memory,  status::truncated,         status::corrupt, status::io_error, status::unsupported_version};
+                          status::out_of_memory,  status::truncated,         status::corrupt, status::io_error, status::unsupported_version,
+                          status::no_room, status::stale_handle, status::other_configuration};
     std::set<std::string> sentences;
     for (const status s : all) {
         REQUIRE(kvarn::message(s) != nullptr);

@@ -31,6 +31,7 @@ enum class status : std::uint8_t {
     corrupt,                 ///< a file or buffer whose checksum, magic or fields are wrong
     io_error,                ///< the caller's function could not read or write
     unsupported_version,     ///< a file of a version that this library does not read
+    other_configuration,     ///< a saved sequence of a cache with other layers, formats or policy
 };
 
 /// One sentence for people, static storage, never null.
@@ -59,6 +60,7 @@ enum class status : std::uint8_t {
     case status::corrupt: return "data is damaged or not of this kind";
     case status::io_error: return "reading or writing failed";
     case status::unsupported_version: return "data is of a version that this library does not read";
+    case status::other_configuration: return "the sequence was saved by a cache of another configuration";
     }
     return "unknown status";
 }
