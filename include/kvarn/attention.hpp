@@ -9,7 +9,8 @@
 // into segments at multiples of chunk_tokens from its first record on. Instruction sets agree bit for bit too.
 //
 // One call: attend(). Many threads: attention_items() work items, each attend_item() from any thread, then, when all are done,
-// combine_items() for each task, from any thread.
+// combine_items() for each task, from any thread. The tasks of a batch may have formats of their own (attention_task::format); scratch
+// must be large enough for each.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -50,10 +51,17 @@ template <class Arch = simd::native_arch>
 /// threads, more repeat less work on the queries; the result is the same.
 [[nodiscard]] KVARN_INLINE std::size_t attention_items(std::span<const attention_task> tasks, std::size_t chunks_per_item = 4) noexcept;
 
-/// Bytes of memory in which the items leave their results, at any alignment.
+/// Bytes of memory in which the items leave their results, at any alignment. `f` is the format of tasks that name none.
 [[nodiscard]] KVARN_INLINE std::size_t attention_workspace_bytes(const format& f, std::span<const attention_task> tasks) noexcept;
 
-/// Attends to item `item` and leaves the result in `workspace`. Different items may run at the same time. Errors as for attend.
+/// Bytes that attention_workspace_bytes cannot exceed for any batch of up to `tasks` tasks, each with up to `query_rows` query rows and a
+/// history of up to `tokens` tokens in up to `segments` segments: for memory that is allocated once. Where formats are mixed, `f` is the
+/// one with the widest output. SIZE_MAX if the number does not fit.
+[[nodiscard]] KVARN_INLINE constexpr std::size_t attention_workspace_bound(const format& f, std::size_t tasks, std::size_t query_rows,
+                                                                           std::size_t tokens, std::size_t segments) noexcept;
+
+/// Attends to item `item` and leaves the result in `workspace`. Different items may run at the same time. Errors as for attend;
+/// the output is not looked at: it may not be known yet.
 template <class Arch = simd::native_arch>
 [[nodiscard]] status attend_item(const format& f, std::span<const attention_task> tasks, const attention_options& options, std::size_t item,
                                  std::size_t chunks_per_item, std::span<std::byte> workspace, std::span<std::byte> scratch) noexcept;
@@ -84,12 +92,17 @@ struct chunk_results {
 
 [[nodiscard]] KVARN_INLINE std::size_t query_rows(const attention_task& task) noexcept { return task.q.tokens * task.q.heads; }
 
+[[nodiscard]] KVARN_INLINE const format& format_of(const format& f, const attention_task& task) noexcept
+{
+    return task.format != nullptr ? *task.format : f;
+}
+
 /// Floats of workspace of the tasks before `task`.
 [[nodiscard]] KVARN_INLINE std::size_t workspace_floats(const format& f, std::span<const attention_task> tasks, std::size_t task) noexcept
 {
     std::size_t n = 0;
     for (std::size_t i = 0; i < task; ++i)
-        n += chunks_of(tasks[i], chunk_tokens) * chunk_results::floats(query_rows(tasks[i]), attention_extents(f).values);
+        n += chunks_of(tasks[i], chunk_tokens) * chunk_results::floats(query_rows(tasks[i]), attention_extents(format_of(f, tasks[i])).values);
     return n;
 }
 
@@ -98,7 +111,8 @@ struct chunk_results {
 {
     const auto address = reinterpret_cast<std::uintptr_t>(workspace);
     float* const base = reinterpret_cast<float*>(const_cast<std::byte*>(workspace) + (64 - address % 64) % 64);
-    return {base + workspace_floats(f, tasks, task), static_cast<int>(query_rows(tasks[task])), attention_extents(f).values};
+    return {base + workspace_floats(f, tasks, task), static_cast<int>(query_rows(tasks[task])),
+            attention_extents(format_of(f, tasks[task])).values};
 }
 
 [[nodiscard]] KVARN_INLINE std::size_t items_of(const attention_task& task, std::size_t chunks_per_item) noexcept
@@ -134,9 +148,24 @@ KVARN_INLINE std::size_t attention_workspace_bytes(const format& f, std::span<co
     return detail::workspace_floats(f, tasks, tasks.size()) * sizeof(float) + 63;
 }
 
-template <class Arch>
-status attend(const format& f, const attention_task& task, const attention_options& options, std::span<std::byte> scratch) noexcept
+KVARN_INLINE constexpr std::size_t attention_workspace_bound(const format& f, std::size_t tasks, std::size_t query_rows, std::size_t tokens,
+                                                             std::size_t segments) noexcept
 {
+    // A segment of n tokens has up to (n + group - 1) / chunk_tokens chunks, rounded up; one without tokens has none.
+    const auto times = [](std::size_t a, std::size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; };
+    const auto plus = [](std::size_t a, std::size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; };
+    if (segments > tokens) segments = tokens;
+    const std::size_t room = times(segments, chunk_tokens - 1 + static_cast<std::size_t>(max_group) - 1);
+    const std::size_t chunks = room == SIZE_MAX ? SIZE_MAX : plus(tokens / chunk_tokens, plus(room, tokens % chunk_tokens) / chunk_tokens);
+    const std::size_t each = times(query_rows, detail::chunk_results::floats(1, detail::attention_extents(f).values) * sizeof(float));
+    return plus(times(tasks, times(chunks, each)), 63);
+}
+
+template <class Arch>
+status attend(const format& call_format, const attention_task& task, const attention_options& options, std::span<std::byte> scratch) noexcept
+{
+    const format& f = detail::format_of(call_format, task);
+    if (const status s = detail::check_output(f, task); s != status::ok) return s;
     if (const status s = detail::check_call(f, task, options, scratch.size()); s != status::ok) return s;
     if (detail::query_rows(task) == 0) return status::ok;
     const simd::float_environment guard;
@@ -153,7 +182,7 @@ status attend(const format& f, const attention_task& task, const attention_optio
 }
 
 template <class Arch>
-status attend_item(const format& f, std::span<const attention_task> tasks, const attention_options& options, std::size_t item,
+status attend_item(const format& call_format, std::span<const attention_task> tasks, const attention_options& options, std::size_t item,
                    std::size_t chunks_per_item, std::span<std::byte> workspace, std::span<std::byte> scratch) noexcept
 {
     if (chunks_per_item == 0) return status::bad_argument;
@@ -165,14 +194,15 @@ status attend_item(const format& f, std::span<const attention_task> tasks, const
     }
     if (task == tasks.size()) return status::bad_argument;
     const attention_task& mine = tasks[task];
+    const format& f = detail::format_of(call_format, mine);
     if (const status s = detail::check_call(f, mine, options, scratch.size()); s != status::ok) return s;
     if (detail::query_rows(mine) == 0) return status::ok;
-    if (workspace.size() < attention_workspace_bytes(f, tasks)) return status::buffer_too_small;
+    if (workspace.size() < attention_workspace_bytes(call_format, tasks)) return status::buffer_too_small;
     const simd::float_environment guard;
     const detail::attention_rows r = detail::carve_rows(f, detail::query_rows(mine), scratch.data());
     if (const status s = detail::prepare_queries<Arch>(f, mine, options, r); s != status::ok) return s;
     const detail::call_positions positions = detail::positions_of(mine);
-    const detail::chunk_results results = detail::results_of(f, tasks, task, workspace.data());
+    const detail::chunk_results results = detail::results_of(call_format, tasks, task, workspace.data());
     std::size_t number = item * chunks_per_item;
     detail::for_chunks(mine, chunk_tokens, number, number + chunks_per_item, [&](const detail::chunk& c) {
         detail::attention_rows mine_rows = r;
@@ -185,17 +215,19 @@ status attend_item(const format& f, std::span<const attention_task> tasks, const
 }
 
 template <class Arch>
-status combine_items(const format& f, std::span<const attention_task> tasks, const attention_options& options, std::size_t task,
+status combine_items(const format& call_format, std::span<const attention_task> tasks, const attention_options& options, std::size_t task,
                      std::span<const std::byte> workspace, std::span<std::byte> scratch) noexcept
 {
     if (task >= tasks.size()) return status::bad_argument;
     const attention_task& mine = tasks[task];
+    const format& f = detail::format_of(call_format, mine);
+    if (const status s = detail::check_output(f, mine); s != status::ok) return s;
     if (const status s = detail::check_call(f, mine, options, scratch.size()); s != status::ok) return s;
     if (detail::query_rows(mine) == 0) return status::ok;
-    if (workspace.size() < attention_workspace_bytes(f, tasks)) return status::buffer_too_small;
+    if (workspace.size() < attention_workspace_bytes(call_format, tasks)) return status::buffer_too_small;
     const simd::float_environment guard;
     const detail::attention_rows r = detail::carve_rows(f, detail::query_rows(mine), scratch.data());
-    const detail::chunk_results results = detail::results_of(f, tasks, task, workspace.data());
+    const detail::chunk_results results = detail::results_of(call_format, tasks, task, workspace.data());
     detail::begin_total(f, mine, r);
     const std::size_t chunks = detail::chunks_of(mine, chunk_tokens);
     for (std::size_t c = 0; c < chunks; ++c) detail::merge_chunk<Arch>(r, results.state(c), results.out(c), detail::attention_extents(f).values);

@@ -123,7 +123,8 @@ TEST_CASE("attention/errors: the calls that the other cases spoil are good", "[u
 TEST_CASE("attention/errors: null pointers", "[unit]")
 {
     refuses(status::null_pointer, [](attention_case& c) { c.task.q.data = nullptr; });
-    refuses(status::null_pointer, [](attention_case& c) { c.task.out.data = nullptr; });
+    refuses(
+        status::null_pointer, [](attention_case& c) { c.task.out.data = nullptr; }, whole | combine);
     for (const std::size_t exact : {0u, 3u}) {
         refuses(status::null_pointer, [&](attention_case& c) { c.segments[exact].k.data = nullptr; });
         refuses(status::null_pointer, [&](attention_case& c) { c.segments[exact].v.data = nullptr; });
@@ -144,16 +145,9 @@ TEST_CASE("attention/errors: shapes that disagree", "[unit]")
 {
     using spoiler = std::function<void(attention_case&)>;
     const spoiler spoilers[] = {
-        [](attention_case& c) { ++c.task.out.tokens; },
-        [](attention_case& c) { --c.task.out.tokens; },
-        [](attention_case& c) { --c.task.out.heads; },
-        [](attention_case& c) { ++c.task.q.heads; },
-        [](attention_case& c) { c.task.q.tokens = 0; },
         [](attention_case& c) { --c.task.q.channels; },
         [](attention_case& c) { c.task.q.channels = 64; },  // without the exact ones
         [](attention_case& c) { c.task.q.channels = 0; },
-        [](attention_case& c) { ++c.task.out.channels; },
-        [](attention_case& c) { c.task.out.channels = 64; },
         [](attention_case& c) { c.segments[0].tokens = 4; },  // more than the view has
         [](attention_case& c) { --c.segments[0].k.tokens; },
         [](attention_case& c) { --c.segments[3].v.tokens; },
@@ -180,6 +174,13 @@ TEST_CASE("attention/errors: shapes that disagree", "[unit]")
         [](attention_case& c) { c.segments[2].skip = SIZE_MAX - 31, c.segments[2].tokens = 32; },
     };
     for (const spoiler& spoil : spoilers) refuses(status::shape_mismatch, spoil);
+    const spoiler other_output[] = {
+        [](attention_case& c) { ++c.task.out.tokens; },  [](attention_case& c) { --c.task.out.tokens; },
+        [](attention_case& c) { --c.task.out.heads; },   [](attention_case& c) { ++c.task.q.heads; },
+        [](attention_case& c) { c.task.q.tokens = 0; },  [](attention_case& c) { ++c.task.out.channels; },
+        [](attention_case& c) { c.task.out = {}; },      [](attention_case& c) { c.task.out.channels = 64; },
+    };
+    for (const spoiler& spoil : other_output) refuses(status::shape_mismatch, spoil, whole | combine);
     // Made for another group.
     refuses(status::shape_mismatch, [](attention_case& c) {
         c.segments[1] = kvarn::listed_tiles(support::make(reference::shape{64, 96, 4, 2, 64, true, 4}), {c.segments[1].list, 1});
@@ -188,7 +189,7 @@ TEST_CASE("attention/errors: shapes that disagree", "[unit]")
     refuses(
         status::shape_mismatch, [](attention_case& c) { c.segments[0].v = c.segments[0].k; }, all, test_format(0));
     refuses(
-        status::shape_mismatch, [](attention_case& c) { c.task.out.channels = 96; }, all, test_format(0));
+        status::shape_mismatch, [](attention_case& c) { c.task.out.channels = 96; }, whole | combine, test_format(0));
 }
 
 TEST_CASE("attention/errors: buffers that are too small", "[unit]")

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <limits>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -99,54 +97,6 @@ void check(const kv_history& history, const attention_query& x)
     CHECK(got.status == kvarn::status::ok);
     CHECK(error.out < 2.0 * support::out_bound(x.options.precision));
     CHECK(error.log_sum_exp < 2.0 * support::log_sum_exp_bound(x.options.precision));
-}
-
-/// All tasks by items in random order, on `threads` threads (0: this one).
-template <class Arch = kvarn::simd::native_arch>
-std::vector<attention_outcome> attend_items(const kvarn::format& f, std::span<const kv_history> histories,
-                                            const std::vector<attention_query>& queries, const kvarn::attention_options& options,
-                                            std::size_t chunks_per_item, std::size_t threads, std::uint64_t seed)
-{
-    std::deque<support::attention_memory> memories;
-    std::vector<kvarn::attention_task> tasks;
-    std::size_t rows = 0;
-    for (std::size_t i = 0; i < queries.size(); ++i) {
-        memories.emplace_back(f, queries[i]);
-        tasks.push_back(memories.back().task(histories[i].segments()));
-        rows = std::max(rows, queries[i].rows());
-    }
-    std::vector<std::size_t> order(kvarn::attention_items(tasks, chunks_per_item));
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-    support::random_source random(seed);
-    for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
-    support::guarded_bytes workspace(kvarn::attention_workspace_bytes(f, tasks), 1 + seed % 63);
-    const std::size_t workers = std::max<std::size_t>(threads, 1);
-    std::vector<unsigned char> good(2 * workers, 1);
-    const auto on_threads = [&](auto&& work) {
-        if (threads == 0) return work(std::size_t{0});
-        std::vector<std::thread> all;
-        for (std::size_t t = 0; t < threads; ++t) all.emplace_back(work, t);
-        for (std::thread& t : all) t.join();
-    };
-    on_threads([&](std::size_t worker) {
-        support::guarded_bytes scratch(kvarn::attention_scratch_bytes(f, rows));
-        for (std::size_t i = worker; i < order.size(); i += workers)
-            if (kvarn::attend_item<Arch>(f, tasks, options, order[i], chunks_per_item, workspace.span(), scratch.span()) !=
-                kvarn::status::ok)
-                good[worker] = 0;
-        if (!scratch.intact()) good[worker] = 0;
-    });
-    on_threads([&](std::size_t worker) {
-        support::guarded_bytes scratch(kvarn::attention_scratch_bytes(f, rows));
-        for (std::size_t i = worker; i < tasks.size(); i += workers)
-            if (kvarn::combine_items<Arch>(f, tasks, options, i, workspace.span(), scratch.span()) != kvarn::status::ok)
-                good[workers + worker] = 0;
-        if (!scratch.intact()) good[workers + worker] = 0;
-    });
-    const bool fine = workspace.intact() && std::count(good.begin(), good.end(), 1) == static_cast<std::ptrdiff_t>(good.size());
-    std::vector<attention_outcome> all;
-    for (const auto& m : memories) all.push_back(m.outcome(fine ? kvarn::status::ok : kvarn::status::bad_argument, fine));
-    return all;
 }
 
 }  // namespace
@@ -430,10 +380,10 @@ TEST_CASE("attention/parts: items of any size in any order, on any number of thr
             for (const std::size_t chunks_per_item : {1u, 2u, 5u, 100u})
                 for (const std::size_t threads : {0u, 1u, 3u}) {
                     INFO(support::describe(f) << ", " << chunks_per_item << " chunks an item, " << threads << " threads");
-                    CHECK(same(attend_items(f, histories, queries, options, chunks_per_item, threads, threads + 1)));
+                    CHECK(same(support::attend_items(f, histories, queries, options, chunks_per_item, threads, threads + 1)));
                 }
             support::for_each_arch([&](auto arch) {
-                CHECK(same(attend_items<decltype(arch)>(f, histories, queries, options, 2, 0, 9)));
+                CHECK(same(support::attend_items<decltype(arch)>(f, histories, queries, options, 2, 0, 9)));
             });
         }
     }

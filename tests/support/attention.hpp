@@ -8,10 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../reference/attention.hpp"
@@ -482,6 +484,56 @@ attention_outcome attend(const kvarn::format& f, std::span<const kvarn::kv_segme
     guarded_bytes scratch(kvarn::attention_scratch_bytes(f, x.rows()), misalignment);  // 0xff: floats of all ones are NaN
     const kvarn::status s = kvarn::attend<Arch>(f, memory.task(segments), x.options, scratch.span());
     return memory.outcome(s, scratch.intact());
+}
+
+/// All tasks by items in random order, on `threads` threads (0: this one). Histories of another format than `f` say so in their tasks.
+template <class Arch = kvarn::simd::native_arch>
+std::vector<attention_outcome> attend_items(const kvarn::format& f, std::span<const kv_history> histories,
+                                            const std::vector<attention_query>& queries, const kvarn::attention_options& options,
+                                            std::size_t chunks_per_item, std::size_t threads, std::uint64_t seed)
+{
+    std::deque<attention_memory> memories;
+    std::vector<kvarn::attention_task> tasks;
+    std::size_t scratch_bytes = 0;
+    for (std::size_t i = 0; i < queries.size(); ++i) {
+        const kvarn::format& own = histories[i].format();
+        memories.emplace_back(own, queries[i]);
+        tasks.push_back(memories.back().task(histories[i].segments()));
+        if (own != f) tasks.back().format = &own;
+        scratch_bytes = std::max(scratch_bytes, kvarn::attention_scratch_bytes(own, queries[i].rows()));
+    }
+    std::vector<std::size_t> order(kvarn::attention_items(tasks, chunks_per_item));
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    random_source random(seed);
+    for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.below(i)]);
+    guarded_bytes workspace(kvarn::attention_workspace_bytes(f, tasks), 1 + seed % 63);
+    const std::size_t workers = std::max<std::size_t>(threads, 1);
+    std::vector<unsigned char> good(2 * workers, 1);
+    const auto on_threads = [&](auto&& work) {
+        if (threads == 0) return work(std::size_t{0});
+        std::vector<std::thread> all;
+        for (std::size_t t = 0; t < threads; ++t) all.emplace_back(work, t);
+        for (std::thread& t : all) t.join();
+    };
+    on_threads([&](std::size_t worker) {
+        guarded_bytes scratch(scratch_bytes);
+        for (std::size_t i = worker; i < order.size(); i += workers)
+            if (kvarn::attend_item<Arch>(f, tasks, options, order[i], chunks_per_item, workspace.span(), scratch.span()) !=
+                kvarn::status::ok)
+                good[worker] = 0;
+        if (!scratch.intact()) good[worker] = 0;
+    });
+    on_threads([&](std::size_t worker) {
+        guarded_bytes scratch(scratch_bytes);
+        for (std::size_t i = worker; i < tasks.size(); i += workers)
+            if (kvarn::combine_items<Arch>(f, tasks, options, i, workspace.span(), scratch.span()) != kvarn::status::ok)
+                good[workers + worker] = 0;
+        if (!scratch.intact()) good[workers + worker] = 0;
+    });
+    const bool fine = workspace.intact() && std::count(good.begin(), good.end(), 1) == static_cast<std::ptrdiff_t>(good.size());
+    std::vector<attention_outcome> all;
+    for (const auto& m : memories) all.push_back(m.outcome(fine ? kvarn::status::ok : kvarn::status::bad_argument, fine));
+    return all;
 }
 
 inline reference::attention_result wanted(const kv_history& history, const attention_query& x)

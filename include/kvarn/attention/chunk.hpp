@@ -87,14 +87,14 @@ KVARN_INLINE status check_options(const attention_options& o) noexcept
     return status::ok;
 }
 
+/// All of a task but its output.
 KVARN_INLINE status check_task(const format& f, const attention_task& task, std::size_t max_rows) noexcept
 {
     const auto channels = static_cast<std::size_t>(f.key_channels()), out = static_cast<std::size_t>(output_channels(f));
-    if (task.q.tokens != task.out.tokens || task.q.heads != task.out.heads) return status::shape_mismatch;
     if (task.q.tokens == 0 || task.q.heads == 0) return status::ok;
-    if (task.q.channels != channels || task.out.channels != out) return status::shape_mismatch;
+    if (task.q.channels != channels) return status::shape_mismatch;
     if (task.q.heads > max_rows || task.q.tokens > max_rows / task.q.heads) return status::bad_argument;
-    if (task.q.data == nullptr || task.out.data == nullptr) return status::null_pointer;
+    if (task.q.data == nullptr) return status::null_pointer;
     if (task.first_position < -1 || task.first_position > INT64_MAX - 65536) return status::bad_argument;
     if (task.sink_logits != nullptr)
         for (std::size_t h = 0; h < task.q.heads; ++h)
@@ -125,6 +125,14 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
         }
     }
     return status::ok;
+}
+
+KVARN_INLINE status check_output(const format& f, const attention_task& task) noexcept
+{
+    if (task.q.tokens != task.out.tokens || task.q.heads != task.out.heads) return status::shape_mismatch;
+    if (task.q.tokens == 0 || task.q.heads == 0) return status::ok;
+    if (task.out.channels != static_cast<std::size_t>(output_channels(f))) return status::shape_mismatch;
+    return task.out.data == nullptr ? status::null_pointer : status::ok;
 }
 
 /// Calls f with the view's typed pointer to vector (token, head).

@@ -160,10 +160,11 @@ template <class Byte>
 struct attention_task {
     std::span<const kv_segment> history;  ///< in the order of positions, the new tokens included (usually at the end of the tail)
     input_view q{};                       ///< [m][r][head_dim_k + exact_channels]
-    output_view out{};                    ///< [m][r][head_dim_v, or head_dim_k when V is read from K]
+    output_view out{};                    ///< [m][r][head_dim_v, or head_dim_k when V is read from K]; attend_item does not look at it
     float* log_sum_exp = nullptr;         ///< [m][r], natural logarithm of the sum of exp(score), sink logit included; may be null
     const float* sink_logits = nullptr;   ///< [r], logits that take part in the softmax without a value; may be null
     std::int64_t first_position = -1;     ///< of the first query token; -1: the new tokens are the last m positions of the history
+    const kvarn::format* format = nullptr;  ///< of the task's records; null: the call's
 };
 
 }  // namespace kvarn
