@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Everything for the CPU but the overloads that allocate (interop/owning.hpp) and the Eigen types (interop/eigen.hpp).
-// Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then quantize.hpp and
-// attention.hpp, then cache.
+// Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then convert.hpp,
+// quantize.hpp and attention.hpp, then cache.
 
 #include <kvarn/attention.hpp>
 #include <kvarn/base/element.hpp>
@@ -11,6 +11,7 @@
 #include <kvarn/cache/choose.hpp>
 #include <kvarn/cache/policy.hpp>
 #include <kvarn/codec/packing.hpp>
+#include <kvarn/convert.hpp>
 #include <kvarn/layout/format.hpp>
 #include <kvarn/layout/record.hpp>
 #include <kvarn/quantize.hpp>

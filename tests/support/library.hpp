@@ -32,6 +32,7 @@
     KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, float)                                                                           \
     KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, kvarn::half)                                                                     \
     KVARN_TEST_INSTANTIATE_TYPE(EXTERN, ARCH, kvarn::bfloat16)                                                                 \
+    EXTERN template kvarn::status kvarn::convert<ARCH>(const kvarn::input_view&, const kvarn::output_view&) noexcept;          \
     EXTERN template kvarn::status kvarn::pack_codes<ARCH>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;      \
     EXTERN template kvarn::status kvarn::unpack_codes<ARCH>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;    \
     EXTERN template kvarn::status kvarn::attend<ARCH>(const kvarn::format&, const kvarn::attention_task&,                      \

@@ -34,48 +34,6 @@ struct attention_options {
     kvarn::precision precision = precision::fine;
 };
 
-/// A view whose element type is a run-time value, so that sink, tail, queries and output may differ.
-template <bool Const>
-struct any_view {
-    enum class element_type : std::uint8_t { f32, f16, bf16 };
-    using pointer = std::conditional_t<Const, const void*, void*>;
-
-    pointer data = nullptr;
-    element_type type = element_type::f32;
-    std::size_t tokens = 0, heads = 0, channels = 0;
-    std::ptrdiff_t token_stride = 0, head_stride = 0, channel_stride = 1;
-
-    constexpr any_view() noexcept = default;
-    template <element T>
-        requires(Const || !std::is_const_v<T>)
-    KVARN_INLINE constexpr any_view(const kv_view<T>& x) noexcept
-        : data(x.data), type(type_of<storage_t<T>>()), tokens(x.tokens), heads(x.heads), channels(x.channels), token_stride(x.token_stride),
-          head_stride(x.head_stride), channel_stride(x.channel_stride)
-    {
-    }
-
-    template <class T>
-    [[nodiscard]] KVARN_INLINE static constexpr element_type type_of() noexcept
-    {
-        return std::is_same_v<T, float> ? element_type::f32 : std::is_same_v<T, half> ? element_type::f16 : element_type::bf16;
-    }
-};
-
-/// Tokens [first, first + count) of a view, clipped to what it has.
-template <bool Const>
-[[nodiscard]] KVARN_INLINE constexpr any_view<Const> token_range(any_view<Const> x, std::size_t first, std::size_t count) noexcept
-{
-    using byte = std::conditional_t<Const, const std::byte, std::byte>;
-    const std::ptrdiff_t element = x.type == any_view<Const>::element_type::f32 ? 4 : 2;
-    if (first > x.tokens) first = x.tokens;
-    x.tokens = count < x.tokens - first ? count : x.tokens - first;
-    if (x.data != nullptr) x.data = static_cast<byte*>(x.data) + static_cast<std::ptrdiff_t>(first) * x.token_stride * element;
-    return x;
-}
-
-using input_view = any_view<true>;
-using output_view = any_view<false>;
-
 /// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below.
 struct kv_segment {
     std::size_t tokens = 0;  // that are part of the history

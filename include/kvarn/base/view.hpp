@@ -3,7 +3,10 @@
 // Non-owning strided views of K, V or Q: [token][head][channel], any strides, counted in elements.
 // Copy freely; a view never allocates and never outlives the engine's buffer.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
 #include <kvarn/base/element.hpp>
@@ -73,5 +76,61 @@ template <element T>
 {
     return token_range(x, 0, count);
 }
+
+/// A view whose element type is a run-time value, float (f32), half (f16) or bfloat16 (bf16): the sinks, tails, queries and outputs of one
+/// call may differ. Made from a kv_view.
+template <bool Const>
+struct any_view {
+    enum class element_type : std::uint8_t { f32, f16, bf16 };
+    using pointer = std::conditional_t<Const, const void*, void*>;
+
+    pointer data = nullptr;
+    element_type type = element_type::f32;
+    std::size_t tokens = 0, heads = 0, channels = 0;
+    std::ptrdiff_t token_stride = 0, head_stride = 0, channel_stride = 1;
+
+    constexpr any_view() noexcept = default;
+    template <element T>
+        requires(Const || !std::is_const_v<T>)
+    KVARN_INLINE constexpr any_view(const kv_view<T>& x) noexcept
+        : data(x.data), type(type_of<storage_t<T>>()), tokens(x.tokens), heads(x.heads), channels(x.channels), token_stride(x.token_stride),
+          head_stride(x.head_stride), channel_stride(x.channel_stride)
+    {
+    }
+
+    /// What was written may be read.
+    KVARN_INLINE constexpr operator any_view<true>() const noexcept
+        requires(!Const)
+    {
+        any_view<true> x;
+        x.data = data;
+        x.type = static_cast<typename any_view<true>::element_type>(type);
+        x.tokens = tokens, x.heads = heads, x.channels = channels;
+        x.token_stride = token_stride, x.head_stride = head_stride, x.channel_stride = channel_stride;
+        return x;
+    }
+
+    template <class T>
+    [[nodiscard]] KVARN_INLINE static constexpr element_type type_of() noexcept
+    {
+        return std::is_same_v<T, float> ? element_type::f32 : std::is_same_v<T, half> ? element_type::f16 : element_type::bf16;
+    }
+};
+
+/// Tokens [first, first + count) of a view, clipped to what it has.
+template <bool Const>
+[[nodiscard]] KVARN_INLINE constexpr any_view<Const> token_range(any_view<Const> x, std::size_t first, std::size_t count) noexcept
+{
+    using byte = std::conditional_t<Const, const std::byte, std::byte>;
+    const std::ptrdiff_t element = x.type == any_view<Const>::element_type::f32 ? 4 : 2;
+    if (first > x.tokens) first = x.tokens;
+    x.tokens = count < x.tokens - first ? count : x.tokens - first;
+    if (x.data != nullptr) x.data = static_cast<byte*>(x.data) + static_cast<std::ptrdiff_t>(first) * x.token_stride * element;
+    return x;
+}
+
+/// What is read, and what is written.
+using input_view = any_view<true>;
+using output_view = any_view<false>;
 
 }  // namespace kvarn

@@ -16,11 +16,13 @@
 
 #include <kvarn/attention.hpp>
 #include <kvarn/codec/packing.hpp>
+#include <kvarn/convert.hpp>
 #include <kvarn/quantize.hpp>
 #include <kvarn/rotate/hadamard.hpp>
 
-/// Bit streams: no element type.
+/// Bit streams have no element type, conversions run-time ones.
 #define KVARN_PACKING_ENTRY_POINTS(KIND, Arch)                                                                                 \
+    KIND status convert<Arch>(const input_view&, const output_view&) noexcept;                                                 \
     KIND status pack_codes<Arch>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;                               \
     KIND status unpack_codes<Arch>(int, const std::uint8_t*, std::size_t, std::uint8_t*) noexcept;
 
