@@ -267,6 +267,12 @@ TEST_CASE("cache/choose: what is wrong is named", "[unit]")
         wrong.most_value_error = margin;
         CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
     }
+    for (const auto given : {&kvarn::encode_options::key_basis, &kvarn::encode_options::value_basis})
+        for (const auto other : {kvarn::basis::rotated, static_cast<kvarn::basis>(2)}) {
+            kvarn::choose_options wrong;
+            wrong.encode.*given = other;
+            CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+        }
     const auto refused_values = [&](kvarn::kv_view<const float> v) {
         return kvarn::choose_format(f, h.keys(2), v, std::span<const std::uint64_t>(m), std::span(scratch)).error;
     };

@@ -290,6 +290,8 @@ TEST_CASE("quantize/errors: options out of range", "[unit]")
                                   &kvarn::encode_options::refit_rounds, &kvarn::encode_options::clip_steps})
             encode_refuses(status::bad_argument, [&](encode_call& c) { c.options.*option = iterations; });
     encode_refuses(status::bad_argument, [](encode_call& c) { c.options.encoder = static_cast<kvarn::encoder>(99); });
+    encode_refuses(status::bad_argument, [](encode_call& c) { c.options.key_basis = static_cast<kvarn::basis>(2); });
+    encode_refuses(status::bad_argument, [](encode_call& c) { c.options.value_basis = static_cast<kvarn::basis>(255); });
     decode_refuses(status::bad_argument, [](decode_call& c) { c.basis = static_cast<kvarn::basis>(7); });
     for (const auto encoder : {kvarn::encoder::paper, kvarn::encoder::refined})
         for (const bool most : {false, true}) {
