@@ -171,7 +171,7 @@ TEST_CASE("cache/choose: bits under an error bound", "[unit]")
         if (bound < 1e-3f) break;
         // What was promised holds.
         std::vector<std::byte> record(kvarn::record_bytes(both)), room(kvarn::scratch_bytes(both));
-        const auto grid = kvarn::tile_major(both, record.data(), record.size(), 1, 1);
+        const auto grid = kvarn::tile_major_records(both, record.data(), record.size(), 1, 1);
         REQUIRE(kvarn::quantize_kv(both, h.keys(), values, grid, room) == status::ok);
         std::vector<float> a(group * dim), b(group * dim);
         REQUIRE(kvarn::dequantize_kv(both, grid, kvarn::token_major(a.data(), group, 1, dim), kvarn::token_major(b.data(), group, 1, dim),

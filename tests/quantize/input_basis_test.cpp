@@ -27,7 +27,7 @@ call_result seal(const kvarn::format& f, const support::kv_tiles& x, const kvarn
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     std::vector<T> copy_k = k, copy_v = v;
     r.result = kvarn::quantize_kv<Arch>(f, support::dense_keys(f, copy_k.data(), x.tiles, x.heads), support::dense_values(f, copy_v.data(), x.tiles, x.heads),
-                                        kvarn::tile_major(f, support::as_bytes(r.records.data()), r.records.size(), x.tiles, x.heads),
+                                        kvarn::tile_major_records(f, support::as_bytes(r.records.data()), r.records.size(), x.tiles, x.heads),
                                         std::span<std::byte>(scratch), options, {}, std::span(r.errors));
     return r;
 }

@@ -106,7 +106,7 @@ result<tile_loss> loss_of(const format& f, const kv_view<T>& k, const kv_view<T>
 {
     const auto group = static_cast<std::size_t>(f.group()), dim = static_cast<std::size_t>(f.head_dim_k()),
                value_dim = static_cast<std::size_t>(f.head_dim_v());
-    const auto record = tile_major(f, memory, record_bytes(f), 1, 1);
+    const auto record = tile_major_records(f, memory, record_bytes(f), 1, 1);
     float* const keys = reinterpret_cast<float*>(memory + whole_lines(record_bytes(f)));
     float* const values = keys + group * dim;
     const auto value_tokens = f.has_values() ? token_major(values, group, 1, value_dim) : kv_view<float>{};
