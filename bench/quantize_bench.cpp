@@ -40,7 +40,7 @@ struct data {
     {
         return kvarn::head_major(x.data(), tokens, 1, x.size() / tokens);
     }
-    kvarn::record_grid<std::byte> grid() { return kvarn::tile_major(format, records.data(), records.size(), tiles, 1); }
+    kvarn::record_grid<std::byte> grid() { return kvarn::tile_major_records(format, records.data(), records.size(), tiles, 1); }
 
     kvarn::format format;
     std::size_t tokens;

@@ -68,7 +68,7 @@ std::span<const std::byte> record_pool(const kvarn::format& f, const std::string
         auto k = normal_floats(tiles * group * d, 1, 1.0f), v = normal_floats(tiles * group * d, 2, 1.0f);
         std::vector<std::byte> block(kvarn::grid_bytes(f, tiles, 1)), scratch(kvarn::scratch_bytes(f));
         (void)kvarn::quantize_kv(f, kvarn::head_major(k.data(), tiles * group, 1, d), kvarn::head_major(v.data(), tiles * group, 1, d),
-                                 kvarn::tile_major(f, block.data(), block.size(), tiles, 1), scratch);
+                                 kvarn::tile_major_records(f, block.data(), block.size(), tiles, 1), scratch);
         pool.resize(pool_tokens(f.head_dim_k()) / group * kvarn::record_bytes(f));
         for (std::size_t at = 0; at < pool.size(); at += block.size())
             std::memcpy(pool.data() + at, block.data(), std::min(block.size(), pool.size() - at));

@@ -26,7 +26,7 @@ template <class T>
     const std::size_t tiles = kvarn::full_tiles(f, k.tokens);
     records.assign(kvarn::grid_bytes(f, tiles, k.heads, stride), std::byte{0});
     if (tiles == 0) return kvarn::status::ok;
-    const auto grid = kvarn::tile_major<std::byte>(f, records.data(), records.size(), tiles, k.heads, stride);
+    const auto grid = kvarn::tile_major_records<std::byte>(f, records.data(), records.size(), tiles, k.heads, stride);
     return for_ranges(tiles * k.heads, kvarn::scratch_bytes(f), threads, "quantizing",
                       [&](kvarn::record_range range, std::span<std::byte> scratch) {
                           return kvarn::quantize_kv(f, k, v, grid, scratch, options, range);
@@ -39,7 +39,7 @@ template <class T>
 {
     const std::size_t tiles = kvarn::full_tiles(f, k.tokens);
     if (tiles == 0) return kvarn::status::ok;
-    const auto grid = kvarn::tile_major<const std::byte>(f, records.data(), records.size(), tiles, k.heads, stride);
+    const auto grid = kvarn::tile_major_records<const std::byte>(f, records.data(), records.size(), tiles, k.heads, stride);
     return for_ranges(tiles * k.heads, kvarn::scratch_bytes(f), threads, "dequantizing",
                       [&](kvarn::record_range range, std::span<std::byte> scratch) {
                           return kvarn::dequantize_kv(f, grid, k, v, basis, scratch, range);
@@ -57,7 +57,7 @@ template <class T>
     const std::size_t tiles = kvarn::full_tiles(any, k.tokens), heads = of_heads.size();
     records.assign(kvarn::grid_bytes(any, tiles, heads, stride), std::byte{0});
     if (tiles == 0) return kvarn::status::ok;
-    const auto grid = kvarn::tile_major<std::byte>(any, records.data(), records.size(), tiles, heads, stride);
+    const auto grid = kvarn::tile_major_records<std::byte>(any, records.data(), records.size(), tiles, heads, stride);
     return for_ranges(heads, kvarn::scratch_bytes(any), threads, "quantizing", [&](kvarn::record_range range, std::span<std::byte> scratch) {
         for (std::size_t h = range.begin; h < range.end; ++h) {
             const kvarn::kv_view<T> values = of_heads[h].has_values() ? v.head(h) : v;
@@ -75,7 +75,7 @@ template <class T>
         return decode(any, records, k, v, stride, basis, threads);
     const std::size_t tiles = kvarn::full_tiles(any, k.tokens), heads = of_heads.size();
     if (tiles == 0) return kvarn::status::ok;
-    const auto grid = kvarn::tile_major<const std::byte>(any, records.data(), records.size(), tiles, heads, stride);
+    const auto grid = kvarn::tile_major_records<const std::byte>(any, records.data(), records.size(), tiles, heads, stride);
     return for_ranges(heads, kvarn::scratch_bytes(any), threads, "dequantizing", [&](kvarn::record_range range, std::span<std::byte> scratch) {
         for (std::size_t h = range.begin; h < range.end; ++h) {
             const kvarn::kv_view<float> values = of_heads[h].has_values() ? v.head(h) : v;

@@ -57,7 +57,7 @@ private:
     std::size_t tokens() const { return tiles * static_cast<std::size_t>(format_.group()); }
     std::size_t dim() const { return static_cast<std::size_t>(format_.head_dim_k()); }
     kvarn::kv_view<kvarn::half> view(std::vector<kvarn::half>& x) const { return kvarn::token_major(x.data(), tokens(), heads, dim()); }
-    kvarn::record_grid<std::byte> grid() { return kvarn::tile_major(format_, records_.data(), records_.size(), tiles, heads); }
+    kvarn::record_grid<std::byte> grid() { return kvarn::tile_major_records(format_, records_.data(), records_.size(), tiles, heads); }
 
     static unsigned long long fnv(const void* data, std::size_t bytes)
     {

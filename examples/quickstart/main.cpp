@@ -14,7 +14,7 @@ int main()
 
     const std::size_t tiles = kvarn::full_tiles(*format, tokens);
     std::vector<std::byte> bytes(kvarn::grid_bytes(*format, tiles, heads));  // 16 bits per element become 3.4
-    const auto records = kvarn::tile_major(*format, bytes.data(), bytes.size(), tiles, heads);
+    const auto records = kvarn::tile_major_records(*format, bytes.data(), bytes.size(), tiles, heads);
 
     const auto keys = kvarn::head_major(k.data(), tokens, heads, head_dim);
     const auto values = kvarn::head_major(v.data(), tokens, heads, head_dim);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // quantize_kv and dequantize_kv: K and V of any strides to records and back, many heads and tiles in one call.
-// In: float, half or bfloat16 views [token][head][channel], original basis. Out: records (format.md section 5), or views.
+// In: float, half or bfloat16 views [token][head][channel], in the original basis or, by options, rotated. Out: records (format.md section 5), or
+// views.
 // The caller owns all memory; nothing allocates. A record depends only on format, options and the tile's values: not on the
 // instruction set, the thread, the strides or the rest of the call. Errors are found before anything is written.
 //
@@ -29,6 +30,7 @@ namespace kvarn {
 /// Seals tiles: quantizes the tokens of `k` and `v` into `records`.
 /// Shapes: k [tiles * group][heads][head_dim_k + exact_channels], v [tiles * group][heads][head_dim_v] (an empty view if the
 /// format has no values), records [tiles][heads]. Only the range's items are read, checked and written.
+/// `k` and `v` are in the original basis unless options.key_basis and value_basis say that they are rotated already.
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
 /// `errors` empty, or one entry for each item of the range in its order: what the record lost (6 to 8 per cent of the time of sealing).
 /// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small (records, scratch or errors),

@@ -66,7 +66,7 @@ inline kv_pair through_records(const kvarn::format& f, const kv_pair& exact, con
     kv_pair x = exact;
     const std::size_t tiles = kvarn::full_tiles(f, x.k.tokens);
     std::vector<std::byte> records(kvarn::grid_bytes(f, tiles, x.k.heads)), scratch(kvarn::scratch_bytes(f));
-    const auto grid = kvarn::tile_major(f, records.data(), records.size(), tiles, x.k.heads);
+    const auto grid = kvarn::tile_major_records(f, records.data(), records.size(), tiles, x.k.heads);
     if (errors) errors->resize(tiles * x.k.heads);
     support::expect_ok(kvarn::quantize_kv(f, x.k.view(), x.v.view(), grid, std::span<std::byte>(scratch), options, {},
                                           errors ? std::span(*errors) : std::span<kvarn::record_errors>{}));

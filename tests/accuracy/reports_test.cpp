@@ -88,7 +88,7 @@ TEST_CASE("accuracy/reports: asking for the errors changes no byte, and each rec
     std::vector<kvarn::record_errors> errors(6), some(2);
     const auto run = [&](kvarn::record_range range, std::span<kvarn::record_errors> to) {
         return kvarn::quantize_kv(f, support::dense_keys(f, x.k.data(), 3, 2), support::dense_values(f, x.v.data(), 3, 2),
-                                  kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), 3, 2), std::span<std::byte>(scratch),
+                                  kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), 3, 2), std::span<std::byte>(scratch),
                                   {}, range, to);
     };
     REQUIRE(run({}, errors) == kvarn::status::ok);

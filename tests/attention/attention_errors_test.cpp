@@ -342,7 +342,7 @@ TEST_CASE("attention/errors: a segment of part of a grid or of a view", "[unit]"
     two.add_records({records[1], records[2]});
     const auto x = support::random_query(f, 1, 2, 1212);
     support::bytes dense(kvarn::grid_bytes(f, 4, 1));
-    const auto grid = kvarn::tile_major(f, support::as_bytes(dense.data()), dense.size(), 4, 1);
+    const auto grid = kvarn::tile_major_records(f, support::as_bytes(dense.data()), dense.size(), 4, 1);
     for (std::size_t i = 0; i < 4; ++i)
         std::copy(records[i].begin(), records[i].end(), dense.begin() + static_cast<std::ptrdiff_t>(i * kvarn::record_bytes(f)));
     const auto attend_to = [&](const kvarn::kv_segment& s) { return support::attend(f, {&s, 1}, x); };

@@ -105,7 +105,7 @@ TEST_CASE("attention/parts: a range of a segment", "[unit]")
 {
     const kvarn::format f = format_of(64, 64, 4, 2, 32);
     std::vector<std::byte> pool(8 * kvarn::record_bytes(f));
-    const auto grid = kvarn::tile_major(f, static_cast<const std::byte*>(pool.data()), pool.size(), 4, 2);
+    const auto grid = kvarn::tile_major_records(f, static_cast<const std::byte*>(pool.data()), pool.size(), 4, 2);
     const std::int32_t table[] = {3, 1, 2, 0};
     const std::byte* const list[] = {grid.at(2, 0), grid.at(0, 1), grid.at(1, 0), grid.at(3, 1)};
     const kvarn::kv_segment wholes[] = {kvarn::sealed_tiles(f, grid, 1), kvarn::paged_tiles(f, pool.data(), 5000, table),

@@ -171,7 +171,7 @@ TEST_CASE("cache/choose: bits under an error bound", "[unit]")
         if (bound < 1e-3f) break;
         // What was promised holds.
         std::vector<std::byte> record(kvarn::record_bytes(both)), room(kvarn::scratch_bytes(both));
-        const auto grid = kvarn::tile_major(both, record.data(), record.size(), 1, 1);
+        const auto grid = kvarn::tile_major_records(both, record.data(), record.size(), 1, 1);
         REQUIRE(kvarn::quantize_kv(both, h.keys(), values, grid, room) == status::ok);
         std::vector<float> a(group * dim), b(group * dim);
         REQUIRE(kvarn::dequantize_kv(both, grid, kvarn::token_major(a.data(), group, 1, dim), kvarn::token_major(b.data(), group, 1, dim),
@@ -267,6 +267,12 @@ TEST_CASE("cache/choose: what is wrong is named", "[unit]")
         wrong.most_value_error = margin;
         CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
     }
+    for (const auto given : {&kvarn::encode_options::key_basis, &kvarn::encode_options::value_basis})
+        for (const auto other : {kvarn::basis::rotated, static_cast<kvarn::basis>(2)}) {
+            kvarn::choose_options wrong;
+            wrong.encode.*given = other;
+            CHECK(refusal(h.keys(), m, scratch, wrong) == status::bad_argument);
+        }
     const auto refused_values = [&](kvarn::kv_view<const float> v) {
         return kvarn::choose_format(f, h.keys(2), v, std::span<const std::uint64_t>(m), std::span(scratch)).error;
     };

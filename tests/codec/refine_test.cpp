@@ -167,7 +167,7 @@ TEST_CASE("codec/refine: what the paper's encoder accepts, the refined one accep
                 const auto run = [&](const kvarn::encode_options& options, support::bytes& record) {
                     record.assign(kvarn::record_bytes(f), 0xa5);
                     return kvarn::quantize_kv(f, support::dense_keys(f, x.k.data(), 1, 1), support::dense_values(f, x.v.data(), 1, 1),
-                                              kvarn::tile_major(f, support::as_bytes(record.data()), record.size(), 1, 1),
+                                              kvarn::tile_major_records(f, support::as_bytes(record.data()), record.size(), 1, 1),
                                               std::span<std::byte>(scratch), options);
                 };
                 support::bytes refined, paper;

@@ -22,7 +22,7 @@ support::shared_vector<T> expect_same(const kvarn::format& f, support::cpu_recor
         if (!x->empty()) std::memset(x->data(), 0xab, x->size() * sizeof(T));
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     const std::byte* const bytes = records.data();
-    support::expect_ok(kvarn::dequantize_kv(f, kvarn::tile_major(f, bytes, records.words.size() * 8, tiles, heads),
+    support::expect_ok(kvarn::dequantize_kv(f, kvarn::tile_major_records(f, bytes, records.words.size() * 8, tiles, heads),
                                             support::dense_keys(f, k.data(), tiles, heads),
                                             support::dense_values(f, v.data(), tiles, heads), wanted, scratch));
     auto got_k = support::shared_copy(poison_k), got_v = support::shared_copy(poison_v);
@@ -96,7 +96,7 @@ TEST_CASE("cuda/dequantize: pages of any size, tiles left out, one part alone", 
         std::vector<half> k(tokens * heads * channels), v(tokens * heads * 64);
         std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
         const std::byte* const bytes = records.data();
-        support::expect_ok(kvarn::dequantize_kv(f, kvarn::tile_major(f, bytes, records.words.size() * 8, tiles, heads),
+        support::expect_ok(kvarn::dequantize_kv(f, kvarn::tile_major_records(f, bytes, records.words.size() * 8, tiles, heads),
                                                 support::dense_keys(f, k.data(), tiles, heads),
                                                 support::dense_values(f, v.data(), tiles, heads), wanted, scratch));
         for (const std::size_t page_tokens : {1u, 2u, 4u, 16u, 32u})

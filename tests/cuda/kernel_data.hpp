@@ -85,7 +85,7 @@ kvarn::status seal_on_cpu(const kvarn::format& f, const std::vector<T>& k, const
     records.words.assign(kvarn::grid_bytes(f, tiles, heads) / 8, 0);
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     return kvarn::quantize_kv(f, dense_keys(f, k.data(), tiles, heads), dense_values(f, v.data(), tiles, heads),
-                              kvarn::tile_major(f, records.data(), records.words.size() * 8, tiles, heads), scratch, o);
+                              kvarn::tile_major_records(f, records.data(), records.words.size() * 8, tiles, heads), scratch, o);
 }
 
 }  // namespace support

@@ -225,6 +225,47 @@ TEST_CASE("cuda/seal: what the CPU refuses is refused, and nothing of the part i
     CHECK(refused >= 12);
 }
 
+TEST_CASE("cuda/seal: input that is rotated already", "[cuda][seal]")
+{
+    support::random_source random(79);
+    const kvarn::format all[] = {support::format_of(64, 128, 4, 2, 32, true, 8), support::format_of(128, 64, 3, 4, 64), support::format_of(512, 64, 4, 0, 32, true, 64)};
+    for (const kvarn::format& f : all)
+        for (const bool refined : {false, true})
+            for (const int which : {1, 2, 3}) {
+                kvarn::encode_options o = refined ? kvarn::encode_options{} : support::paper();
+                if (which & 1) o.key_basis = kvarn::basis::rotated;
+                if (which & 2) o.value_basis = kvarn::basis::rotated;
+                const support::kv_tiles x = support::random_tiles(random, f, 1, 1, support::tile_kind::channel_outliers);
+                CAPTURE(which);
+                expect_same<kvarn::half>(f, support::stored<kvarn::half>(x.k), support::stored<kvarn::half>(x.v), 1, 1, o);
+                expect_same<float>(f, x.k, x.v, 1, 1, o, 37, factors_only(f));
+                // Not by both doing nothing: the record is that of a format without rotation.
+                kvarn::format_spec spec = f.spec();
+                if (which & 1) spec.key_rotation = kvarn::rotation::none;
+                if (which & 2) spec.value_rotation = kvarn::rotation::none;
+                support::cpu_records wanted;
+                support::expect_ok(support::seal_on_cpu(support::make(spec), x.k, x.v, 1, 1, refined ? kvarn::encode_options{} : support::paper(), wanted));
+                CHECK(std::memcmp(seal(f, x.k, x.v, 1, 1, o).record(0), wanted.data(), wanted.words.size() * 8) == 0);
+                // Magnitudes at which the two rules of overflow differ.
+                for (const float large : {20000.0f, 1e6f, 3e7f}) {
+                    std::vector<float> k = x.k, v = x.v;
+                    k[7] = large;
+                    if (!v.empty()) v[9] = -large;
+                    support::cpu_records records;
+                    const kvarn::status cpu = support::seal_on_cpu(f, k, v, 1, 1, o, records);
+                    const sealed got = seal(f, k, v, 1, 1, o);
+                    const kvarn::status first = got.statuses[0].k != kvarn::status::ok ? got.statuses[0].k : got.statuses[0].v;
+                    CAPTURE(large, kvarn::message(cpu));
+                    CHECK(first == cpu);
+                    if (cpu == kvarn::status::ok) CHECK(std::memcmp(got.record(0), records.data(), records.words.size() * 8) == 0);
+                }
+            }
+    kvarn::encode_options wrong;
+    wrong.value_basis = static_cast<kvarn::basis>(2);
+    kvarn::cuda::seal_arguments a;
+    CHECK(support::run(all[0], a, wrong) == kvarn::status::bad_argument);
+}
+
 TEST_CASE("cuda/seal: pages, record tables and tiles left out", "[cuda][seal]")
 {
     support::random_source random(75);

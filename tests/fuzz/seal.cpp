@@ -31,7 +31,10 @@ kvarn::encode_options take_options(source& in)
         o.clip_steps = in.take() % 9;
     }
     if (in.one_in(64)) (in.flag() ? o.iterations : o.clip_steps) = in.take<std::int32_t>();
+    if (in.one_in(4)) o.key_basis = kvarn::basis::rotated;
+    if (in.one_in(4)) o.value_basis = kvarn::basis::rotated;
     if (in.one_in(64)) o.encoder = static_cast<kvarn::encoder>(in.take());
+    if (in.one_in(64)) (in.flag() ? o.key_basis : o.value_basis) = static_cast<kvarn::basis>(in.take());
     if (o.iterations > 12 && o.iterations <= 64) o.iterations = 12;  // more would take long
     return o;
 }
@@ -40,7 +43,7 @@ bool is_valid(const kvarn::encode_options& o)
 {
     const auto within = [](int n, int most) { return n >= 0 && n <= most; };
     return o.encoder <= kvarn::encoder::refined && within(o.iterations, 64) && within(o.refined_iterations, 64) &&
-           within(o.refit_rounds, 16) && within(o.clip_steps, 8);
+           within(o.refit_rounds, 16) && within(o.clip_steps, 8) && o.key_basis <= kvarn::basis::rotated && o.value_basis <= kvarn::basis::rotated;
 }
 
 /// What one call left behind.

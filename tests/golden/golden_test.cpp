@@ -87,7 +87,7 @@ support::bytes encoded(const golden_case& c)
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     support::expect_ok(kvarn::quantize_kv<Arch>(
         f, support::dense_keys(f, k.data(), 1, 1), support::dense_values(f, v.data(), 1, 1),
-        kvarn::tile_major(f, support::as_bytes(record.data()), record.size(), 1, 1, kvarn::record_stride::reference),
+        kvarn::tile_major_records(f, support::as_bytes(record.data()), record.size(), 1, 1, kvarn::record_stride::reference),
         std::span<std::byte>(scratch), support::paper(c.iterations)));
     return record;
 }

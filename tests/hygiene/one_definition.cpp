@@ -21,7 +21,7 @@ unsigned KVARN_JOIN(use_, KVARN_PART)()
     static std::byte records[16384], scratch[1 << 20];
     const std::size_t bytes = kvarn::grid_bytes(*f, 1, 1);
     if (bytes > sizeof records || kvarn::scratch_bytes(*f) > sizeof scratch) return 0;
-    const auto grid = kvarn::tile_major(*f, records, bytes, 1, 1);
+    const auto grid = kvarn::tile_major_records(*f, records, bytes, 1, 1);
     if (kvarn::quantize_kv(*f, kvarn::token_major(k, 32, 1, 64), kvarn::token_major(v, 32, 1, 64), grid, scratch) != kvarn::status::ok)
         return 0;
     if (kvarn::dequantize_kv(*f, grid, kvarn::token_major(k, 32, 1, 64), kvarn::token_major(v, 32, 1, 64), kvarn::basis::original,

@@ -135,7 +135,7 @@ std::vector<std::byte> run(const char* type, const kvarn::format& f, const kvarn
     const std::vector<T> v = fill<T>(group * heads, dv, c, seed + 1);
     std::vector<std::byte> records(kvarn::grid_bytes(f, 1, heads));
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
-    const auto grid = kvarn::tile_major(f, records.data(), records.size(), 1, heads);
+    const auto grid = kvarn::tile_major_records(f, records.data(), records.size(), 1, heads);
 
     std::vector<kvarn::record_errors> errors(heads);
     const auto keys = kvarn::token_major(k.data(), group, heads, dk);
@@ -176,7 +176,7 @@ void attend(const kvarn::format& f, std::span<const std::byte> records, std::uin
     const auto v = fill<float>(tail, dv, content::random, seed + 2);
     std::vector<float> out(m * r * dv);
     std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(f, m * r));
-    const kvarn::kv_segment tiles = kvarn::sealed_tiles(f, kvarn::tile_major(f, records.data(), 2 * kvarn::record_bytes(f), 2, 1), 0);
+    const kvarn::kv_segment tiles = kvarn::sealed_tiles(f, kvarn::tile_major_records(f, records.data(), 2 * kvarn::record_bytes(f), 2, 1), 0);
     const kvarn::kv_segment history[] = {
         tiles,
         kvarn::token_range(f, tiles, group / 2 + 3, group - 7),

@@ -70,7 +70,7 @@ struct cache {
     }
     [[nodiscard]] kvarn::record_grid<std::byte> records(std::vector<std::byte>& to) const
     {
-        return kvarn::tile_major(format, to.data(), to.size(), tiles, heads);
+        return kvarn::tile_major_records(format, to.data(), to.size(), tiles, heads);
     }
 };
 

@@ -27,7 +27,7 @@ std::vector<std::byte> seal(kvarn::kv_view<T> k, kvarn::kv_view<T> v)
 {
     const kvarn::format f = tested_format();
     std::vector<std::byte> bytes(kvarn::grid_bytes(f, 1, 1));
-    REQUIRE(kvarn::quantize_kv(f, k, v, kvarn::tile_major(f, bytes.data(), bytes.size(), 1, 1)) == kvarn::status::ok);
+    REQUIRE(kvarn::quantize_kv(f, k, v, kvarn::tile_major_records(f, bytes.data(), bytes.size(), 1, 1)) == kvarn::status::ok);
     return bytes;
 }
 
@@ -44,7 +44,7 @@ void check_same_bits(Convert&& convert)
     CHECK(records == seal(b, b));
 
     const kvarn::format f = tested_format();
-    const auto grid = kvarn::tile_major(f, records.data(), records.size(), 1, 1);
+    const auto grid = kvarn::tile_major_records(f, records.data(), records.size(), 1, 1);
     REQUIRE(kvarn::dequantize_kv(f, grid, a, kvarn::kv_view<T>{}, kvarn::basis::original) == kvarn::status::ok);
     REQUIRE(kvarn::dequantize_kv(f, grid, b, kvarn::kv_view<kvarn::storage_t<T>>{}, kvarn::basis::original) == kvarn::status::ok);
     CHECK(std::memcmp(own.data(), stored.data(), own.size() * sizeof(T)) == 0);
@@ -81,7 +81,7 @@ TEST_CASE("interop/eigen: matrices of either storage order are the same tile", "
 
     Eigen::MatrixXf decoded = Eigen::MatrixXf::Zero(tokens, head_dim);
     const kvarn::format f = tested_format();
-    REQUIRE(kvarn::dequantize_kv(f, kvarn::tile_major(f, expected.data(), expected.size(), 1, 1), kvarn::view_of(decoded),
+    REQUIRE(kvarn::dequantize_kv(f, kvarn::tile_major_records(f, expected.data(), expected.size(), 1, 1), kvarn::view_of(decoded),
                                  kvarn::kv_view<float>{}, kvarn::basis::original) == kvarn::status::ok);
     CHECK((decoded - columns).norm() < 0.15f * columns.norm());
 }
@@ -93,8 +93,8 @@ TEST_CASE("interop/owning: the allocating overloads do what the others do, error
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = value_at(i);
     const auto view = kvarn::head_major(x.data(), tokens, 1, head_dim);
     std::vector<std::byte> bytes(kvarn::grid_bytes(f, 1, 1)), scratch(kvarn::scratch_bytes(f));
-    REQUIRE(kvarn::quantize_kv(f, view, view, kvarn::tile_major(f, bytes.data(), bytes.size(), 1, 1), scratch) == kvarn::status::ok);
+    REQUIRE(kvarn::quantize_kv(f, view, view, kvarn::tile_major_records(f, bytes.data(), bytes.size(), 1, 1), scratch) == kvarn::status::ok);
     CHECK(bytes == seal(view, view));
-    CHECK(kvarn::quantize_kv(f, view, view, kvarn::tile_major(f, bytes.data(), bytes.size() - 1, 1, 1)) ==
+    CHECK(kvarn::quantize_kv(f, view, view, kvarn::tile_major_records(f, bytes.data(), bytes.size() - 1, 1, 1)) ==
           kvarn::status::buffer_too_small);
 }

@@ -388,7 +388,7 @@ TEST_CASE("language_model/engine: sealed tiles are what the quantizers make of t
     }
     const kvarn::format& f = fed.plan.format;
     std::vector<std::byte> records(kvarn::grid_bytes(f, 3, 2)), scratch(kvarn::scratch_bytes(f));
-    const auto grid = kvarn::tile_major(f, records.data(), records.size(), 3, 2);
+    const auto grid = kvarn::tile_major_records(f, records.data(), records.size(), 3, 2);
     const auto view = [&](const std::vector<kvarn::half>& x) {
         return kvarn::token_major<const kvarn::half>(x.data() + 10 * 2 * 64, 96, 2, 64);
     };

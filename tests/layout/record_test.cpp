@@ -92,7 +92,7 @@ TEST_CASE("layout/record: dense grids", "[unit]")
     const kvarn::format f = named("k4v2_g64", 64);
     std::vector<std::uint8_t> bytes(kvarn::grid_bytes(f, 3, 2));
     CHECK(bytes.size() == 6 * 3840);
-    const auto by_tile = kvarn::tile_major(f, bytes.data(), bytes.size(), 3, 2);
+    const auto by_tile = kvarn::tile_major_records(f, bytes.data(), bytes.size(), 3, 2);
     const auto by_head = kvarn::head_major_records(f, bytes.data(), bytes.size(), 3, 2);
     for (std::size_t tile = 0; tile < 3; ++tile)
         for (std::size_t head = 0; head < 2; ++head) {

@@ -190,7 +190,7 @@ TEST_CASE("property/determinism: ranges in any order, on any thread, with dirty 
         const auto encode_items = [&](support::bytes& records, std::vector<std::byte>& scratch, std::size_t begin, std::size_t end) {
             return kvarn::quantize_kv(f, support::dense_keys(f, x.k.data(), tiles, heads),
                                       support::dense_values(f, x.v.data(), tiles, heads),
-                                      kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads),
+                                      kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads),
                                       std::span<std::byte>(scratch), {}, {begin, end});
         };
         {
@@ -225,7 +225,7 @@ TEST_CASE("property/determinism: ranges in any order, on any thread, with dirty 
                 threads.emplace_back([&, t] {
                     std::vector<std::byte> scratch(kvarn::scratch_bytes(f), std::byte{0xff});
                     results[t] = kvarn::dequantize_kv(
-                        f, kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads),
+                        f, kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads),
                         support::dense_keys(f, back.k.data(), tiles, heads), support::dense_values(f, back.v.data(), tiles, heads),
                         kvarn::basis::original, std::span<std::byte>(scratch), {t * 2, t * 2 + 2});
                 });

@@ -86,7 +86,7 @@ TEST_CASE("property/strides: records do not depend on the strides of the input",
                 support::bytes records(wanted.size(), 0xa5);
                 std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
                 REQUIRE(kvarn::quantize_kv<decltype(arch)>(
-                            f, k.view, v.view, kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads),
+                            f, k.view, v.view, kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads),
                             std::span<std::byte>(scratch)) == kvarn::status::ok);
                 const bool same = records == wanted;
                 CHECK(same);
@@ -118,7 +118,7 @@ TEST_CASE("property/strides: results do not depend on the strides of the output,
                     auto k = arrange<T>(k_ways[i], blank_k, tokens, kc), v = arrange<T>(v_way, blank_v, tokens, vc);
                     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
                     REQUIRE(kvarn::dequantize_kv<decltype(arch)>(
-                                f, kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads), k.view, v.view,
+                                f, kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads), k.view, v.view,
                                 basis, std::span<std::byte>(scratch)) == kvarn::status::ok);
                     // The whole memory, gaps included, is what arranging the dense result gives.
                     CHECK(support::same_bits(k.memory, arrange<T>(k_ways[i], dense.k, tokens, kc).memory));
@@ -144,7 +144,7 @@ TEST_CASE("property/strides: a stride of zero repeats tokens, heads or channels"
     const kvarn::kv_view<float> repeated{token.data(), support::tokens_of(f, tiles), heads, 64, 0, 0, 1};
     support::bytes records(kvarn::grid_bytes(f, tiles, heads), 0xa5);
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
-    REQUIRE(kvarn::quantize_kv(f, repeated, repeated, kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads),
+    REQUIRE(kvarn::quantize_kv(f, repeated, repeated, kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads),
                                std::span<std::byte>(scratch)) == kvarn::status::ok);
     CHECK(records == support::encode(f, dense));
 }
@@ -164,7 +164,7 @@ TEST_CASE("property/strides: records and scratch at any address and stride, guar
                 support::bytes memory(guard + offset + records_bytes + guard, 0x5a);
                 std::byte* const first = support::as_bytes(memory.data() + guard + offset);
                 const auto grid = by_head ? kvarn::head_major_records(f, first, records_bytes, tiles, heads)
-                                          : kvarn::tile_major(f, first, records_bytes, tiles, heads);
+                                          : kvarn::tile_major_records(f, first, records_bytes, tiles, heads);
                 std::vector<std::byte> scratch(kvarn::scratch_bytes(f) + offset + 64, std::byte{0x3c});
                 const std::span<std::byte> shifted(scratch.data() + offset, kvarn::scratch_bytes(f));
                 REQUIRE(kvarn::quantize_kv(f, support::dense_keys(f, x.k.data(), tiles, heads),

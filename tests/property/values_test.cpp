@@ -230,7 +230,7 @@ TEST_CASE("property/values: exact channels come back as they went in", "[propert
                 using arch_type = decltype(arch);
                 support::bytes record(kvarn::record_bytes(f), 0xa5);
                 std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
-                const auto grid = kvarn::tile_major(f, support::as_bytes(record.data()), record.size(), 1, 1);
+                const auto grid = kvarn::tile_major_records(f, support::as_bytes(record.data()), record.size(), 1, 1);
                 REQUIRE(kvarn::quantize_kv<arch_type>(f, support::dense_keys(f, k.data(), 1, 1), kvarn::kv_view<kvarn::half>{}, grid,
                                                       std::span<std::byte>(scratch)) == kvarn::status::ok);
                 const std::size_t at = kvarn::layout_of(f).exact;

@@ -19,12 +19,12 @@ TEST_CASE("quantize/const_input: views of const give the same records, const rec
     support::bytes records(wanted.size(), 0xa5);
     const kvarn::kv_view<const float> k = support::dense_keys(f, x.k.data(), 2, 2), v = support::dense_values(f, x.v.data(), 2, 2);
     REQUIRE(kvarn::quantize_kv<kvarn::simd::portable>(
-                f, k, v, kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), 2, 2),
+                f, k, v, kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), 2, 2),
                 std::span<std::byte>(scratch)) == kvarn::status::ok);
     CHECK(records == wanted);
 
     std::vector<float> k_out(x.k.size()), v_out(x.v.size());
-    const kvarn::record_grid<const std::byte> grid = kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), 2, 2);
+    const kvarn::record_grid<const std::byte> grid = kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), 2, 2);
     REQUIRE(kvarn::dequantize_kv<kvarn::simd::portable>(f, grid, support::dense_keys(f, k_out.data(), 2, 2),
                                                         support::dense_values(f, v_out.data(), 2, 2), kvarn::basis::original,
                                                         std::span<std::byte>(scratch)) == kvarn::status::ok);

@@ -51,7 +51,7 @@ struct encode_call {
         scratch_memory.resize(kvarn::scratch_bytes(f));
         k_view = support::dense_keys(f, k.data(), tiles, heads);
         v_view = support::dense_values(f, v.data(), tiles, heads);
-        grid = kvarn::tile_major(f, support::as_bytes(records.data()), records.size() - 64, tiles, heads);
+        grid = kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size() - 64, tiles, heads);
         scratch = scratch_memory;
     }
     status run() { return kvarn::quantize_kv(format, k_view, v_view, grid, scratch, options, range); }
@@ -92,7 +92,7 @@ struct decode_call {
         scratch_memory.resize(kvarn::scratch_bytes(f));
         k_view = support::dense_keys(f, k.data(), tiles, heads);
         v_view = support::dense_values(f, v.data(), tiles, heads);
-        grid = kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads);
+        grid = kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads);
         scratch = scratch_memory;
     }
     status run() { return kvarn::dequantize_kv(format, grid, k_view, v_view, basis, scratch, range); }
@@ -170,7 +170,7 @@ TEST_CASE("quantize/errors: half and bfloat16 inputs that are not finite", "[uni
                     std::vector<T> k = support::stored<T>(good.k), v = support::stored<T>(good.v);
                     (in_values ? v : k)[last ? (in_values ? v : k).size() - 1 : 0] = T{bad};
                     support::bytes records(good.grid.bytes, 0xa5);
-                    const auto grid = kvarn::tile_major(f, support::as_bytes(records.data()), records.size(), tiles, heads);
+                    const auto grid = kvarn::tile_major_records(f, support::as_bytes(records.data()), records.size(), tiles, heads);
                     CHECK(kvarn::quantize_kv(f, support::dense_keys(f, k.data(), tiles, heads),
                                              support::dense_values(f, v.data(), tiles, heads), grid,
                                              good.scratch) == status::not_finite);
@@ -290,6 +290,8 @@ TEST_CASE("quantize/errors: options out of range", "[unit]")
                                   &kvarn::encode_options::refit_rounds, &kvarn::encode_options::clip_steps})
             encode_refuses(status::bad_argument, [&](encode_call& c) { c.options.*option = iterations; });
     encode_refuses(status::bad_argument, [](encode_call& c) { c.options.encoder = static_cast<kvarn::encoder>(99); });
+    encode_refuses(status::bad_argument, [](encode_call& c) { c.options.key_basis = static_cast<kvarn::basis>(2); });
+    encode_refuses(status::bad_argument, [](encode_call& c) { c.options.value_basis = static_cast<kvarn::basis>(255); });
     decode_refuses(status::bad_argument, [](decode_call& c) { c.basis = static_cast<kvarn::basis>(7); });
     for (const auto encoder : {kvarn::encoder::paper, kvarn::encoder::refined})
         for (const bool most : {false, true}) {

@@ -46,7 +46,7 @@ outcome run_with(unsigned setting, const kvarn::format& f, const support::kv_til
     out.v.resize(x.v.size());
     out.rotated = x.v;
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
-    const auto grid = kvarn::tile_major(f, support::as_bytes(out.records.data()), out.records.size(), 1, 1);
+    const auto grid = kvarn::tile_major_records(f, support::as_bytes(out.records.data()), out.records.size(), 1, 1);
     const auto k_in = support::dense_keys(f, in.k.data(), 1, 1), v_in = support::dense_values(f, in.v.data(), 1, 1);
     const auto k_out = support::dense_keys(f, out.k.data(), 1, 1), v_out = support::dense_values(f, out.v.data(), 1, 1);
     const auto to_rotate = support::dense_values(f, out.rotated.data(), 1, 1);
@@ -123,7 +123,7 @@ TEST_CASE("simd/float_environment: refused calls leave the register alone as wel
     {
         const register_setting guard(setting);
         got = kvarn::quantize_kv(f, support::dense_keys(f, k.data(), 1, 1), kvarn::kv_view<float>{},
-                                 kvarn::tile_major(f, support::as_bytes(record.data()), record.size(), 1, 1), std::span<std::byte>(scratch));
+                                 kvarn::tile_major_records(f, support::as_bytes(record.data()), record.size(), 1, 1), std::span<std::byte>(scratch));
         after = _mm_getcsr();
     }
     CHECK(got == kvarn::status::not_finite);

@@ -313,7 +313,7 @@ public:
             const std::size_t heads = where == record_storage::grid ? 3 : 1, head = where == record_storage::grid ? 1 : 0;
             const std::size_t odd = where == record_storage::grid ? 1 : 0;
             auto all = std::make_shared<bytes>(n * heads * each + odd, std::uint8_t{0xff});
-            auto grid = kvarn::tile_major(format_, as_bytes(all->data()) + odd, all->size() - odd, n, heads);
+            auto grid = kvarn::tile_major_records(format_, as_bytes(all->data()) + odd, all->size() - odd, n, heads);
             for (std::size_t i = 0; i < n; ++i) std::memcpy(grid.at(i, head), records[i].data(), content);
             segments_.push_back(kvarn::sealed_tiles(format_, grid, head));
             owned_.push_back(all);

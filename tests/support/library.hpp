@@ -221,7 +221,7 @@ bytes encode(const kvarn::format& f, const kv_tiles& x, const kvarn::encode_opti
     bytes records(kvarn::grid_bytes(f, x.tiles, x.heads, stride), 0xa5);
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
     expect_ok(kvarn::quantize_kv<Arch>(f, dense_keys(f, k.data(), x.tiles, x.heads), dense_values(f, v.data(), x.tiles, x.heads),
-                                       kvarn::tile_major(f, as_bytes(records.data()), records.size(), x.tiles, x.heads, stride),
+                                       kvarn::tile_major_records(f, as_bytes(records.data()), records.size(), x.tiles, x.heads, stride),
                                        std::span<std::byte>(scratch), options));
     return records;
 }
@@ -235,7 +235,7 @@ std::vector<kvarn::record_errors> encode_errors(const kvarn::format& f, const kv
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f), std::byte{0xff});
     std::vector<kvarn::record_errors> errors(x.tiles * x.heads);
     expect_ok(kvarn::quantize_kv<Arch>(f, dense_keys(f, k.data(), x.tiles, x.heads), dense_values(f, v.data(), x.tiles, x.heads),
-                                       kvarn::tile_major(f, as_bytes(records.data()), records.size(), x.tiles, x.heads),
+                                       kvarn::tile_major_records(f, as_bytes(records.data()), records.size(), x.tiles, x.heads),
                                        std::span<std::byte>(scratch), options, {}, std::span(errors)));
     return errors;
 }
@@ -253,7 +253,7 @@ stored_tiles<T> decode_as(const kvarn::format& f, const bytes& records, std::siz
     x.k.assign(tokens_of(f, tiles) * heads * static_cast<std::size_t>(f.key_channels()), stored<T>(-77.0f));
     x.v.assign(tokens_of(f, tiles) * heads * static_cast<std::size_t>(f.head_dim_v()), stored<T>(-77.0f));
     std::vector<std::byte> scratch(kvarn::scratch_bytes(f));
-    expect_ok(kvarn::dequantize_kv<Arch>(f, kvarn::tile_major(f, const_cast<std::byte*>(as_bytes(records.data())), records.size(), tiles, heads, stride),
+    expect_ok(kvarn::dequantize_kv<Arch>(f, kvarn::tile_major_records(f, const_cast<std::byte*>(as_bytes(records.data())), records.size(), tiles, heads, stride),
                                          dense_keys(f, x.k.data(), tiles, heads), dense_values(f, x.v.data(), tiles, heads), basis,
                                          std::span<std::byte>(scratch)));
     return x;

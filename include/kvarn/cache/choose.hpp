@@ -33,7 +33,7 @@ struct choose_options {
     /// is at most this; 8 where none is enough. (record_errors tell what to keep exact.)
     float most_key_error = 0.0f;
     float most_value_error = 0.0f;
-    encode_options encode{};
+    encode_options encode{};  ///< K and V in the original basis: rotated input cannot be compared with what it was
 };
 
 /// `base` with the widths of codes that keep most at no more than `bits` bits per element, scalars and padding included: k2v2, k3v2, k4v2 and
@@ -60,7 +60,8 @@ struct choose_options {
 /// `base` with its parts rotated or not, whichever loses less on the tiles of `k` and `v`, [tiles * group][1][channels], and with more bits
 /// where `options` say so. Everything else of `base` stays: V's part where `v` has no tokens, K's basis without queries (moments all zero).
 /// Head dimensions that cannot be rotated are not. Costs two seals and two decodings of the tiles, and one for every further width tried; take
-/// the first tile of a head. Errors: those of quantize_kv; bad_argument (a margin that is not above 0, a bound below 0), buffer_too_small.
+/// the first tile of a head. Errors: those of quantize_kv; bad_argument (a margin that is not above 0, a bound below 0, a basis of options.encode
+/// other than the original one), buffer_too_small.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] result<format> choose_format(const format& base, kv_view<T> k, kv_view<T> v, std::span<const std::uint64_t> moments,
                                            std::span<std::byte> scratch, const choose_options& options = {}) noexcept;
@@ -105,7 +106,7 @@ result<tile_loss> loss_of(const format& f, const kv_view<T>& k, const kv_view<T>
 {
     const auto group = static_cast<std::size_t>(f.group()), dim = static_cast<std::size_t>(f.head_dim_k()),
                value_dim = static_cast<std::size_t>(f.head_dim_v());
-    const auto record = tile_major(f, memory, record_bytes(f), 1, 1);
+    const auto record = tile_major_records(f, memory, record_bytes(f), 1, 1);
     float* const keys = reinterpret_cast<float*>(memory + whole_lines(record_bytes(f)));
     float* const values = keys + group * dim;
     const auto value_tokens = f.has_values() ? token_major(values, group, 1, value_dim) : kv_view<float>{};
@@ -179,6 +180,7 @@ result<format> choose_format(const format& base, kv_view<T> k, kv_view<T> v, std
     const auto dim = static_cast<std::size_t>(base.head_dim_k()), group = static_cast<std::size_t>(base.group());
     const bool with_values = base.has_values() && v.tokens != 0;
     if (!(options.margin > 0.0f) || !(options.value_margin > 0.0f)) return status::bad_argument;
+    if (options.encode.key_basis != basis::original || options.encode.value_basis != basis::original) return status::bad_argument;
     if (!(options.most_key_error >= 0.0f) || !(options.most_value_error >= 0.0f)) return status::bad_argument;
     if (k.heads != 1 || k.channels != static_cast<std::size_t>(base.key_channels())) return status::shape_mismatch;
     if (k.tokens == 0 || k.tokens % group != 0) return status::token_count_mismatch;

@@ -121,8 +121,8 @@ KVARN_NOINLINE status encode_item(const pool_state& s, seal_job& job, std::size_
     const record_grid<std::byte> record{place.records + static_cast<std::size_t>(job.record) * place.record_bytes,
                                         place.record_bytes, 1, 1, place.record_bytes, place.record_bytes, place.record_bytes};
     encode_options options = s.config.encode;
-    //KB options.key_basis = s.config.key_basis;
-    //KB options.value_basis = s.config.value_basis;
+    options.key_basis = s.config.key_basis;
+    options.value_basis = s.config.value_basis;
     const auto tile = [&]<class T>(std::type_identity<T>, std::byte* base, std::size_t row) KVARN_LAMBDA {
         if (row == 0) return kv_view<const T>{};
         return token_major(reinterpret_cast<const T*>(base + static_cast<std::size_t>(job.exact) * s.group * row), s.group, 1, row / sizeof(T));

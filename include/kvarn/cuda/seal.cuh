@@ -2,7 +2,7 @@
 #pragma once
 // Seals tiles on a GPU: exact tokens to records, the bytes that quantize_kv writes (format.md sections 2 to 5). One launch for
 // all tiles, heads and both parts; one thread block for a part, its tile in shared memory or, where it does not fit, in the
-// caller's workspace. In: float, half or bfloat16 tokens, original basis, strided or paged. Out: records. float accumulators. No
+// caller's workspace. In: float, half or bfloat16 tokens, original basis or rotated, strided or paged. Out: records. float accumulators. No
 // allocation, no synchronisation; may be captured in a graph. Thread safe.
 //
 // Values that are not finite, or too large for a half scalar, cannot be refused before a launch: `statuses` says it afterwards,
@@ -51,7 +51,7 @@ struct seal_part {
     input_tiles tokens;
     int dim, bits;
     part_fields at;
-    float rotation_scale;  // 0: not rotated
+    float rotation_scale;  // 0: nothing to rotate
     float safe_magnitude;  // up to here no scalar can overflow
 };
 
@@ -227,11 +227,11 @@ KVARN_DEVICE KVARN_INLINE void seal_block(Team& team, const seal_call& c, int bl
             tokens, dim, bits, fields, rotated ? hadamard_scale(dim) : 0.0f, rotated ? 48000.0f / root : 48000.0f};
     };
     seal_call c;
-    c.part[0] = part(a.k, f.head_dim_k(), f.key_bits(), f.keys_rotated(),
+    c.part[0] = part(a.k, f.head_dim_k(), f.key_bits(), kvarn::detail::turns_keys(f, o),
                      {offset(at.k_codes), offset(at.k_channel_scale), offset(at.k_channel_zero), offset(at.k_token_scale)});
     c.part[1] = c.part[0];
     if (f.has_values())
-        c.part[1] = part(a.v, f.head_dim_v(), f.value_bits(), f.values_rotated(),
+        c.part[1] = part(a.v, f.head_dim_v(), f.value_bits(), kvarn::detail::turns_values(f, o),
                          {offset(at.v_codes), offset(at.v_token_scale), offset(at.v_token_zero), offset(at.v_channel_scale)});
     c.records = a.records;
     c.statuses = a.statuses;

@@ -3,9 +3,11 @@
 // The options of the encoders, the same for the CPU and for CUDA: plain data, and which values are accepted. The record and its
 // decoder are the same for all. constexpr; no memory.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstdint>
 
-#include <kvarn/base/config.hpp>
+#include <kvarn/layout/format.hpp>
 
 namespace kvarn {
 
@@ -23,6 +25,11 @@ struct encode_options {
                                  ///< up to `iterations`, if those are more
     int refit_rounds = 5;        ///< refined: refits of both axes' scalars, 0..16
     int clip_steps = 2;          ///< refined: clip ranges 1, 0.9, 0.8, ... tried below the whole one, 0..8
+    /// Which basis the quantized channels of the input are in. rotated: that of the records already, as where the rotation is folded into the
+    /// projections, and nothing is rotated; the record is the one that a format without rotation gives for the same values. Exact channels
+    /// are never rotated. Where the format does not rotate, both mean the same.
+    basis key_basis = basis::original;
+    basis value_basis = basis::original;
 };
 
 namespace detail {
@@ -33,6 +40,18 @@ namespace detail {
     return o.iterations > o.refined_iterations ? o.iterations : o.refined_iterations;
 }
 
+/// Whether an encoder has to rotate its K, or its V.
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool turns_keys(const format& f, const encode_options& o) noexcept
+{
+    return f.keys_rotated() && o.key_basis == basis::original;
+}
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool turns_values(const format& f, const encode_options& o) noexcept
+{
+    return f.values_rotated() && o.value_basis == basis::original;
+}
+
+[[nodiscard]] KVARN_INLINE constexpr bool is_basis(basis b) noexcept { return b == basis::original || b == basis::rotated; }
+
 [[nodiscard]] KVARN_INLINE constexpr bool is_count(int x, int most) noexcept
 {
     return x >= 0 && x <= most;
@@ -42,7 +61,8 @@ namespace detail {
 [[nodiscard]] KVARN_INLINE constexpr bool is_valid(const encode_options& o) noexcept
 {
     return (o.encoder == encoder::paper || o.encoder == encoder::refined) && is_count(o.iterations, 64) &&
-           is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8);
+           is_count(o.refined_iterations, 64) && is_count(o.refit_rounds, 16) && is_count(o.clip_steps, 8) &&
+           is_basis(o.key_basis) && is_basis(o.value_basis);
 }
 
 }  // namespace detail

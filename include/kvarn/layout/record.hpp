@@ -128,8 +128,9 @@ struct record_range {
 
 /// A dense grid: all heads of tile 0, then all heads of tile 1, ...
 template <class Byte>
-[[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> tile_major(const format& f, Byte* data, std::size_t bytes, std::size_t tiles,
-                                                     std::size_t heads, record_stride stride = record_stride::packed) noexcept
+[[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> tile_major_records(const format& f, Byte* data, std::size_t bytes,
+                                                             std::size_t tiles, std::size_t heads,
+                                                             record_stride stride = record_stride::packed) noexcept
 {
     const std::size_t one = record_bytes(f, stride);
     return {data, bytes, tiles, heads, one * heads, one, one};

@@ -81,21 +81,22 @@ KVARN_INLINE status check_memory(const format& f, const record_grid<Byte>& recor
     return status::ok;
 }
 
-/// Up to this magnitude of the input no scalar can overflow a half, whatever the tile: |scale * code + zero| <= |rotated value| / smallest factor.
-KVARN_INLINE float safe_magnitude(bool rotated, int dim) noexcept
+/// Up to this magnitude of the input no scalar can overflow a half, whatever the tile: |scale * code + zero| <= |value in the tile| / smallest
+/// factor, and a rotation can gather all channels in one, which input that is rotated already has behind it.
+KVARN_INLINE float safe_magnitude(bool rotates, int dim) noexcept
 {
-    return rotated ? 48000.0f / std::sqrt(static_cast<float>(dim)) : 48000.0f;
+    return rotates ? 48000.0f / std::sqrt(static_cast<float>(dim)) : 48000.0f;
 }
 
 inline constexpr float hopeless_magnitude = 1e11f;  // above: the scalars of a tile cannot hold it, and squares may overflow
 
 /// Checks one part of one tile: ok, not_finite, or scale_overflow (found by a trial encoding where it is not plain).
 template <class Trial>
-KVARN_INLINE status check_part(bool rotated, std::uint32_t largest_bits, int dim, Trial&& trial) noexcept
+KVARN_INLINE status check_part(bool rotates, std::uint32_t largest_bits, int dim, Trial&& trial) noexcept
 {
     if (largest_bits >= infinity_bits) return status::not_finite;
     const float largest = std::bit_cast<float>(largest_bits);
-    if (largest <= safe_magnitude(rotated, dim)) return status::ok;
+    if (largest <= safe_magnitude(rotates, dim)) return status::ok;
     if (largest > hopeless_magnitude || !trial()) return status::scale_overflow;
     return status::ok;
 }
@@ -104,7 +105,7 @@ template <class Arch, class T>
 status check_tile(const format& f, const tile_source<const T>& k, const tile_source<const T>& v, const tile_memory& m,
                   const encode_options& options) noexcept
 {
-    const status keys = check_part(f.keys_rotated(), largest_value<Arch>(k, f.group(), f.head_dim_k()), f.head_dim_k(),
+    const status keys = check_part(turns_keys(f, options), largest_value<Arch>(k, f.group(), f.head_dim_k()), f.head_dim_k(),
                                    [&] { return encode_keys<Arch>(f, k, m, options, nullptr, nullptr); });
     if (keys != status::ok) return keys;
     if (f.exact_channels() != 0) {
@@ -114,7 +115,7 @@ status check_tile(const format& f, const tile_source<const T>& k, const tile_sou
         if (std::bit_cast<float>(largest) >= half_overflow) return status::scale_overflow;
     }
     if (!f.has_values()) return status::ok;
-    return check_part(f.values_rotated(), largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),
+    return check_part(turns_values(f, options), largest_value<Arch>(v, f.group(), f.head_dim_v()), f.head_dim_v(),
                       [&] { return encode_values<Arch>(f, v, m, options, nullptr, nullptr); });
 }
 

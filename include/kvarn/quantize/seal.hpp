@@ -25,7 +25,7 @@ KVARN_INLINE void zero_fill(float* from, std::ptrdiff_t count) noexcept
     for (std::ptrdiff_t i = 0; i < count; i += simd::lane_count) simd::lanes<Arch>::broadcast(0.0f).store(from + i);
 }
 
-/// K: tokens to tile[channel * stride + token], rotated.
+/// K: tokens to tile[channel * stride + token], rotated on the way where asked.
 template <class Arch, class T>
 KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated, int dim, int group, const tile_memory& m,
                                   std::ptrdiff_t stride) noexcept
@@ -44,7 +44,7 @@ KVARN_NOINLINE void load_key_tile(const tile_source<const T>& from, bool rotated
     zero_fill<Arch>(m.tile + dim * stride, (simd::whole_lanes(dim) - dim) * stride);
 }
 
-/// V: tokens to tile[token * stride + channel], rotated.
+/// V: tokens to tile[token * stride + channel], rotated on the way where asked.
 template <class Arch, class T>
 KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotated, int dim, int group, const tile_memory& m,
                                     std::ptrdiff_t stride) noexcept
@@ -123,7 +123,7 @@ bool encode_keys(const format& f, const tile_source<const T>& k, const tile_memo
 {
     const record_layout at = layout_of(f);
     const std::ptrdiff_t stride = f.group() + tile_padding;
-    load_key_tile<Arch>(k, f.keys_rotated(), f.head_dim_k(), f.group(), m, stride);
+    load_key_tile<Arch>(k, turns_keys(f, options), f.head_dim_k(), f.group(), m, stride);
     return encode_part<Arch>(m, stride, f.head_dim_k(), f.group(), token_axis::axis1, f.key_bits(), options, record,
                              {at.k_codes, at.k_channel_scale, at.k_channel_zero, at.k_token_scale}, errors);
 }
@@ -135,7 +135,7 @@ bool encode_values(const format& f, const tile_source<const T>& v, const tile_me
 {
     const record_layout at = layout_of(f);
     const std::ptrdiff_t stride = simd::whole_lanes(f.head_dim_v()) + tile_padding;
-    load_value_tile<Arch>(v, f.values_rotated(), f.head_dim_v(), f.group(), m, stride);
+    load_value_tile<Arch>(v, turns_values(f, options), f.head_dim_v(), f.group(), m, stride);
     return encode_part<Arch>(m, stride, f.group(), f.head_dim_v(), token_axis::axis0, f.value_bits(), options, record,
                              {at.v_codes, at.v_token_scale, at.v_token_zero, at.v_channel_scale}, errors);
 }

@@ -29,7 +29,7 @@ int main()
         names += ' ';
         same = same && kvarn::select_arch(kvarn::simd::arch_traits<decltype(a)>::name) == kvarn::status::ok;
         std::vector<std::byte> bytes(kvarn::grid_bytes(*format, 1, 2));
-        const auto records = kvarn::tile_major(*format, bytes.data(), bytes.size(), 1, 2);
+        const auto records = kvarn::tile_major_records(*format, bytes.data(), bytes.size(), 1, 2);
         auto done = kvarn::dispatch([&](auto arch) { return kvarn::quantize_kv<decltype(arch)>(*format, view(k), view(v), records); });
         if (done == kvarn::status::ok)
             done = kvarn::dispatch([&](auto arch) {

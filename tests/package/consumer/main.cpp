@@ -19,7 +19,7 @@ int main()
     const auto bytes = quantize_elsewhere(*format, k, v);
     std::vector<float> k2(k.size()), v2(v.size());
     const auto status = kvarn::dequantize_kv(
-        *format, kvarn::record_grid<const std::byte>(kvarn::tile_major(*format, bytes.data(), bytes.size(), 1, 2)),
+        *format, kvarn::record_grid<const std::byte>(kvarn::tile_major_records(*format, bytes.data(), bytes.size(), 1, 2)),
         kvarn::head_major(k2.data(), 64, 2, 64), kvarn::head_major(v2.data(), 64, 2, 64), kvarn::basis::original);
     if (status != kvarn::status::ok) return 2;
     double error = 0, power = 0;

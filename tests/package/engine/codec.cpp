@@ -17,7 +17,7 @@ std::vector<std::byte> ENGINE::seal(const std::vector<float>& k, const std::vect
     const auto status = kvarn::dispatch([&](auto arch) {
         return kvarn::quantize_kv<decltype(arch)>(*format, kvarn::head_major(k.data(), 64, 2, 64),
                                                   kvarn::head_major(v.data(), 64, 2, 64),
-                                                  kvarn::tile_major(*format, bytes.data(), bytes.size(), 1, 2));
+                                                  kvarn::tile_major_records(*format, bytes.data(), bytes.size(), 1, 2));
     });
     return status == kvarn::status::ok ? bytes : std::vector<std::byte>{};
 }

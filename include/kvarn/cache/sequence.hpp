@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+// What the operations of cache_pool on sequences do: spans are made, cut and shared, blocks taken and given back; no value is looked at, and
+// none is copied but where a shared exact block is written to. In: a pool. The interface is in cache/pool.hpp, which includes this.
+
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <kvarn/cache/pool.hpp>
+
+namespace kvarn {
+
+namespace detail {
+
+/// Bytes of one exact token's K and V in every layer and head of block `block`, tokens [first, first + count), to another block's.
+KVARN_INLINE void copy_exact(const pool_state& s, std::int32_t from, std::int32_t to, std::size_t first, std::size_t count) noexcept
+{
+    const auto copy = [&](std::byte* base, std::size_t row) KVARN_LAMBDA {
+        if (row == 0) return;
+        std::memcpy(base + (static_cast<std::size_t>(to) * s.group + first) * row, base + (static_cast<std::size_t>(from) * s.group + first) * row,
+                    count * row);
+    };
+    for (std::size_t i = 0; i < s.layers * s.heads; ++i) {
+        copy(s.places[i].keys, s.key_row);
+        copy(s.places[i].values, s.value_row);
+    }
+}
+
+/// Under the lock.
+KVARN_INLINE void release_block(pool_state& s, const cache_span& span, std::int32_t block) noexcept
+{
+    if (span.sealed) s.blocks.release_record(block);
+    else s.blocks.release_exact(block);
+}
+
+/// Takes `tokens` tokens off the end of a sequence. Under the lock.
+KVARN_INLINE void trim_end(pool_state& s, std::uint32_t slot, std::size_t tokens) noexcept
+{
+    sequence_state& q = s.sequences[slot];
+    cache_span* const spans = s.spans_of(slot);
+    while (tokens != 0) {
+        cache_span& last = spans[q.spans - 1];
+        if (last.count > tokens) {
+            last.count = static_cast<std::uint16_t>(last.count - tokens);
+            return;
+        }
+        tokens -= last.count;
+        release_block(s, last, s.table_of(slot)[--q.spans]);
+    }
+}
+
+KVARN_INLINE void forget_stored(pool_state& s, std::uint32_t slot) noexcept
+{
+    std::uint32_t* const stored = s.stored_of(slot);
+    for (std::size_t i = 0; i < s.layers * s.heads; ++i) stored[i] = 0;
+}
+
+/// Drops the drafts. Under the lock.
+KVARN_INLINE void drop_drafts(pool_state& s, std::uint32_t slot, std::size_t from) noexcept
+{
+    sequence_state& q = s.sequences[slot];
+    const std::size_t gone = q.drafts - from;
+    trim_end(s, slot, gone);
+    q.next_position -= static_cast<std::int64_t>(gone);
+    q.drafts = from;
+}
+
+inline constexpr std::int64_t largest_position = std::int64_t{1} << 60;
+
+}  // namespace detail
+
+KVARN_INLINE result<sequence_id> cache_pool::open(std::int64_t first_position) noexcept
+{
+    if (first_position < 0 || first_position > detail::largest_position) return status::bad_argument;
+    const detail::pool_lock lock(s_->lock);
+    if (s_->free_slots == 0) return status::no_room;
+    const std::uint32_t slot = s_->unused[--s_->free_slots];
+    detail::sequence_state& q = s_->sequences[slot];
+    const std::uint32_t generation = q.generation;
+    q = {};
+    q.generation = generation;
+    q.open = true;
+    q.first_position = q.next_position = first_position;
+    detail::forget_stored(*s_, slot);
+    return sequence_id{slot, generation};
+}
+
+KVARN_INLINE status cache_pool::close(sequence_id id) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    const detail::pool_lock lock(s_->lock);
+    detail::trim_end(*s_, id.slot, q->committed + q->drafts);
+    q->open = false;
+    if (++q->generation == 0) return status::ok;  // after 2^32 sequences the slot has no more handles to give
+    s_->unused[s_->free_slots++] = id.slot;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens == 0) return status::ok;
+    const std::size_t group = s_->group;
+    if (tokens > s_->config.most_tokens - q->committed - q->drafts) return status::no_room;
+    if (q->next_position > detail::largest_position) return status::no_room;
+    detail::cache_span* const spans = s_->spans_of(id.slot);
+    std::int32_t* const table = s_->table_of(id.slot);
+    detail::cache_span* const last = q->spans != 0 ? spans + q->spans - 1 : nullptr;
+
+    // The last block goes on where the sequence does; a shared one is copied first.
+    std::size_t left = 0;
+    if (last != nullptr && !last->sealed && last->end() == q->next_position) left = group - last->first - last->count;
+    const std::size_t more = tokens > left ? detail::divide_up(tokens - left, group) : 0;
+    if (more > s_->config.most_spans - q->spans) return status::no_room;
+    std::int32_t copied = detail::no_block;
+    {
+        const detail::pool_lock lock(s_->lock);
+        const bool copy = left != 0 && s_->blocks.exact.holders[table[q->spans - 1]] > 1;
+        if (more + copy > s_->blocks.exact.free) return status::no_room;
+        if (copy) copied = s_->blocks.take_exact();
+        else if (left != 0) s_->blocks.unlink_exact(table[q->spans - 1]);
+        const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
+        std::size_t rest = tokens - (tokens < left ? tokens : left);
+        std::int64_t position = q->next_position + static_cast<std::int64_t>(tokens - rest);
+        for (std::size_t i = 0; i < more; ++i) {
+            const std::size_t count = rest < group ? rest : group;
+            table[q->spans + i] = s_->blocks.take_exact();
+            spans[q->spans + i] = {position, 0, static_cast<std::uint16_t>(count), false, position < sink_end};
+            position += static_cast<std::int64_t>(count);
+            rest -= count;
+        }
+    }
+    if (copied != detail::no_block) {
+        detail::copy_exact(*s_, table[q->spans - 1], copied, last->first, last->count);
+        const detail::pool_lock lock(s_->lock);
+        s_->blocks.release_exact(table[q->spans - 1]);
+        table[q->spans - 1] = copied;
+    }
+    if (left != 0) last->count = static_cast<std::uint16_t>(last->count + (tokens < left ? tokens : left));
+    q->spans += more;
+    q->drafts += tokens;
+    q->next_position += static_cast<std::int64_t>(tokens);
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::commit(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens > q->drafts) return status::bad_argument;
+    const std::uint32_t* const stored = s_->stored_of(id.slot);
+    for (std::size_t i = 0; i < s_->layers * s_->heads; ++i)
+        if (stored[i] < tokens) return status::bad_argument;
+    {
+        const detail::pool_lock lock(s_->lock);
+        detail::drop_drafts(*s_, id.slot, tokens);
+    }
+    q->committed += tokens;
+    q->drafts = 0;
+    detail::forget_stored(*s_, id.slot);
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::truncate(sequence_id id, std::int64_t position) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (position < q->first_position) return status::bad_argument;
+    const detail::cache_span* const spans = s_->spans_of(id.slot);
+    const detail::pool_lock lock(s_->lock);
+    detail::drop_drafts(*s_, id.slot, 0);
+    detail::forget_stored(*s_, id.slot);
+    std::size_t gone = 0;
+    for (std::size_t i = q->spans; i-- != 0 && spans[i].end() > position;)
+        gone += spans[i].position >= position ? spans[i].count : static_cast<std::size_t>(spans[i].end() - position);
+    detail::trim_end(*s_, id.slot, gone);
+    q->committed -= gone;
+    if (position < q->next_position) q->next_position = position;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (end < begin || q->drafts != 0) return status::bad_argument;
+    if (begin == end) return status::ok;
+    detail::cache_span* const spans = s_->spans_of(id.slot);
+    std::int32_t* const table = s_->table_of(id.slot);
+
+    // Spans [from, to) have tokens that go; the first may keep some before them, the last some behind.
+    std::size_t from = 0;
+    while (from < q->spans && spans[from].end() <= begin) ++from;
+    std::size_t to = from;
+    while (to < q->spans && spans[to].position < end) ++to;
+    if (from == to) return status::ok;
+    const std::size_t head = begin > spans[from].position ? static_cast<std::size_t>(begin - spans[from].position) : 0;
+    const std::size_t tail = spans[to - 1].end() > end ? static_cast<std::size_t>(spans[to - 1].end() - end) : 0;
+    const bool split = to - from == 1 && head != 0 && tail != 0;
+    if (split && q->spans == s_->config.most_spans) return status::no_room;
+    std::size_t gone = 0;
+    for (std::size_t i = from; i < to; ++i) gone += spans[i].count;
+    gone -= head + tail;
+
+    const detail::pool_lock lock(s_->lock);
+    if (split) {
+        std::memmove(spans + from + 1, spans + from, (q->spans - from) * sizeof(*spans));
+        std::memmove(table + from + 1, table + from, (q->spans - from) * sizeof(*table));
+        if (spans[from].sealed) s_->blocks.records.hold(table[from]);
+        else s_->blocks.exact.hold(table[from]);
+        ++q->spans;
+        ++to;
+    }
+    std::size_t first = from, last = to;  // what goes entirely
+    if (head != 0) spans[first++].count = static_cast<std::uint16_t>(head);
+    if (tail != 0) {
+        detail::cache_span& s = spans[--last];
+        s.position = end;
+        s.first = static_cast<std::uint16_t>(s.first + s.count - tail);
+        s.count = static_cast<std::uint16_t>(tail);
+    }
+    for (std::size_t i = first; i < last; ++i) detail::release_block(*s_, spans[i], table[i]);
+    std::memmove(spans + first, spans + last, (q->spans - last) * sizeof(*spans));
+    std::memmove(table + first, table + last, (q->spans - last) * sizeof(*table));
+    q->spans -= last - first;
+    q->committed -= gone;
+    return status::ok;
+}
+
+KVARN_INLINE status cache_pool::evict_front(sequence_id id, std::size_t tokens) noexcept
+{
+    detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (tokens == 0) return q->drafts != 0 ? status::bad_argument : status::ok;
+    const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
+    const detail::cache_span* const spans = s_->spans_of(id.slot);
+    for (std::size_t i = 0; i < q->spans; ++i) {
+        if (spans[i].end() <= sink_end) continue;
+        const std::int64_t begin = spans[i].position > sink_end ? spans[i].position : sink_end;
+        const auto count = static_cast<std::size_t>(spans[i].end() - begin);
+        if (tokens <= count) return erase(id, sink_end, begin + static_cast<std::int64_t>(tokens));
+        tokens -= count;
+    }
+    return status::bad_argument;
+}
+
+KVARN_INLINE result<sequence_id> cache_pool::fork(sequence_id id) noexcept
+{
+    const detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    if (q->drafts != 0) return status::bad_argument;
+    const auto made = open(q->first_position);
+    if (!made) return made;
+    detail::sequence_state& copy = s_->sequences[made->slot];
+    copy.spans = q->spans;
+    copy.committed = q->committed;
+    copy.next_position = q->next_position;
+    if (q->spans == 0) return made;
+    std::memcpy(s_->spans_of(made->slot), s_->spans_of(id.slot), q->spans * sizeof(detail::cache_span));
+    std::memcpy(s_->table_of(made->slot), s_->table_of(id.slot), q->spans * sizeof(std::int32_t));
+    const detail::pool_lock lock(s_->lock);
+    for (std::size_t i = 0; i < q->spans; ++i) {
+        const std::int32_t block = s_->table_of(id.slot)[i];
+        if (s_->spans_of(id.slot)[i].sealed) s_->blocks.records.hold(block);
+        else s_->blocks.exact.hold(block);
+    }
+    return made;
+}
+
+}  // namespace kvarn
