@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // One binary for many processors: this file is compiled for the lowest one, kvarn_add_kernels (CMakeLists.txt) compiles kvarn's
-// functions for several instruction sets, and kvarn::dispatch takes the best that the running processor has.
+// functions for several instruction sets, and kvarn::dispatched takes the best that the running processor has.
 //
 //   multi_isa [repetitions] [instruction set]
 //
@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include <kvarn/dispatch.hpp>
+#include <kvarn/dispatch/calls.hpp>
 
 namespace {
 
@@ -32,16 +32,12 @@ public:
 
     kvarn::status seal()
     {
-        return kvarn::dispatch([&](auto arch) {
-            return kvarn::quantize_kv<decltype(arch)>(format_, view(k_), view(v_), grid(), scratch_);
-        });
+        return kvarn::dispatched::quantize_kv(format_, view(k_), view(v_), grid(), scratch_);
     }
 
     kvarn::status open()
     {
-        return kvarn::dispatch([&](auto arch) {
-            return kvarn::dequantize_kv<decltype(arch)>(format_, grid(), view(k_back_), view(v_back_), kvarn::basis::original, scratch_);
-        });
+        return kvarn::dispatched::dequantize_kv(format_, grid(), view(k_back_), view(v_back_), kvarn::basis::original, scratch_);
     }
 
     static constexpr std::size_t records() { return tiles * heads; }

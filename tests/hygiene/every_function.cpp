@@ -9,7 +9,7 @@
 #include <kvarn/interop/eigen.hpp>
 #endif
 
-#include <kvarn/dispatch.hpp>
+#include <kvarn/dispatch/calls.hpp>
 #include <kvarn/interop/owning.hpp>
 #include <kvarn/kvarn.hpp>
 
@@ -70,6 +70,24 @@ kvarn::status attention(const kvarn::format& f, kvarn::record_grid<std::byte> re
     task.q = kvarn::token_major(q.data(), 1, q.size() / d, d);
     task.out = kvarn::token_major(out.data(), 1, out.size() / d, d);
     return kvarn::dispatch([&](auto arch) { return kvarn::attend<decltype(arch)>(f, task, {}, scratch); });
+}
+
+kvarn::status dispatched(const kvarn::format& f, kvarn::kv_view<fp16> k, kvarn::kv_view<const float> x, kvarn::record_grid<std::byte> records,
+                         std::span<const kvarn::attention_task> tasks, std::span<std::byte> workspace, std::span<std::byte> scratch)
+{
+    namespace call = kvarn::dispatched;
+    const kvarn::status all[] = {call::quantize_kv(f, k, k, records, scratch),
+                                 call::dequantize_kv(f, records, k, k, kvarn::basis::original, scratch),
+                                 call::attend(f, tasks[0], {}, scratch),
+                                 call::attend_item(f, tasks, {}, 0, 4, workspace, scratch),
+                                 call::combine_items(f, tasks, {}, 0, workspace, scratch),
+                                 call::convert(x, k),
+                                 call::convert(tasks[0].q, tasks[0].out),
+                                 call::rotate(k),
+                                 call::unrotate(k)};
+    for (const kvarn::status s : all)
+        if (s != kvarn::status::ok) return s;
+    return kvarn::status::ok;
 }
 
 double bits(const kvarn::format& f, std::size_t tokens)
