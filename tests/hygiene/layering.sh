@@ -46,6 +46,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
     else if (name ~ /^xsimd\// && mine != 2) wrong("includes <" name ">: only simd/ may")
     else if (name ~ /^(immintrin|xmmintrin|arm_neon)\.h$/ && mine != 2) wrong("includes <" name ">: only simd/ may")
     else if (name ~ /^(Eigen|unsupported)\// && mine != 6) wrong("includes <" name ">: only interop/ may")
+    else if (name == "xxhash.h" && FILENAME != "cache/file_format.hpp") wrong("includes <" name ">: only cache/file_format.hpp may")
     else if (name ~ /^(iostream|ostream|istream|fstream|sstream|iomanip|functional|stdexcept|exception|cstdio|stdio\.h|regex|random)$/ && mine != 6)
         wrong("includes <" name ">")
     else if (name ~ /^(vector|string|memory|map|unordered_map|deque|list|new|thread|mutex)$/ && (mine < 5 || mine > 6)) wrong("includes <" name ">: nothing below cache/ allocates or locks")
