@@ -261,9 +261,9 @@ public:
         if (!s.spans_of(id.slot)[span].sealed) return {};
         const auto& place = s.place(layer, head);
         const std::byte* const at = place.records + static_cast<std::size_t>(s.table_of(id.slot)[span]) * place.record_bytes;
-        std::vector<std::uint8_t> bytes(place.record_bytes);
-        std::memcpy(bytes.data(), at, bytes.size());
-        return bytes;
+        std::vector<std::uint8_t> copy(place.record_bytes);
+        std::memcpy(copy.data(), at, copy.size());
+        return copy;
     }
     /// All records of a sequence.
     [[nodiscard]] std::vector<std::uint8_t> records(kvarn::sequence_id id)
