@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../reference/attention.hpp"
+#include "guarded_bytes.hpp"
 #include "library.hpp"
 
 namespace support {
@@ -33,30 +34,6 @@ inline constexpr element_kind all_element_kinds[] = {element_kind::f32, element_
 enum class storage { dense, head_major, padded, scattered, backwards };
 inline constexpr storage all_storages[] = {storage::dense, storage::head_major, storage::padded, storage::scattered,
                                            storage::backwards};
-
-/// Bytes of memory at an odd address between guards.
-class guarded_bytes {
-public:
-    explicit guarded_bytes(std::size_t size, std::size_t misalignment = 1, std::uint8_t fill = 0xff)
-        : memory_(size + 2 * guard, 0xa5), at_(guard + misalignment), size_(size)
-    {
-        std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(at_), size, fill);
-    }
-    [[nodiscard]] std::byte* data() { return as_bytes(memory_.data() + at_); }
-    [[nodiscard]] std::span<std::byte> span() { return {data(), size_}; }
-    /// Whether nothing outside was written.
-    [[nodiscard]] bool intact() const
-    {
-        const auto whole = [](std::uint8_t b) { return b == 0xa5; };
-        return std::all_of(memory_.begin(), memory_.begin() + static_cast<std::ptrdiff_t>(at_), whole) &&
-               std::all_of(memory_.begin() + static_cast<std::ptrdiff_t>(at_ + size_), memory_.end(), whole);
-    }
-
-private:
-    static constexpr std::size_t guard = 192;
-    std::vector<std::uint8_t> memory_;
-    std::size_t at_, size_;
-};
 
 /// An array [token][head][channel] of one element type; what lies between its elements, before and after is filled with 0xa5.
 class strided_array {
