@@ -585,39 +585,47 @@ TEST_CASE("cli: plan says what caches take and what fits", "[program]")
         REQUIRE(at != std::string::npos);
         return out.substr(at + 1, out.find('\n', at + 1) - at - 1);
     };
-    // 32 layers x 8 heads; 128 exact tokens of 256 values, 1023 tiles of 13,824 bytes; on the way 1022 tiles and 127 tokens more.
-    const std::size_t tiles = 256u * 1023 * 13824, sink = 256u * 128 * 512;
+    const auto words_of = [&](const std::string& out, const std::string& name) {
+        std::istringstream line(line_of(out, name));
+        std::vector<std::string> words;
+        for (std::string w; line >> w;) {
+            w.erase(std::remove(w.begin(), w.end(), ','), w.end());
+            words.push_back(w);
+        }
+        return words;
+    };
+    // 32 layers x 8 heads, 1023 tiles of 13,824 bytes; a block of 128 exact tokens of 256 values for the sink, one for the tail; tables.
+    const std::size_t blocks = 256u * (1023u * 13824u + 2u * 128u * 512u);
     const outcome by_name = here.run("plan llama-3.1-8b --formats k4v2_g128 --memory 8GiB");
     CAPTURE(by_name.out, by_name.err);
     REQUIRE(by_name.code == 0);
-    std::string digits;
-    for (const char c : line_of(by_name.out, "k4v2_g128"))
-        if (c != ',') digits += c;
-    CHECK(digits.find(" " + std::to_string(tiles + sink) + " ") != std::string::npos);
+    const std::vector<std::string> words = words_of(by_name.out, "k4v2_g128");
+    REQUIRE(words.size() == 15);
+    const auto bytes_in = [&](const std::string& arguments) {
+        const outcome out = here.run("plan llama-3.1-8b --formats k4v2_g128 " + arguments);
+        CAPTURE(out.out, out.err);
+        REQUIRE(out.code == 0);
+        return std::stoull(words_of(out.out, "k4v2_g128").at(8));
+    };
+    const unsigned long long all = std::stoull(words[8]), memory = 8ull << 30;
+    CHECK(all > blocks);
+    CHECK(all < blocks + 200000);
     for (const char* wanted : {"17,179,869,184", "16.00 GiB", "100.0 %", "65,536"}) CHECK(line_of(by_name.out, "float16").find(wanted) != std::string::npos);
     const outcome by_numbers = here.run("plan --layers 32 --kv-heads 8 --head-dim 128 --formats k4v2_g128 --memory '8 gib'");
     CHECK(by_numbers.out == by_name.out);
-    // The longest context fits with all that it takes on the way, and one token more does not.
-    const auto number_in = [](const std::string& line, std::size_t from_end) {
-        std::istringstream words(line);
-        std::vector<std::string> all;
-        for (std::string w; words >> w;) all.push_back(w);
-        std::string plain;
-        for (const char c : all[all.size() - from_end])
-            if (c != ',') plain += c;
-        return std::stoull(plain);
-    };
-    const std::size_t longest = number_in(line_of(by_name.out, "k4v2_g128"), 2), most = number_in(line_of(by_name.out, "k4v2_g128"), 1);
-    const auto peak = [&](std::size_t tokens) {
-        const std::size_t sealed = (tokens - 128) / 128, rest = std::max<std::size_t>((tokens - 128) % 128 * 512, sealed == 0 ? 0 : 127 * 512 - 13824);
-        return 256 * (sealed * 13824 + rest) + sink;
-    };
-    CHECK(peak(longest) <= std::size_t{8} << 30);
-    CHECK(peak(longest + 1) > std::size_t{8} << 30);
-    CHECK(most == (std::size_t{8} << 30) / peak(131072));
+    // What is said to fit does, and one token or sequence more does not.
+    const unsigned long long longest = std::stoull(words[13]), most = std::stoull(words[14]);
+    CHECK(bytes_in("--context " + std::to_string(longest)) <= memory);
+    CHECK(bytes_in("--context " + std::to_string(longest + 1)) > memory);
+    CHECK(bytes_in("--sequences " + std::to_string(most)) <= memory);
+    CHECK(bytes_in("--sequences " + std::to_string(most + 1)) > memory);
+    // Five exact blocks and one record block less, and what tables take of that.
+    const unsigned long long longer = bytes_in("--recent 128 --step 512"), expected = all + 256u * (5u * 128u * 512u - 13824u);
+    CHECK((longer > expected ? longer - expected : expected - longer) < 1000);
     check_runs(here, "plan qwen2.5-0.5b --context 1 --sequences 3 --sink 0");
-    const outcome huge = here.run("plan --layers 1024 --kv-heads 1024 --head-dim 512 --context 268435456 --sequences 1048576");
+    const outcome huge = here.run("plan --layers 1024 --kv-heads 1024 --head-dim 512 --context 268435456");
     CHECK(huge.out.find("PiB") != std::string::npos);
+    check_refused(here, "plan --layers 1 --kv-heads 1 --head-dim 128 --context 268435456 --sequences 1048576", "more than one pool holds");
     check_refused(here, "plan", "the shape is missing");
     check_refused(here, "plan no-model", "no model 'no-model' is known");
     check_refused(here, "plan llama-3.1-8b --memory 3x", "is no size");
