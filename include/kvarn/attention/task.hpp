@@ -214,6 +214,7 @@ struct attention_task {
     const std::uint64_t* mask = nullptr;    ///< [m][mask_stride] words; null: none
     std::size_t mask_stride = 0;            ///< at least mask_tokens / 64, rounded up
     std::size_t mask_tokens = 0;            ///< newest positions that the mask speaks of; may be more than there are
+    const float* alibi_slopes = nullptr;    ///< [r], score += slope * (position of the key - of the query), after the soft cap; null: none
 };
 
 }  // namespace kvarn
