@@ -109,7 +109,8 @@ struct kv_segment {
 }
 
 /// All tokens of one head of `k` and `v` (sink or tail). `v` is empty (default) when V is read from K. Their bases: rotated means as in the
-/// records. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
+/// records. Values of tokens that some query sees must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are
+/// finite floats too.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head, basis key_basis,
                                                              basis value_basis) noexcept
 {

@@ -15,7 +15,10 @@
 namespace kvarn::detail {
 
 /// Position of the segment's first token if what comes before ends at `end`.
-[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept { return s.position >= 0 ? s.position : end; }
+[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept
+{
+    return s.position >= 0 ? s.position : end;
+}
 
 /// What the positions of one call are measured from.
 struct call_positions {
@@ -78,8 +81,8 @@ KVARN_NOINLINE void narrow_to_mask(int new_tokens, visible_block& b, const atten
 
 /// Sets r.seen for the tokens `part` of a block whose token 0 is at `position`.
 template <class Arch>
-KVARN_INLINE visible_block find_visible(const attention_task& task, const attention_options& o, const call_positions& at, std::int64_t position,
-                                        visible_range part, const attention_rows& r) noexcept
+KVARN_INLINE visible_block find_visible(const attention_task& task, const attention_options& o, const call_positions& at,
+                                        std::int64_t position, visible_range part, const attention_rows& r) noexcept
 {
     const int new_tokens = static_cast<int>(task.q.tokens), heads = static_cast<int>(task.q.heads);
     const bool masked = at.masked < position + part.end, causal = o.causal && !masked;
