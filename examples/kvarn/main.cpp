@@ -77,7 +77,12 @@ int run(int argc, char** argv)
     quantize_command->add_option("V.npy", quantizing.v, "values; may be left out, and is not read, for formats with 0 value bits")
         ->required();
     quantize_command->add_option("OUT", quantizing.out, "the file to write");
-    quantize_command->add_option("--format", quantizing.format, "k<bits>v<bits>_g<group> (default k4v2_g128)")->type_name("NAME");
+    quantize_command
+        ->add_option("--format", quantizing.format,
+                     "k<bits>v<bits>_g<group> (default k4v2_g128); with _auto each head chooses the basis of V by its first tile, and of K with --q")
+        ->type_name("NAME");
+    quantize_command->add_option("--q", quantizing.q, "with --format ..._auto: queries, [query heads, tokens, head_dim], to choose the basis of K by")
+        ->type_name("Q.npy");
     add_choice(quantize_command, "--encoder", quantizing.encoder, encoders, "how codes and scales are chosen (default refined)");
     quantize_command->add_option("--iterations", quantizing.iterations, "rounds of normalisation (default 8 for paper, 1 for refined)")
         ->type_name("N")

@@ -191,16 +191,16 @@ inline std::vector<bytes> random_records(const kvarn::format& f, std::size_t cou
     return records;
 }
 
-/// Overwrites what records hold of their tokens outside of [begin, end), counted over all of `records`: codes by random ones, token scalars
-/// and exact channels by the half with these bits.
-inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& records, std::size_t begin, std::size_t end, std::uint16_t half,
-                              random_source& random)
+/// Overwrites what records hold of tokens, counted over all of `records`: codes by random ones, token scalars and exact channels by the
+/// half with these bits. `chosen(token)` says which.
+template <class Chosen>
+void overwrite_tokens(const kvarn::format& f, std::vector<bytes>& records, Chosen&& chosen, std::uint16_t half, random_source& random)
 {
     const kvarn::record_layout at = kvarn::layout_of(f);
     const auto group = static_cast<std::size_t>(f.group());
     for (std::size_t i = 0; i < records.size(); ++i)
         for (std::size_t t = 0; t < group; ++t) {
-            if (i * group + t >= begin && i * group + t < end) continue;
+            if (!chosen(i * group + t)) continue;
             bytes& r = records[i];
             const auto put = [&](std::size_t scalars, std::size_t number) {
                 r[scalars + 2 * number] = static_cast<std::uint8_t>(half & 0xffu);
@@ -223,6 +223,13 @@ inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& record
             put(at.v_token_scale, t);
             put(at.v_token_zero, t);
         }
+}
+
+/// Those outside of [begin, end).
+inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& records, std::size_t begin, std::size_t end, std::uint16_t half,
+                              random_source& random)
+{
+    overwrite_tokens(f, records, [&](std::size_t t) { return t < begin || t >= end; }, half, random);
 }
 
 /// The history of one KV head: segments for the library, K and V in the original basis for the reference.
@@ -380,6 +387,7 @@ struct attention_query {
     kvarn::attention_options options{};
     std::vector<float> sink_logits{};
     std::int64_t first_position = -1;
+    std::vector<std::vector<bool>> mask{};  // [m][newest positions], or empty
     element_kind q_kind = element_kind::f32, out_kind = element_kind::f32;
     storage q_storage = storage::dense, out_storage = storage::dense;
 
@@ -405,7 +413,7 @@ inline std::string describe(const attention_query& x)
            std::to_string(o.logit_soft_cap) + ", window " + std::to_string(o.window) + (o.causal ? "" : ", not causal") +
            (o.query_basis == kvarn::basis::rotated ? ", q rotated" : "") +
            (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") +
-           ", first " + std::to_string(x.first_position);
+           ", first " + std::to_string(x.first_position) + (x.mask.empty() ? "" : ", mask of " + std::to_string(x.mask[0].size()));
 }
 
 /// What a call of attend gave, dense.
@@ -429,7 +437,16 @@ public:
           out_(x.out_kind, x.out_storage, x.tokens, x.heads, output_channels(f)),
           log_sum_exp_(element_kind::f32, storage::dense, x.rows(), 1, 1), sink_logits_(x.sink_logits),
           first_position_(x.first_position)
-    {}
+    {
+        if (x.mask.empty()) return;
+        // What is not spoken of is set: nobody may look there.
+        mask_tokens_ = x.mask[0].size();
+        mask_stride_ = (mask_tokens_ + 63) / 64 + 1;
+        mask_.assign(x.tokens * mask_stride_, ~std::uint64_t{0});
+        for (std::size_t m = 0; m < x.tokens; ++m)
+            for (std::size_t t = 0; t < mask_tokens_; ++t)
+                if (!x.mask[m][t]) mask_[m * mask_stride_ + t / 64] &= ~(std::uint64_t{1} << t % 64);
+    }
     [[nodiscard]] kvarn::attention_task task(std::span<const kvarn::kv_segment> segments)
     {
         kvarn::attention_task t;
@@ -439,6 +456,9 @@ public:
         t.log_sum_exp = static_cast<float*>(log_sum_exp_.view<false>().data);
         t.sink_logits = sink_logits_.empty() ? nullptr : sink_logits_.data();
         t.first_position = first_position_;
+        t.mask = mask_.empty() ? nullptr : mask_.data();
+        t.mask_stride = mask_stride_;
+        t.mask_tokens = mask_tokens_;
         return t;
     }
     [[nodiscard]] attention_outcome outcome(kvarn::status s, bool rest_intact) const
@@ -451,6 +471,8 @@ private:
     strided_array q_, out_, log_sum_exp_;
     std::vector<float> sink_logits_;
     std::int64_t first_position_;
+    std::vector<std::uint64_t> mask_;
+    std::size_t mask_stride_ = 0, mask_tokens_ = 0;
 };
 
 template <class Arch = kvarn::simd::native_arch>
@@ -532,6 +554,7 @@ inline reference::attention_result wanted(const kv_history& history, const atten
     p.soft_cap = static_cast<double>(x.options.logit_soft_cap);
     p.window = x.options.window;
     p.causal = x.options.causal;
+    p.mask = x.mask;
     p.sink_logits.resize(static_cast<Eigen::Index>(x.sink_logits.size()));
     for (std::size_t i = 0; i < x.sink_logits.size(); ++i)
         p.sink_logits(static_cast<Eigen::Index>(i)) = static_cast<double>(x.sink_logits[i]);
