@@ -33,12 +33,12 @@ using kvarn::status;
 enum class action : std::uint8_t {
     open,      ///< other: where it begins
     close,
-    fork,      ///< other: the new one
+    fork,      ///< other: the new one, or the next that is closed
     reserve,   ///< a tokens
     store,     ///< b drafts from draft a on, of a layer and head or all: other
     complete,  ///< stores what is missing
     commit,    ///< a tokens
-    step,      ///< reserve, complete, commit: a tokens
+    step,      ///< reserve, complete, commit: a tokens; opens the sequence before, ends one that is full
     truncate,  ///< at a
     erase,     ///< b tokens from a on
     evict,     ///< a tokens
@@ -120,8 +120,8 @@ inline support::cache_setup setup_of(std::uint64_t seed)
     c.recent_tokens = random.pick<std::size_t>({0, 0, 1, 32, 40, 100});
     c.sequences = 1 + random.below(4);
     c.most_tokens = 60 + random.below(400);
-    c.record_blocks = 1 + random.below(14);
-    c.exact_blocks = 2 + random.below(14);
+    c.record_blocks = 1 + random.below(24);
+    c.exact_blocks = 2 + random.below(24);
     c.most_spans = random.below(3) == 0 ? 0 : 3 + random.below(20);
     c.encode.encoder = kvarn::encoder::paper;
     c.encode.iterations = 1;
@@ -135,8 +135,8 @@ inline script random_script(std::uint64_t seed, std::size_t operations)
     numbers random(seed ^ 0x517cc1b727220a95u);
     script s{seed, {}};
     // One script in some has few of one kind of operation, so that states come up that the average does not reach.
-    static constexpr std::array<unsigned, static_cast<std::size_t>(action::count)> usual = {6,  2, 5, 8, 10, 8, 8, 24, 5,
-                                                                                            6,  4, 8, 10, 8, 8, 3, 1,  1};
+    static constexpr std::array<unsigned, static_cast<std::size_t>(action::count)> usual = {8, 2, 6,  6,  8,  8, 10, 60, 4,
+                                                                                            3, 3, 12, 14, 12, 6, 8,  1,  1};
     auto weights = usual;
     for (unsigned& w : weights)
         if (random.below(8) == 0) w = w * 4;
@@ -147,7 +147,7 @@ inline script random_script(std::uint64_t seed, std::size_t operations)
         std::size_t at = random.below(all), what = 0;
         while (at >= weights[what]) at -= weights[what++];
         o.what = static_cast<action>(what);
-        o.who = static_cast<std::uint8_t>(random.below(256));
+        o.who = static_cast<std::uint8_t>(random.below(256) & random.below(256));  // small numbers more often
         o.other = static_cast<std::uint8_t>(random.below(256));
         o.a = static_cast<std::uint16_t>(random.below(65536));
         o.b = static_cast<std::uint16_t>(random.below(65536));
@@ -166,6 +166,18 @@ inline std::string text_of(const script& s)
                 std::to_string(o.other) + ", " + std::to_string(o.a) + ", " + std::to_string(o.b) + ", " + std::to_string(o.seed) + "u},\n";
     return text + "}}";
 }
+
+/// What came up in a script: a test that never gets there says nothing.
+struct coverage {
+    std::size_t committed = 0, refused = 0, sealed = 0, linked = 0, kept = 0, dropped = 0, copied = 0, split = 0, attended = 0, attended_parts = 0;
+
+    coverage& operator+=(const coverage& x)
+    {
+        committed += x.committed, refused += x.refused, sealed += x.sealed, linked += x.linked, kept += x.kept, dropped += x.dropped;
+        copied += x.copied, split += x.split, attended += x.attended, attended_parts += x.attended_parts;
+        return *this;
+    }
+};
 
 struct mismatch : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -239,20 +251,22 @@ public:
 
     void execute(const operation& o)
     {
-        const std::size_t who = o.who % sequences_.size();
-        sequence& q = sequences_[who];
+        sequence& q = o.who % 32 == 31 ? sequences_[o.who / 32 % sequences_.size()] : open_from(o.who);
         switch (o.what) {
-        case action::open: open(q, o); break;
+        case action::open: open(closed_from(o.who), o); break;
         case action::close: close(q); break;
-        case action::fork: fork(q, sequences_[o.other % sequences_.size()]); break;
+        case action::fork: fork(q, closed_from(o.other)); break;
         case action::reserve: reserve(q, o.a % 5 == 0 ? o.a % 300u : o.a % 24u); break;
         case action::store: store(q, o); break;
         case action::complete: complete(q, o.seed); break;
         case action::commit: commit(q, o.a % (q.drafts + 2)); break;
         case action::step:
+            if (!q.open && o.b % 8 != 0) open(q, o);
             if (reserve(q, o.a % 4 == 0 ? 1u : o.a % 50u) == status::ok) {
                 complete(q, o.seed);
                 commit(q, q.drafts);
+            } else if (q.open && o.b % 4 == 0) {
+                close(q);  // full: make room
             }
             break;
         case action::truncate: truncate(q, o); break;
@@ -287,8 +301,7 @@ public:
         expect(cache_.intact(), "nothing is written outside of the pool's memory and scratch");
     }
 
-    [[nodiscard]] std::size_t failures_predicted() const { return failures_; }
-    [[nodiscard]] std::size_t tiles_sealed() const { return sealed_; }
+    [[nodiscard]] const coverage& seen() const { return seen_; }
 
 private:
     [[nodiscard]] const kvarn::format& base() const { return cache_base_; }
@@ -308,7 +321,7 @@ private:
     status expect_status(status got, status wanted, const char* what)
     {
         if (got != wanted) throw mismatch(std::string(what) + " says \"" + kvarn::message(got) + "\", not \"" + kvarn::message(wanted) + "\"");
-        failures_ += wanted != status::ok;
+        seen_.refused += wanted == status::no_room;
         return got;
     }
 
@@ -373,9 +386,20 @@ private:
 
     // --- operations
 
+    /// There is always one: there are more names than the pool has sequences.
+    [[nodiscard]] sequence& closed_from(std::size_t i)
+    {
+        while (sequences_[i % sequences_.size()].open) ++i;
+        return sequences_[i % sequences_.size()];
+    }
+    /// Any, where none is open.
+    [[nodiscard]] sequence& open_from(std::size_t i)
+    {
+        for (std::size_t n = 0; n < sequences_.size() && !sequences_[i % sequences_.size()].open; ++n) ++i;
+        return sequences_[i % sequences_.size()];
+    }
     void open(sequence& q, const operation& o)
     {
-        if (q.open) return;
         static constexpr std::int64_t firsts[] = {0, 0, 0, 7, 32, 1000, std::int64_t{1} << 60, -1};
         const std::int64_t first = firsts[o.other % std::size(firsts)];
         const auto got = cache_.pool().open(first);
@@ -402,7 +426,7 @@ private:
     }
     void fork(sequence& q, sequence& to)
     {
-        if (to.open) return;
+        if (&q == &to) return;  // closed
         const auto got = cache_.pool().fork(q.id);
         const status wanted = !q.open                                    ? status::stale_handle
                               : q.drafts != 0                            ? status::bad_argument
@@ -433,6 +457,7 @@ private:
             const block_ref last = q.tokens.back().where;
             if (last->holders > 1) {
                 const block_ref copy = new_block(false);
+                ++seen_.copied;
                 for (std::size_t i = runs_of(q).back().at; i < q.tokens.size(); ++i) q.tokens[i].where = copy;
             } else {
                 ++last->changes;
@@ -471,10 +496,10 @@ private:
     {
         x.resize((key_bytes_ + value_bytes_) / kvarn::element_bytes(config_.exact));
         support::fill_values(x, (std::uint64_t{seed} << 24) + draft * 64 + place);
-        const std::uint32_t kind = seed % 64;
-        if (kind == 0 && draft % 16 == 3) x[seed / 64 % x.size()] = std::bit_cast<float>(seed / 64 % 2 == 0 ? 0x7fc00000u : 0xff800000u);
+        const std::uint32_t kind = seed % 32;
+        if (kind == 0 && draft % 16 == 3) x[seed / 32 % x.size()] = std::bit_cast<float>(seed / 32 % 2 == 0 ? 0x7fc00000u : 0xff800000u);
         if (kind == 1 && draft % 8 == 1) std::fill(x.begin(), x.end(), 65504.0f);
-        if (kind == 2) std::fill(x.begin(), x.end(), static_cast<float>(seed / 64 % 3) - 1.0f);
+        if (kind == 2) std::fill(x.begin(), x.end(), static_cast<float>(seed / 32 % 3) - 1.0f);
         if (kind == 3)
             for (float& each : x) each *= 300.0f;
     }
@@ -563,13 +588,16 @@ private:
         if (wanted == status::ok)
             for (const std::size_t stored : q.stored)
                 if (stored < n) wanted = status::bad_argument;
-        if (expect_status(cache_.pool().commit(q.id, n), wanted, "commit") == status::ok) drop_drafts(q, n);
+        if (expect_status(cache_.pool().commit(q.id, n), wanted, "commit") != status::ok) return;
+        seen_.committed += n;
+        drop_drafts(q, n);
     }
     void truncate(sequence& q, const operation& o)
     {
         const auto extent = static_cast<std::uint64_t>(q.next_position - q.first_position);
         std::int64_t at = q.first_position - 1 + static_cast<std::int64_t>(o.a % (extent + 3));
-        if (o.b % 4 != 0 && extent > 40) at = q.next_position - static_cast<std::int64_t>(o.a % 40u);  // mostly near the end
+        const std::size_t close_by = o.b % 8 == 0 ? extent : o.b % 8 < 3 ? 100 : 12;  // mostly what a rejected draft takes back
+        if (extent > close_by) at = q.next_position - static_cast<std::int64_t>(o.a % close_by);
         const status wanted = !q.open ? status::stale_handle : at < q.first_position ? status::bad_argument : status::ok;
         if (expect_status(cache_.pool().truncate(q.id, at), wanted, "truncate") != status::ok) return;
         drop_drafts(q, 0);
@@ -582,6 +610,7 @@ private:
         sequence after = q;
         std::erase_if(after.tokens, [&](const token& t) { return t.position >= begin && t.position < end; });
         if (runs_of(after).size() > config_.most_spans) return status::no_room;
+        seen_.split += runs_of(after).size() > runs_of(q).size();
         q.tokens = after.tokens;
         return status::ok;
     }
@@ -694,6 +723,7 @@ private:
             if (const block_ref made = record_of(*exact)) {
                 put(q, at, made);
                 ++linked;
+                ++seen_.linked;
                 continue;
             }
             if (free_records() == 0) return {taken, taken + linked == 0 ? status::no_room : status::ok};
@@ -714,6 +744,7 @@ private:
         if (made.said != status::ok) {
             j.exact->kept = made.said;
             (made.said == status::not_finite ? not_finite_ : overflowed_) += 1;
+            ++seen_.kept;
             if (report.kept_exact++ == 0) {
                 report.sequence = j.id;
                 report.position = j.position;
@@ -727,9 +758,11 @@ private:
             j.record->made_from_changes = j.exact->changes;
             put(*holder, at, j.record);
             ++sealed_;
+            ++seen_.sealed;
             ++report.sealed;
         } else {
             ++report.dropped;
+            ++seen_.dropped;
         }
     }
     static void compare_reports(const kvarn::seal_report& got, const kvarn::seal_report& wanted)
@@ -1050,6 +1083,9 @@ private:
     {
         history h;
         make_history(q, place, h);
+        ++seen_.attended;
+        for (const kvarn::kv_segment& part : h.segments)
+            seen_.attended_parts += part.sealed() && (part.skip != 0 || (part.skip + part.tokens) % group_ != 0);
         const std::size_t head = place % heads_, each = x.group_heads, rows = x.m * each, stride = heads_ * each;
         std::vector<float> out(rows * dv, -77.0f), log_sum_exp(rows, -77.0f);
         kvarn::attention_task task;
@@ -1078,13 +1114,14 @@ private:
     std::size_t finished_ = 0;  // items of the first job
     std::vector<std::byte> scratch_;
     std::uint64_t block_number_ = 0, sequence_number_ = 0;
-    std::size_t sealed_ = 0, not_finite_ = 0, overflowed_ = 0, failures_ = 0;
+    std::size_t sealed_ = 0, not_finite_ = 0, overflowed_ = 0;
+    coverage seen_{};
 };
 
 /// What went wrong, or nothing.
 struct outcome {
     std::optional<std::string> failure{};
-    std::size_t failures_predicted = 0, tiles_sealed = 0;
+    coverage seen{};
 };
 
 inline outcome run_script(const script& s)
@@ -1095,8 +1132,7 @@ inline outcome run_script(const script& s)
         machine m(s.setup);
         for (; at < s.operations.size(); ++at) m.execute(s.operations[at]);
         m.finish();
-        result.failures_predicted = m.failures_predicted();
-        result.tiles_sealed = m.tiles_sealed();
+        result.seen = m.seen();
     } catch (const std::runtime_error& e) {
         result.failure = "operation " + std::to_string(at) + (at < s.operations.size() ? std::string(" (") + action_names[static_cast<std::size_t>(s.operations[at].what)] + "): " : " (the end): ") + e.what();
     }
