@@ -24,7 +24,7 @@
 
 #include <kvarn/kvarn.hpp>
 
-#include "../support/cache.hpp"
+#include "../support/guarded_cache.hpp"
 
 namespace cache_model {
 
@@ -1105,7 +1105,7 @@ private:
         expect(support::bits_of(std::span(x.log_sum_exp).subspan(head * rows, rows)) == support::bits_of(log_sum_exp), "log-sum-exp");
     }
 
-    support::test_cache cache_;
+    support::guarded_cache cache_;
     kvarn::cache_config config_;
     kvarn::format cache_base_ = config_.policy.base();
     std::size_t layers_, heads_, group_, key_bytes_, value_bytes_;
