@@ -142,7 +142,7 @@ public:
     {
         const auto part = [&](bool key, std::vector<float>& x) {
             x = values(key, stream, first, tokens, layer);
-            const std::size_t channels = tokens != 0 ? x.size() / (tokens * pool_.heads()) : 0;
+            const auto channels = static_cast<std::size_t>(key ? config_.policy.base().key_channels() : config_.policy.base().head_dim_v());
             kvarn::input_view view = kvarn::token_major<const float>(x.data(), tokens, pool_.heads(), channels);
             view = kvarn::detail::head_of(view, first_head);
             view.heads = heads;
