@@ -154,6 +154,12 @@ int run(int argc, char** argv)
     plan_command->add_option("--sink", planned.sink, "first tokens of a sequence that stay in float16 (default 128)")
         ->type_name("N")
         ->check(CLI::Range(std::size_t{0}, planned_cache::most_tokens));
+    plan_command->add_option("--recent", planned.recent, "newest tokens that stay in float16 besides (default 0)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{0}, planned_cache::most_tokens));
+    plan_command->add_option("--step", planned.step, "tokens of a step at most: of a prompt's pieces, of drafts (default 1)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{1}, planned_cache::most_tokens));
     plan_command->add_option("--memory", planned.memory, "also solve for the longest context and the most sequences in this, such as 8GiB")->type_name("SIZE");
 
     try {

@@ -4,9 +4,8 @@
 set -eu
 cd "$1"
 find . -name '*.hpp' -o -name '*.cuh' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
-# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp,
-# 5 cache, 6 interop, 7 the umbrella and dispatch,
-# 8 cuda, which knows layers 0 and 1 and itself.
+# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp, 5 cache, 6 interop,
+# 7 the umbrella and dispatch, 8 cuda, which knows layers 0 and 1 and itself.
 function layer(path) {
     if (path ~ /^base\// || path == "version.hpp") return 0
     if (path ~ /^layout\//) return 1

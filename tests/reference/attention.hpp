@@ -24,7 +24,8 @@ struct attention_problem {
     std::int64_t window = 0;  // 0: all
     bool causal = true;
     std::vector<std::vector<bool>> mask;  // [m][newest positions] instead of the causal rule, or empty
-    vector sink_logits;  // [r], or empty
+    vector sink_logits;   // [r], or empty
+    vector alibi_slopes;  // [r], or empty
 };
 
 struct attention_result {
@@ -57,6 +58,9 @@ inline attention_result attention(const attention_problem& p)
             if (!is_visible(p, i / p.query_heads, p.positions[static_cast<std::size_t>(t)])) continue;
             const double s = p.scale * p.q.row(i).dot(p.k.row(t));
             scores(i, t) = p.soft_cap != 0.0 ? p.soft_cap * std::tanh(s / p.soft_cap) : s;
+            if (p.alibi_slopes.size() == 0) continue;
+            const std::int64_t distance = p.positions[static_cast<std::size_t>(t)] - (p.first_position + i / p.query_heads);
+            scores(i, t) += p.alibi_slopes(i % p.query_heads) * static_cast<double>(distance);
         }
         const double sink = p.sink_logits.size() ? p.sink_logits(i % p.query_heads) : nothing;
         double largest = sink;

@@ -385,7 +385,7 @@ struct attention_query {
     std::size_t tokens = 1, heads = 1;
     std::vector<float> q{};
     kvarn::attention_options options{};
-    std::vector<float> sink_logits{};
+    std::vector<float> sink_logits{}, alibi_slopes{};
     std::int64_t first_position = -1;
     std::vector<std::vector<bool>> mask{};  // [m][newest positions], or empty
     element_kind q_kind = element_kind::f32, out_kind = element_kind::f32;
@@ -412,7 +412,7 @@ inline std::string describe(const attention_query& x)
            std::to_string(static_cast<int>(o.precision)) + ", scale " + std::to_string(o.softmax_scale) + ", cap " +
            std::to_string(o.logit_soft_cap) + ", window " + std::to_string(o.window) + (o.causal ? "" : ", not causal") +
            (o.query_basis == kvarn::basis::rotated ? ", q rotated" : "") +
-           (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") +
+           (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") + (x.alibi_slopes.empty() ? "" : ", ALiBi") +
            ", first " + std::to_string(x.first_position) + (x.mask.empty() ? "" : ", mask of " + std::to_string(x.mask[0].size()));
 }
 
@@ -436,7 +436,7 @@ public:
         : q_(x.q_kind, x.q_storage, x.tokens, x.heads, static_cast<std::size_t>(f.key_channels()), x.q),
           out_(x.out_kind, x.out_storage, x.tokens, x.heads, output_channels(f)),
           log_sum_exp_(element_kind::f32, storage::dense, x.rows(), 1, 1), sink_logits_(x.sink_logits),
-          first_position_(x.first_position)
+          alibi_slopes_(x.alibi_slopes), first_position_(x.first_position)
     {
         if (x.mask.empty()) return;
         // What is not spoken of is set: nobody may look there.
@@ -455,6 +455,7 @@ public:
         t.out = out_.view<false>();
         t.log_sum_exp = static_cast<float*>(log_sum_exp_.view<false>().data);
         t.sink_logits = sink_logits_.empty() ? nullptr : sink_logits_.data();
+        t.alibi_slopes = alibi_slopes_.empty() ? nullptr : alibi_slopes_.data();
         t.first_position = first_position_;
         t.mask = mask_.empty() ? nullptr : mask_.data();
         t.mask_stride = mask_stride_;
@@ -469,7 +470,7 @@ public:
 
 private:
     strided_array q_, out_, log_sum_exp_;
-    std::vector<float> sink_logits_;
+    std::vector<float> sink_logits_, alibi_slopes_;
     std::int64_t first_position_;
     std::vector<std::uint64_t> mask_;
     std::size_t mask_stride_ = 0, mask_tokens_ = 0;
@@ -555,9 +556,13 @@ inline reference::attention_result wanted(const kv_history& history, const atten
     p.window = x.options.window;
     p.causal = x.options.causal;
     p.mask = x.mask;
-    p.sink_logits.resize(static_cast<Eigen::Index>(x.sink_logits.size()));
-    for (std::size_t i = 0; i < x.sink_logits.size(); ++i)
-        p.sink_logits(static_cast<Eigen::Index>(i)) = static_cast<double>(x.sink_logits[i]);
+    const auto widened = [](const std::vector<float>& from) {
+        reference::vector to(static_cast<Eigen::Index>(from.size()));
+        for (std::size_t i = 0; i < from.size(); ++i) to(static_cast<Eigen::Index>(i)) = static_cast<double>(from[i]);
+        return to;
+    };
+    p.sink_logits = widened(x.sink_logits);
+    p.alibi_slopes = widened(x.alibi_slopes);
     reference::attention_result r = reference::attention(p);
     if (x.options.output_basis == kvarn::basis::rotated)
         r.out = reference::in_rotated_basis(f.values_rotated(), r.out, static_cast<int>(output_channels(f)));

@@ -18,6 +18,8 @@ inline constexpr float largest_query = 1e20f;  // far from overflow in any produ
 
 inline constexpr std::int64_t last_position = INT64_MAX / 4;  // of a history: far from overflow in any difference
 
+inline constexpr float largest_slope = 1e18f;  // of ALiBi: times any distance far from overflow
+
 inline constexpr float largest_soft_cap = 1000.0f;  // above, cancellation costs more than 1e-4
 
 /// A run of tokens inside one segment: [first, first + tokens), counted from the first token of the segment's memory, which is, or would
@@ -86,6 +88,9 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
     if (task.sink_logits != nullptr)
         for (std::size_t h = 0; h < task.q.heads; ++h)
             if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
+    if (task.alibi_slopes != nullptr)
+        for (std::size_t h = 0; h < task.q.heads; ++h)
+            if (!(task.alibi_slopes[h] <= largest_slope && task.alibi_slopes[h] >= -largest_slope)) return status::not_finite;
     std::int64_t behind = 0;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;

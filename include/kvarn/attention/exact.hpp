@@ -108,6 +108,7 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
                 continue;
             }
             if (cap != 0.0f) soft_cap<Arch>(s, exact_block, cap);
+            if (block.slopes != nullptr) add_alibi<Arch>(block, row + h, s, exact_block);
             hide_scores(s, exact_block, r.seen[row + h]);
             if (block.masked()) hide_masked<Arch>(block, row + h, r.seen[row + h], -std::numeric_limits<float>::infinity(), s);
             absorb_scores<Arch>(s, exact_block, reduce_max(largest_of<Arch>(s, exact_block)), r.state[row + h], r.out + (row + h) * e.values,

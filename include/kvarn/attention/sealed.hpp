@@ -165,10 +165,11 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
         const Scalar *weight_scale = value_scale, *weight_zero = value_zero;
         float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
         const bool hides = seen.begin > 0 || seen.end < group || block.masked();
-        if (f.exact_channels() != 0 || cap != 0.0f || hides) {
+        if (f.exact_channels() != 0 || cap != 0.0f || block.slopes != nullptr || hides) {
             if (f.exact_channels() != 0)
                 add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, score);
             if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
+            if (block.slopes != nullptr) add_alibi<Arch>(block, row + h, score, group);
             hide_scores(score, group, seen);
             if (block.masked()) hide_masked<Arch>(block, row + h, seen, -std::numeric_limits<float>::infinity(), score);
             largest = reduce_max(largest_of<Arch>(score, group));

@@ -67,7 +67,8 @@ struct kv_segment {
 }
 
 /// All tokens of one head of `k` and `v` (sink or tail). `v` is empty (default) when V is read from K. Their bases: rotated means as in the
-/// records. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
+/// records. Values of tokens that some query sees must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are
+/// finite floats too.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head, basis key_basis,
                                                              basis value_basis) noexcept
 {
@@ -172,6 +173,7 @@ struct attention_task {
     const std::uint64_t* mask = nullptr;    ///< [m][mask_stride] words; null: none
     std::size_t mask_stride = 0;            ///< at least mask_tokens / 64, rounded up
     std::size_t mask_tokens = 0;            ///< newest positions that the mask speaks of; may be more than there are
+    const float* alibi_slopes = nullptr;    ///< [r], score += slope * (position of the key - of the query), after the soft cap; null: none
 };
 
 }  // namespace kvarn

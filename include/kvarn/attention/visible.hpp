@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the query rows of a call see of a block of tokens: causal mask, window, parts of tiles as one range a row, and the mask of the
-// newest positions (attention_task::mask) as bits on top of it, which only blocks at these positions look at. In: a task, options,
-// positions. No allocation. Layer 4; for the rest of attention/ only.
+// newest positions (attention_task::mask) as bits on top of it, which only blocks at these positions look at; and what ALiBi adds to
+// scores. In: a task, options, positions. No allocation. Layer 4; for the rest of attention/ only.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -15,7 +15,10 @@
 namespace kvarn::detail {
 
 /// Position of the segment's first token if what comes before ends at `end`.
-[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept { return s.position >= 0 ? s.position : end; }
+[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept
+{
+    return s.position >= 0 ? s.position : end;
+}
 
 /// What the positions of one call are measured from.
 struct call_positions {
@@ -41,6 +44,8 @@ struct visible_block {
     int heads = 1;
     std::int64_t bit = 0;                // of the block's token 0 in a row of the mask; negative before the mask begins
     std::int64_t causal_end = 0;         // behind what new token 0 sees of the tokens before the mask; token m sees m more
+    const float* slopes = nullptr;       // of ALiBi, [heads]; null: none
+    std::int64_t distance = 0;           // from the first new token to the block's token 0
 
     [[nodiscard]] KVARN_INLINE bool masked() const noexcept { return mask != nullptr; }
     /// Whether the mask lets new token `m` see token `t` of a masked block.
@@ -76,12 +81,15 @@ KVARN_NOINLINE void narrow_to_mask(int new_tokens, visible_block& b, const atten
 
 /// Sets r.seen for the tokens `part` of a block whose token 0 is at `position`.
 template <class Arch>
-KVARN_INLINE visible_block find_visible(const attention_task& task, const attention_options& o, const call_positions& at, std::int64_t position,
-                                        visible_range part, const attention_rows& r) noexcept
+KVARN_INLINE visible_block find_visible(const attention_task& task, const attention_options& o, const call_positions& at,
+                                        std::int64_t position, visible_range part, const attention_rows& r) noexcept
 {
     const int new_tokens = static_cast<int>(task.q.tokens), heads = static_cast<int>(task.q.heads);
     const bool masked = at.masked < position + part.end, causal = o.causal && !masked;
     visible_block b;
+    b.heads = heads;
+    b.slopes = task.alibi_slopes;
+    b.distance = position - at.first;
     for (int m = 0; m < new_tokens; ++m) {
         const std::int64_t own = at.first + m;
         std::int64_t end = causal ? own + 1 - position : part.end;
@@ -95,7 +103,6 @@ KVARN_INLINE visible_block find_visible(const attention_task& task, const attent
     if (masked) {
         b.mask = task.mask;
         b.mask_stride = task.mask_stride;
-        b.heads = heads;
         b.bit = position - at.masked;
         b.causal_end = o.causal ? at.first + 1 - position : INT64_MAX / 2;
         narrow_to_mask<Arch>(new_tokens, b, r);
@@ -124,6 +131,22 @@ KVARN_NOINLINE void hide_masked(const visible_block& b, int row, visible_range s
 {
     for (int t = seen.begin; t < seen.end; ++t)
         if (!b.shows(row / b.heads, t)) x[t] = hidden;
+}
+
+/// ALiBi (Press, Smith and Lewis 2022): s[t] += slope * distance of token t from row `row`, in base-2 units. `n` is a multiple of 16.
+/// One fma a score; distances are exact below 2^24.
+template <class Arch>
+KVARN_NOINLINE void add_alibi(const visible_block& b, int row, float* s, int n) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    alignas(64) static constexpr float steps[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const std::int64_t from = b.distance - row / b.heads;
+    const lane slope = lane::broadcast(simd::kernels<simd::portable>::mul(b.slopes[row % b.heads], log2_e));
+    const lane first = lane::load(steps);
+    for (int t = 0; t < n; t += simd::lane_count) {
+        const lane distance = add(lane::broadcast(static_cast<float>(from + t)), first);
+        fma(distance, slope, lane::load(s + t)).store(s + t);
+    }
 }
 
 }  // namespace kvarn::detail
