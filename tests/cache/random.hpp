@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvarn/cache/load.hpp>
 #include <kvarn/kvarn.hpp>
 
 #include "../support/guarded_cache.hpp"
@@ -38,6 +39,7 @@ enum class action : std::uint8_t {
     store,     ///< b drafts from draft a on, of a layer and head or all: other
     complete,  ///< stores what is missing
     commit,    ///< a tokens
+    path,      ///< commits drafts here and there
     step,      ///< reserve, complete, commit: a tokens; opens the sequence before, ends one that is full
     truncate,  ///< at a
     erase,     ///< b tokens from a on
@@ -47,13 +49,14 @@ enum class action : std::uint8_t {
     seal,      ///< up to a tiles
     read,      ///< b positions from a on
     attend,    ///< a layer of all sequences
+    save,      ///< and load; other: the new one. Sometimes damaged in between
     poison,    ///< what nobody may read
     compare,   ///< all contents
     count
 };
 
-inline constexpr const char* action_names[] = {"open",  "close", "fork", "reserve", "store", "complete", "commit", "step",   "truncate",
-                                               "erase", "evict", "queue", "work",   "seal",  "read",     "attend", "poison", "compare"};
+inline constexpr const char* action_names[] = {"open",  "close", "fork", "reserve", "store", "complete", "commit", "path",   "step",
+                                               "truncate", "erase", "evict", "queue", "work", "seal",     "read",   "attend", "save", "poison", "compare"};
 static_assert(std::size(action_names) == static_cast<std::size_t>(action::count));
 
 struct operation {
@@ -135,8 +138,8 @@ inline script random_script(std::uint64_t seed, std::size_t operations)
     numbers random(seed ^ 0x517cc1b727220a95u);
     script s{seed, {}};
     // One script in some has few of one kind of operation, so that states come up that the average does not reach.
-    static constexpr std::array<unsigned, static_cast<std::size_t>(action::count)> usual = {8, 2, 6,  6,  8,  8, 10, 60, 4,
-                                                                                            3, 3, 12, 14, 12, 6, 8,  1,  1};
+    static constexpr std::array<unsigned, static_cast<std::size_t>(action::count)> usual = {8, 2, 6,  6,  8,  8, 10, 5, 60, 4,
+                                                                                            3, 3, 12, 14, 12, 6, 8, 2, 1,  1};
     auto weights = usual;
     for (unsigned& w : weights)
         if (random.below(8) == 0) w = w * 4;
@@ -169,12 +172,13 @@ inline std::string text_of(const script& s)
 
 /// What came up in a script: a test that never gets there says nothing.
 struct coverage {
-    std::size_t committed = 0, refused = 0, sealed = 0, linked = 0, kept = 0, dropped = 0, copied = 0, split = 0, attended = 0, attended_parts = 0;
+    std::size_t committed = 0, refused = 0, sealed = 0, linked = 0, kept = 0, dropped = 0, copied = 0, split = 0, attended = 0, attended_parts = 0,
+                loaded = 0;
 
     coverage& operator+=(const coverage& x)
     {
         committed += x.committed, refused += x.refused, sealed += x.sealed, linked += x.linked, kept += x.kept, dropped += x.dropped;
-        copied += x.copied, split += x.split, attended += x.attended, attended_parts += x.attended_parts;
+        copied += x.copied, split += x.split, attended += x.attended, attended_parts += x.attended_parts, loaded += x.loaded;
         return *this;
     }
 };
@@ -260,6 +264,7 @@ public:
         case action::store: store(q, o); break;
         case action::complete: complete(q, o.seed); break;
         case action::commit: commit(q, o.a % (q.drafts + 2)); break;
+        case action::path: commit_path(q, o); break;
         case action::step:
             if (!q.open && o.b % 8 != 0) open(q, o);
             if (reserve(q, o.a % 4 == 0 ? 1u : o.a % 50u) == status::ok) {
@@ -277,6 +282,7 @@ public:
         case action::seal: seal(q, o.a % 2 == 0 ? SIZE_MAX : o.a % 4u); break;
         case action::read: read(q, o); break;
         case action::attend: attend(o); break;
+        case action::save: save(q, closed_from(o.other), o); break;
         case action::poison: cache_.poison(); break;
         case action::compare: compare_contents(); break;
         case action::count: break;
@@ -592,6 +598,23 @@ private:
         seen_.committed += n;
         drop_drafts(q, n);
     }
+    void commit_path(sequence& q, const operation& o)
+    {
+        numbers random(o.seed);
+        std::vector<std::size_t> path;
+        const std::size_t skip = 1 + random.below(3);
+        for (std::size_t draft = random.below(skip); draft < q.drafts + (o.b % 16 == 0); draft += 1 + random.below(skip)) path.push_back(draft);
+        if (o.b % 16 == 1 && path.size() > 1) std::swap(path[0], path[1]);
+        status wanted = q.open ? status::ok : status::stale_handle;
+        for (std::size_t i = 0; q.open && i < path.size(); ++i)
+            if (path[i] >= q.drafts || (i != 0 && path[i] <= path[i - 1]) ||
+                std::any_of(q.stored.begin(), q.stored.end(), [&](std::size_t stored) { return stored <= path[i]; }))
+                wanted = status::bad_argument;
+        if (expect_status(cache_.pool().commit(q.id, std::span<const std::size_t>(path)), wanted, "commit of a path") != status::ok) return;
+        for (std::size_t i = 0; i < path.size(); ++i) q.tokens[q.committed() + i].values = q.tokens[q.committed() + path[i]].values;
+        seen_.committed += path.size();
+        drop_drafts(q, path.size());
+    }
     void truncate(sequence& q, const operation& o)
     {
         const auto extent = static_cast<std::uint64_t>(q.next_position - q.first_position);
@@ -834,6 +857,61 @@ private:
         compare_reports(got, wanted);
     }
 
+    // --- files
+
+    void save(sequence& q, sequence& to, const operation& o)
+    {
+        if (&q == &to) return;
+        std::vector<std::byte> file;
+        const auto write = [&](std::span<const std::byte> piece) {
+            file.insert(file.end(), piece.begin(), piece.end());
+            return true;
+        };
+        const status saved = expect_status(kvarn::save(cache_.pool(), q.id, write), !q.open ? status::stale_handle : q.drafts != 0 ? status::bad_argument : status::ok,
+                                           "save");
+        expect_equal<std::uint64_t>(kvarn::saved_bytes(cache_.pool(), q.id), saved == status::ok ? file.size() : 0, "saved_bytes");
+        if (saved != status::ok) return;
+        numbers random(o.seed);
+        const bool damaged = random.below(4) == 0;
+        if (damaged) {
+            if (random.below(2) == 0) file.resize(random.below(file.size()));
+            else file[random.below(file.size())] ^= static_cast<std::byte>(1u << random.below(8));
+        }
+        std::size_t at = 0;
+        const auto read = [&](std::span<std::byte> piece) {
+            const std::size_t n = std::min(piece.size(), file.size() - at);
+            if (n != 0) std::memcpy(piece.data(), file.data() + at, n);
+            at += n;
+            return n;
+        };
+        const auto got = kvarn::load(cache_.pool(), read);
+        if (damaged) {
+            expect(got.error != status::ok, "a damaged file is refused");
+            return;
+        }
+        const auto used = recount();
+        std::set<std::uint64_t> records, exact;
+        for (const token& t : q.tokens) (t.where->sealed ? records : exact).insert(t.where->number);
+        const bool room = open_sequences() < config_.sequences && records.size() <= config_.record_blocks - used.records &&
+                          exact.size() <= config_.exact_blocks - used.exact;
+        if (expect_status(got.error, room ? status::ok : status::no_room, "load") != status::ok) return;
+        begin(to, *got, q.first_position);
+        to.next_position = q.next_position;
+        to.tokens = q.tokens;
+        ++seen_.loaded;
+        // Blocks of its own, that know nothing of each other.
+        block_ref from, copy;
+        for (token& t : to.tokens) {
+            if (t.where != from) {
+                from = t.where;
+                copy = new_block(from->sealed);
+                copy->kept = from->kept;
+                copy->records = from->records;
+            }
+            t.where = copy;
+        }
+    }
+
     // --- comparing
 
     void compare_numbers()
@@ -1045,6 +1123,9 @@ private:
             const sequence* q;
             std::size_t m, group_heads;
             std::vector<float> queries, out, log_sum_exp;
+            std::vector<float> sink_logits, slopes;
+            std::vector<std::uint64_t> mask;
+            std::size_t mask_stride = 0, mask_tokens = 0;
         };
         std::vector<question> questions;
         questions.reserve(sequences_.size());
@@ -1056,7 +1137,7 @@ private:
             for (std::size_t h = 0; h < heads_; ++h) stored = stored && q.stored[layer * heads_ + h] == q.drafts;
             if (!stored) continue;
             question& x = questions.emplace_back(question{&q, 1 + random.below(std::min<std::size_t>(q.tokens.size(), random.below(4) == 0 ? 40 : 3)),
-                                                          1 + random.below(3), {}, {}, {}});
+                                                          1 + random.below(3), {}, {}, {}, {}, {}, {}, 0, 0});
             const std::size_t rows = x.m * heads_ * x.group_heads;
             x.queries.resize(rows * dk);
             support::fill_values(x.queries, random.bits());
@@ -1067,6 +1148,25 @@ private:
             step.q = kvarn::token_major<const float>(x.queries.data(), x.m, heads_ * x.group_heads, dk);
             step.out = kvarn::token_major(x.out.data(), x.m, heads_ * x.group_heads, dv);
             step.log_sum_exp = x.log_sum_exp.data();
+            if (random.below(4) == 0) {
+                x.sink_logits.resize(heads_ * x.group_heads);
+                support::fill_values(x.sink_logits, random.bits());
+                step.sink_logits = x.sink_logits.data();
+            }
+            if (random.below(4) == 0) {
+                x.slopes.resize(heads_ * x.group_heads);
+                for (float& slope : x.slopes) slope = static_cast<float>(random.below(64)) / 64.0f;
+                step.alibi_slopes = x.slopes.data();
+            }
+            if (random.below(4) == 0) {
+                x.mask_tokens = 1 + random.below(100);
+                x.mask_stride = (x.mask_tokens + 63) / 64 + random.below(2);
+                x.mask.resize(x.m * x.mask_stride);
+                for (std::uint64_t& word : x.mask) word = random.bits() | random.bits();
+                step.mask = x.mask.data();
+                step.mask_stride = x.mask_stride;
+                step.mask_tokens = x.mask_tokens;
+            }
             steps.push_back(step);
         }
         support::guarded_bytes memory(kvarn::layer_memory_bytes(cache_.pool(), steps, options), o.seed % 64);
@@ -1094,6 +1194,11 @@ private:
                                              static_cast<std::ptrdiff_t>(dk)};
         task.out = kvarn::token_major(out.data(), x.m, each, dv);
         task.log_sum_exp = log_sum_exp.data();
+        if (!x.sink_logits.empty()) task.sink_logits = x.sink_logits.data() + head * each;
+        if (!x.slopes.empty()) task.alibi_slopes = x.slopes.data() + head * each;
+        if (!x.mask.empty()) task.mask = x.mask.data();
+        task.mask_stride = x.mask_stride;
+        task.mask_tokens = x.mask_tokens;
         task.first_position = q.next_position - static_cast<std::int64_t>(x.m);
         std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(format_of(place), rows));
         support::expect_ok(kvarn::attend(format_of(place), task, options, std::span(scratch)));
