@@ -132,29 +132,60 @@ inline support::cache_setup setup_of(std::uint64_t seed)
     return x;
 }
 
-/// What a script of this seed does: operations that let sequences grow more often than those that end them.
+/// How often each operation comes, for sequences that grow more often than they end.
+using weights = std::array<unsigned, static_cast<std::size_t>(action::count)>;
+inline constexpr weights usual_weights = {8, 2, 6, 6, 8, 8, 10, 5, 60, 4, 3, 3, 12, 14, 12, 6, 8, 2, 1, 1};
+
+/// The operation that a number below the sum of the weights stands for.
+inline action action_at(const weights& w, std::size_t at)
+{
+    std::size_t what = 0;
+    while (at >= w[what]) at -= w[what++];
+    return static_cast<action>(what);
+}
+
+/// What a script of this seed does. One in some has few or many of one kind of operation, so that states come up that the average does not reach.
 inline script random_script(std::uint64_t seed, std::size_t operations)
 {
     numbers random(seed ^ 0x517cc1b727220a95u);
     script s{seed, {}};
-    // One script in some has few of one kind of operation, so that states come up that the average does not reach.
-    static constexpr std::array<unsigned, static_cast<std::size_t>(action::count)> usual = {8, 2, 6,  6,  8,  8, 10, 5, 60, 4,
-                                                                                            3, 3, 12, 14, 12, 6, 8, 2, 1,  1};
-    auto weights = usual;
-    for (unsigned& w : weights)
-        if (random.below(8) == 0) w = w * 4;
-        else if (random.below(8) == 0) w = w / 4;
-    const unsigned all = std::accumulate(weights.begin(), weights.end(), 0u);
+    weights mine = usual_weights;
+    for (unsigned& w : mine) {
+        const std::size_t kind = random.below(8);
+        if (kind == 0) w *= 4;
+        if (kind == 1) w /= 4;
+    }
+    const std::size_t all = std::accumulate(mine.begin(), mine.end(), std::size_t{0});
     for (std::size_t i = 0; i < operations; ++i) {
         operation o;
-        std::size_t at = random.below(all), what = 0;
-        while (at >= weights[what]) at -= weights[what++];
-        o.what = static_cast<action>(what);
+        o.what = action_at(mine, random.below(all));
         o.who = static_cast<std::uint8_t>(random.below(256) & random.below(256));  // small numbers more often
         o.other = static_cast<std::uint8_t>(random.below(256));
         o.a = static_cast<std::uint16_t>(random.below(65536));
         o.b = static_cast<std::uint16_t>(random.below(65536));
         o.seed = static_cast<std::uint32_t>(random.bits());
+        s.operations.push_back(o);
+    }
+    return s;
+}
+
+/// A script as bytes: two of the setup, then eleven for each operation.
+inline constexpr std::size_t operation_bytes = 11;
+inline script script_from(std::span<const std::uint8_t> bytes)
+{
+    constexpr std::size_t all = std::accumulate(usual_weights.begin(), usual_weights.end(), std::size_t{0});
+    script s;
+    if (bytes.size() < 2) return s;
+    const auto u16 = [](std::span<const std::uint8_t> at) { return static_cast<std::uint16_t>(at[0] | at[1] << 8); };
+    s.setup = u16(bytes);
+    for (bytes = bytes.subspan(2); bytes.size() >= operation_bytes; bytes = bytes.subspan(operation_bytes)) {
+        operation o;
+        o.what = action_at(usual_weights, bytes[0] % all);
+        o.who = bytes[1];
+        o.other = bytes[2];
+        o.a = u16(bytes.subspan(3));
+        o.b = u16(bytes.subspan(5));
+        o.seed = u16(bytes.subspan(7)) | static_cast<std::uint32_t>(u16(bytes.subspan(9))) << 16;
         s.operations.push_back(o);
     }
     return s;
