@@ -78,22 +78,22 @@ unsigned long long cache_digest(const kvarn::format& format)
     const auto plan = kvarn::plan_cache(config);
     if (!plan) return 0;
     std::vector<std::byte> memory(plan->bytes()), scratch(kvarn::cache_scratch_bytes(config));
-    std::vector<std::byte> work(kvarn::layer_memory_bound(config, 1, 400, 4));
+    std::vector<std::byte> work(kvarn::layer_memory_bound(config, 1, 1, 1));
     const auto pool = kvarn::make_pool(config, memory);
     if (!pool) return 0;
     kvarn::cache_pool cache = *pool;
     const auto sequence = cache.open();
     if (!sequence) return 0;
     const auto dim = static_cast<std::size_t>(format.head_dim_k());
-    std::vector<float> x(100 * 4 * dim), out(x.size());
+    std::vector<float> x(100 * dim), out(dim);
     unsigned long long digest = 1;
-    for (std::size_t step = 0; step < 4; ++step) {
+    for (std::size_t step = 0; step < 3; ++step) {
         for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>((i * 2654435761u + step * 40503u) % 1999u) * 0x1p-9f - 2.0f;
         kvarn::sequence_step s;
         s.sequence = *sequence;
         s.k = s.v = kvarn::token_major<const float>(x.data(), 100, 1, dim);
-        s.q = kvarn::token_major<const float>(x.data(), 100, 4, dim);
-        s.out = kvarn::token_major(out.data(), 100, 4, dim);
+        s.q = kvarn::token_major<const float>(x.data(), 1, 1, dim);
+        s.out = kvarn::token_major(out.data(), 1, 1, dim);
         if (cache.reserve(*sequence, 100) != kvarn::status::ok) return 0;
         const auto items = kvarn::plan_layer(cache, 0, {&s, 1}, {}, work);
         if (!items || kvarn::dispatched::run(*items, scratch) != kvarn::status::ok) return 0;
