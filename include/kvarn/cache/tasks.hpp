@@ -66,6 +66,8 @@ struct layer_task {
     std::size_t workspace = 0;              // bytes before its part
     sequence_id sequence{};
     std::uint32_t place = 0;                // layer and head
+
+    KVARN_INLINE layer_task() noexcept {}
 };
 
 }  // namespace detail
@@ -73,7 +75,7 @@ struct layer_task {
 /// The items of one layer. A value over the memory given to plan_layer.
 class layer_items {
 public:
-    layer_items() noexcept = default;
+    KVARN_INLINE layer_items() noexcept {}
 
     [[nodiscard]] KVARN_INLINE std::size_t store_items() const noexcept { return steps_.size() * pool_.heads(); }
     [[nodiscard]] KVARN_INLINE std::size_t attend_items() const noexcept { return items_; }
