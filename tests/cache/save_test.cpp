@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// Saved sequences: the same bytes and the same attention after loading, whole and by layers; every truncation and every change of a byte
+// refused, and nothing left behind; failures of the caller's functions; other configurations, with the field that differs.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "../catch.hpp"
+#include "../support/cache.hpp"
+
+#include <kvarn/cache/load.hpp>
+
+namespace {
+
+using kvarn::sequence_id;
+using kvarn::status;
+using support::expect_ok;
+using support::test_cache;
+using file_bytes = std::vector<std::byte>;
+
+kvarn::cache_config small_config(kvarn::exact_type exact = kvarn::exact_type::f16)
+{
+    static const kvarn::bit_rule rules[] = {{.first_layer = 1, .first_head = 1, .key_bits = 2, .key_rotation = kvarn::rotation::none}};
+    kvarn::cache_config c;
+    c.policy = *kvarn::make_policy(*kvarn::parse_format("k4v2_g32", 32), 2, 2, rules);
+    c.exact = exact;
+    c.sink_tokens = 32;
+    c.recent_tokens = 8;
+    c.sequences = 4;
+    c.most_tokens = 256;
+    c.record_blocks = 12;
+    c.exact_blocks = 24;
+    return c;
+}
+
+file_bytes saved(const kvarn::cache_pool& pool, sequence_id id, kvarn::layer_range layers = {})
+{
+    file_bytes file;
+    expect_ok(kvarn::save(pool, id, [&](std::span<const std::byte> piece) {
+        file.insert(file.end(), piece.begin(), piece.end());
+        return true;
+    }, layers));
+    CHECK(file.size() == kvarn::saved_bytes(pool, id, layers));
+    return file;
+}
+
+kvarn::result<sequence_id> loaded(const kvarn::cache_pool& pool, std::span<const std::byte> file, const char** differs = nullptr)
+{
+    return kvarn::load(pool, kvarn::buffer_source(file), differs);
+}
+
+/// A sequence with everything in it: sink, records, a cut record, two parts of one block, a gap of positions, a tail.
+sequence_id mixed_sequence(test_cache& cache)
+{
+    const sequence_id id = cache.open(5);
+    cache.append(id, 1, 150);
+    CHECK(cache.seal(id).sealed == 3);
+    expect_ok(cache.pool.erase(id, 75, 80));
+    expect_ok(cache.pool.erase(id, 150, 152));
+    expect_ok(cache.pool.truncate(id, 120));
+    cache.append(id, 2, 20);
+    return id;
+}
+
+struct blocks_used {
+    std::size_t records, exact, shared_records, shared_exact, sequences;
+    friend bool operator==(const blocks_used&, const blocks_used&) = default;
+};
+blocks_used used(const kvarn::cache_pool& pool)
+{
+    const kvarn::pool_statistics n = pool.statistics();
+    return {n.records.used, n.exact.used, n.records.shared, n.exact.shared, n.sequences};
+}
+
+}  // namespace
+
+TEST_CASE("cache/save: what is loaded is what was saved, and goes on as it would have", "[unit]")
+{
+    for (const kvarn::exact_type exact : {kvarn::exact_type::f16, kvarn::exact_type::bf16, kvarn::exact_type::f32}) {
+        test_cache cache(small_config(exact)), other(small_config(exact));
+        const sequence_id id = mixed_sequence(cache);
+        const file_bytes file = saved(cache.pool, id);
+        const auto back = loaded(other.pool, file);
+        REQUIRE(back.ok());
+        CHECK(other.pool.tokens(*back) == cache.pool.tokens(id));
+        CHECK(other.pool.next_position(*back) == cache.pool.next_position(id));
+        CHECK(saved(other.pool, *back) == file);
+        CHECK(other.attend(*back, 3, 2) == cache.attend(id, 3, 2));
+        for (int i = 0; i < 3; ++i) {
+            cache.append(id, 3, 30);
+            other.append(*back, 3, 30);
+            CHECK(cache.seal(id).sealed == other.seal(*back).sealed);
+            CHECK(other.attend(*back, 1, 4) == cache.attend(id, 1, 4));
+        }
+        CHECK(saved(other.pool, *back) == saved(cache.pool, id));
+        expect_ok(other.pool.close(*back));
+        CHECK(used(other.pool) == blocks_used{0, 0, 0, 0, 0});
+    }
+}
+
+TEST_CASE("cache/save: an empty sequence, and one whose tiles stay exact", "[unit]")
+{
+    test_cache cache(small_config(kvarn::exact_type::f32));
+    const sequence_id empty = cache.open(77);
+    const auto back = loaded(cache.pool, saved(cache.pool, empty));
+    REQUIRE(back.ok());
+    CHECK(cache.pool.tokens(*back) == 0);
+    CHECK(cache.pool.next_position(*back) == 77);
+
+    const sequence_id id = cache.open();
+    cache.append(id, 1, 32);
+    expect_ok(cache.pool.reserve(id, 40));
+    cache.store(id, 1, 0, 40);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> bad(32, nan);
+    const auto one = kvarn::token_major<const float>(bad.data(), 1, 1, 32);
+    expect_ok(kvarn::store(cache.pool, id, 1, one, one, 7, 1));
+    expect_ok(cache.pool.commit(id, 40));
+    const kvarn::seal_report report = cache.seal(id);
+    CHECK(report.kept_exact == 1);
+    const auto kept = loaded(cache.pool, saved(cache.pool, id));
+    REQUIRE(kept.ok());
+    CHECK(cache.pool.statistics(*kept)->kept_tiles == 1);
+    CHECK(kvarn::ready_tiles(cache.pool, *kept) == 0);
+}
+
+TEST_CASE("cache/save: every truncation and every change of a byte is refused, and leaves nothing", "[unit]")
+{
+    test_cache cache(small_config());
+    const sequence_id id = mixed_sequence(cache);
+    const file_bytes file = saved(cache.pool, id);
+    const blocks_used before = used(cache.pool);
+    INFO(file.size() << " bytes");
+    for (std::size_t n = 0; n < file.size(); ++n) {
+        const auto got = loaded(cache.pool, std::span(file).first(n));
+        if (got.error != status::truncated) FAIL("of a file cut at byte " << n << ": " << kvarn::message(got.error));
+    }
+    file_bytes changed = file;
+    for (std::size_t n = 0; n < file.size(); ++n) {
+        for (const unsigned flip : {1u << n % 8, 0xffu}) {
+            changed[n] = file[n] ^ static_cast<std::byte>(flip);
+            if (loaded(cache.pool, changed).ok()) FAIL("byte " << n << " was changed by " << flip);
+        }
+        changed[n] = file[n];
+    }
+    changed.push_back(std::byte{0});
+    CHECK(loaded(cache.pool, changed).error == status::corrupt);
+    CHECK(used(cache.pool) == before);
+    CHECK(loaded(cache.pool, file).ok());
+}
+
+TEST_CASE("cache/save: writing that fails at any byte, reading in small pieces and reading that fails", "[unit]")
+{
+    test_cache cache(small_config());
+    const sequence_id id = mixed_sequence(cache);
+    const file_bytes file = saved(cache.pool, id);
+    for (std::size_t limit = 0; limit < file.size(); limit += 1 + limit / 50) {
+        std::size_t written = 0;
+        const status said = kvarn::save(cache.pool, id, [&](std::span<const std::byte> piece) { return (written += piece.size()) <= limit; });
+        if (said != status::io_error) FAIL("a disk that is full after " << limit << " bytes: " << kvarn::message(said));
+    }
+    CHECK(saved(cache.pool, id) == file);
+
+    for (const std::size_t most : {std::size_t{1}, std::size_t{7}, std::size_t{4096}}) {
+        std::size_t at = 0;
+        const auto back = kvarn::load(cache.pool, [&](std::span<std::byte> to) {
+            const std::size_t n = std::min({most, to.size(), file.size() - at});
+            std::copy_n(file.begin() + static_cast<std::ptrdiff_t>(at), n, to.begin());
+            at += n;
+            return n;
+        });
+        REQUIRE(back.ok());
+        CHECK(saved(cache.pool, *back) == file);
+        expect_ok(cache.pool.close(*back));
+    }
+    const blocks_used before = used(cache.pool);
+    for (std::size_t limit = 0; limit < file.size(); limit += 1 + limit / 50) {
+        kvarn::buffer_source source(file);
+        const auto back = kvarn::load(cache.pool, [&](std::span<std::byte> to) -> kvarn::result<std::size_t> {
+            if (file.size() - source.left() + to.size() > limit) return status::io_error;
+            return source(to);
+        });
+        if (back.error != status::io_error) FAIL("reading that fails at byte " << limit << ": " << kvarn::message(back.error));
+    }
+    CHECK(used(cache.pool) == before);
+}
+
+TEST_CASE("cache/save: layers one after the other", "[unit]")
+{
+    test_cache cache(small_config());
+    const sequence_id id = mixed_sequence(cache);
+    const file_bytes all = saved(cache.pool, id), first = saved(cache.pool, id, {0, 1}), second = saved(cache.pool, id, {1});
+    const blocks_used before = used(cache.pool);
+    {
+        kvarn::sequence_loader loader(cache.pool);
+        CHECK(loader.part(kvarn::buffer_source(second)) == status::bad_argument);
+        expect_ok(loader.part(kvarn::buffer_source(first)));
+        CHECK(loader.layers() == 1);
+        CHECK(loader.finish().error == status::bad_argument);
+        expect_ok(loader.part(kvarn::buffer_source(second)));
+        const auto back = loader.finish();
+        REQUIRE(back.ok());
+        CHECK(saved(cache.pool, *back) == all);
+        expect_ok(cache.pool.close(*back));
+    }
+    {
+        kvarn::sequence_loader loader(cache.pool);
+        expect_ok(loader.part(kvarn::buffer_source(first)));
+        CHECK(loader.part(kvarn::buffer_source(first)) == status::bad_argument);
+        CHECK(used(cache.pool) == before);
+        expect_ok(loader.part(kvarn::buffer_source(first)));
+        cache.append(id, 4, 1);
+        CHECK(loader.part(kvarn::buffer_source(saved(cache.pool, id, {1}))) == status::bad_argument);
+        expect_ok(loader.part(kvarn::buffer_source(first)));
+    }
+    CHECK(used(cache.pool) == before);
+    CHECK(loaded(cache.pool, first).error == status::bad_argument);
+    CHECK(kvarn::save(cache.pool, id, [](std::span<const std::byte>) { return true; }, {2}) == status::bad_argument);
+}
+
+TEST_CASE("cache/save: other configurations are refused by name", "[unit]")
+{
+    test_cache cache(small_config());
+    const file_bytes file = saved(cache.pool, mixed_sequence(cache));
+    const auto refused = [&](auto change, const std::string& field) {
+        kvarn::cache_config c = small_config();
+        change(c);
+        test_cache other(c);
+        const char* differs = nullptr;
+        CHECK(loaded(other.pool, file, &differs).error == status::other_configuration);
+        CHECK(std::string(differs != nullptr ? differs : "") == field);
+        CHECK(used(other.pool) == blocks_used{0, 0, 0, 0, 0});
+    };
+    const auto with = [](const char* name, int dim, int layers, int heads, std::span<const kvarn::bit_rule> rules = {}) {
+        return [=](kvarn::cache_config& c) { c.policy = *kvarn::make_policy(*kvarn::parse_format(name, dim), layers, heads, rules); };
+    };
+    static const kvarn::bit_rule rotated[] = {{.first_layer = 1, .first_head = 1, .key_bits = 2}};
+    static const kvarn::bit_rule more[] = {{.first_layer = 1, .first_head = 1, .key_bits = 3, .key_rotation = kvarn::rotation::none}};
+    refused(with("k4v2_g32", 32, 3, 2), "layers");
+    refused(with("k4v2_g32", 32, 2, 1), "KV heads");
+    refused(with("k4v2_g64", 32, 2, 2), "group");
+    refused(with("k4v2_g32", 64, 2, 2), "head_dim of K");
+    refused(with("k4v3_g32", 32, 2, 2), "bits of V");
+    refused(with("k4v2_g32", 32, 2, 2, rotated), "rotations");
+    refused(with("k4v2_g32", 32, 2, 2, more), "bits of K");
+    refused([](kvarn::cache_config& c) { c.exact = kvarn::exact_type::bf16; }, "type of exact tokens");
+    refused([](kvarn::cache_config& c) { c.key_basis = kvarn::basis::rotated; }, "bases of exact tokens");
+    refused([](kvarn::cache_config& c) { c.sink_tokens = 64; }, "sink_tokens");
+    refused([](kvarn::cache_config& c) { c.recent_tokens = 0; }, "recent_tokens");
+}
+
+TEST_CASE("cache/save: no room, drafts and stale handles", "[unit]")
+{
+    test_cache cache(small_config());
+    const sequence_id id = mixed_sequence(cache);
+    const file_bytes file = saved(cache.pool, id);
+    const auto nowhere = [](std::span<const std::byte>) { return true; };
+    expect_ok(cache.pool.reserve(id, 1));
+    CHECK(kvarn::save(cache.pool, id, nowhere) == status::bad_argument);
+    CHECK(kvarn::saved_bytes(cache.pool, id) == 0);
+    expect_ok(cache.pool.commit(id, 0));
+    expect_ok(cache.pool.close(id));
+    CHECK(kvarn::save(cache.pool, id, nowhere) == status::stale_handle);
+
+    const auto refused = [&](auto change) {
+        kvarn::cache_config c = small_config();
+        change(c);
+        test_cache other(c);
+        CHECK(loaded(other.pool, file).error == status::no_room);
+        CHECK(used(other.pool) == blocks_used{0, 0, 0, 0, 0});
+    };
+    refused([](kvarn::cache_config& c) { c.record_blocks = 1; });
+    refused([](kvarn::cache_config& c) { c.exact_blocks = 1; });
+    refused([](kvarn::cache_config& c) { c.most_spans = 4; });
+    refused([](kvarn::cache_config& c) { c.most_tokens = 100; });
+    test_cache full(small_config());
+    for (int i = 0; i < 4; ++i) (void)full.open();
+    CHECK(loaded(full.pool, file).error == status::no_room);
+}
