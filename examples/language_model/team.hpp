@@ -41,6 +41,9 @@ public:
         for (std::thread& t : helpers_) t.join();
     }
 
+    /// Threads that work, the caller counted.
+    [[nodiscard]] std::size_t threads() const noexcept { return helpers_.size() + 1; }
+
     void each(std::size_t items, const std::function<void(std::size_t)>& f)
     {
         if (items <= 1 || helpers_.empty()) {
