@@ -150,14 +150,25 @@ private:
         return true;
     }
 
-    /// Whether blocks are free for `known` tokens, `shared` of them taken over; prefixes other than `keep` make way.
+    /// Whether there are blocks for `known` tokens, `shared` of them taken over, besides what the running requests still need for the tokens that
+    /// they know; prefixes other than `keep` make way. What all of them will generate is not counted: that is what preemption is for.
     bool has_room(std::size_t known, std::size_t shared, const prefix* keep)
     {
-        const kvarn::block_counts all = kvarn::blocks_of(pool_.config(), known + 1, group_);
         const std::size_t in_sink = std::min(pool_.config().sink_tokens, shared);
+        kvarn::block_counts needed;
+        const auto add = [&](std::size_t tokens, std::size_t records, std::size_t exact) {
+            const kvarn::block_counts all = kvarn::blocks_of(pool_.config(), tokens + 1);
+            needed.records += all.records - std::min(all.records, records);
+            needed.exact += all.exact - std::min(all.exact, exact);
+        };
+        add(known, (shared - in_sink) / group_, in_sink / group_);
+        for (const running& r : running_) {
+            const kvarn::sequence_statistics s = value_of(pool_.statistics(r.id), "a sequence");
+            add(r.known.size(), s.record_blocks, s.exact_blocks);
+        }
         for (;;) {
             const kvarn::pool_statistics s = pool_.statistics();
-            if (s.records.free + (shared - in_sink) / group_ >= all.records && s.exact.free + in_sink / group_ >= all.exact) return true;
+            if (s.records.free >= needed.records && s.exact.free >= needed.exact) return true;
             if (!drop_oldest_prefix(keep)) return false;
         }
     }
