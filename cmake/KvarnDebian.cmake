@@ -25,7 +25,8 @@ set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_ARCHITECTURE all)
 set(CPACK_DEBIAN_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_PACKAGE_DEPENDS "libxsimd-dev (>= 8.1)")
-set(CPACK_DEBIAN_PACKAGE_SUGGESTS "libeigen3-dev, nvidia-cuda-toolkit (>= 12.4)")  # kvarn/interop/eigen.hpp, kvarn/cuda
+# kvarn/interop/eigen.hpp, kvarn/cache/file.hpp, kvarn/cuda
+set(CPACK_DEBIAN_PACKAGE_SUGGESTS "libeigen3-dev, libxxhash-dev (>= 0.8), nvidia-cuda-toolkit (>= 12.4)")
 set(CPACK_DEBIAN_PACKAGE_HOMEPAGE "${PROJECT_HOMEPAGE_URL}")
 set(CPACK_DEBIAN_COMPRESSION_TYPE xz)
 set(CPACK_PRE_BUILD_SCRIPTS "${PROJECT_SOURCE_DIR}/cmake/debian/stage.cmake")

@@ -10,7 +10,7 @@
 function(kvarn_leave_exports directory)
   # Also as `debug`, `optimized` or another plain condition, and as what is linked only while building.
   set(around "\\$<[^;,]*>:|\\$<BUILD_INTERFACE:|\\$<BUILD_LOCAL_INTERFACE:|\\$<TARGET_NAME:")
-  set(note "\\$<LINK_ONLY:(${around})?(kvarn::kvarn|kvarn|kvarn::cuda|kvarn_cuda)>+")
+  set(note "\\$<LINK_ONLY:(${around})?(kvarn::kvarn|kvarn|kvarn::cuda|kvarn_cuda|kvarn::cache_files|kvarn_cache_files)>+")
   get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
   foreach(target IN LISTS targets)
     get_property(libraries TARGET ${target} PROPERTY INTERFACE_LINK_LIBRARIES)

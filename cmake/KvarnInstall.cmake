@@ -12,6 +12,8 @@ if(TARGET kvarn_cuda)
   install(TARGETS kvarn_cuda EXPORT kvarnTargets)
 endif()
 install(EXPORT kvarnTargets NAMESPACE kvarn:: DESTINATION "${kvarn_package_dir}")
+install(TARGETS kvarn_cache_files EXPORT kvarnFilesTargets)  # for those who have xxhash.h
+install(EXPORT kvarnFilesTargets NAMESPACE kvarn:: DESTINATION "${kvarn_package_dir}")
 
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/kvarnConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/kvarnConfig.cmake" INSTALL_DESTINATION "${kvarn_package_dir}"
@@ -24,6 +26,7 @@ install(FILES "${PROJECT_BINARY_DIR}/kvarnConfig.cmake" "${PROJECT_BINARY_DIR}/k
 
 # The build folder is a package too, for a parent project that exports its own build folder with a PUBLIC use of kvarn.
 export(EXPORT kvarnTargets NAMESPACE kvarn:: FILE "${PROJECT_BINARY_DIR}/kvarnTargets.cmake")
+export(EXPORT kvarnFilesTargets NAMESPACE kvarn:: FILE "${PROJECT_BINARY_DIR}/kvarnFilesTargets.cmake")
 foreach(file IN ITEMS KvarnKernels.cmake kvarn_kernels.cpp.in)
   configure_file("${PROJECT_SOURCE_DIR}/cmake/${file}" "${PROJECT_BINARY_DIR}/${file}" COPYONLY)
 endforeach()

@@ -4,7 +4,7 @@
 #   kvarn_configure                           configures $build, with extra arguments handed to cmake
 
 # What is installed, for building the examples and for the tests besides.
-kvarn_packages='g++ cmake ninja-build libxsimd-dev libcli11-dev libeigen3-dev nlohmann-json3-dev'
+kvarn_packages='g++ cmake ninja-build libxsimd-dev libcli11-dev libeigen3-dev libxxhash-dev nlohmann-json3-dev'
 kvarn_test_packages='catch2 libbenchmark-dev'
 # These make more of the tests run: a second compiler, the tools of other ways to package, and, on amd64 and unless KVARN_NO_CROSS is
 # set, other processors: AArch64, big-endian s390x, 32-bit x86 (130 MB to download with the emulator, 550 MB installed). With

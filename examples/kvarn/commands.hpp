@@ -3,11 +3,13 @@
 // The commands quantize, dequantize and inspect. Each takes its parsed options and either does all of its work or throws
 // a failure and leaves no file behind.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <kvarn/kvarn.hpp>
@@ -33,7 +35,7 @@ struct codec_options {
 struct quantize_options : codec_options {
     kvarn::encoder encoder = kvarn::encoder::refined;
     std::optional<int> iterations;
-    std::string k, v, out;  ///< v empty: none given
+    std::string k, v, q, out;  ///< v, q empty: none given
 };
 
 struct dequantize_options : codec_options {
@@ -83,9 +85,33 @@ struct dequantize_options : codec_options {
     return *made;
 }
 
+/// A format as --format and --formats name it.
+struct candidate {
+    std::string name;
+    kvarn::format format;
+    bool chooses = false;  ///< each head's basis
+};
+
+inline constexpr std::string_view auto_suffix = "_auto";
+
+[[nodiscard]] inline bool chooses_basis(const std::string& name) { return name.size() > auto_suffix.size() && name.ends_with(auto_suffix); }
+
+/// The name without _auto.
+[[nodiscard]] inline std::string plain_name(const std::string& name)
+{
+    return chooses_basis(name) ? name.substr(0, name.size() - auto_suffix.size()) : name;
+}
+
+[[nodiscard]] inline candidate parse_candidate(const std::string& name, std::size_t head_dim_k, std::size_t head_dim_v, kvarn::rotation rotation,
+                                               int exact_channels)
+{
+    const auto f = make_format(plain_name(name), head_dim_k, head_dim_v, rotation, exact_channels);
+    return {name_of(f) + (chooses_basis(name) ? std::string(auto_suffix) : ""), f, chooses_basis(name)};
+}
+
 [[nodiscard]] inline bool stores_values(const std::string& format_name)
 {
-    const auto parsed = kvarn::parse_format(format_name, 128);
+    const auto parsed = kvarn::parse_format(plain_name(format_name), 128);
     check(parsed.error, "format " + format_name);
     return parsed->has_values();
 }
@@ -99,6 +125,14 @@ inline void require_same_shape(const tensor& k, const std::string& k_path, const
     if (k.type != v.type)
         throw failure(text("%s and %s: element types do not match: %s and %s", k_path.c_str(), v_path.c_str(), name_of(k.type),
                            name_of(v.type)));
+}
+
+/// Queries must fit K: [query heads, tokens, head_dim], query heads a multiple of the KV heads.
+inline void require_queries(const tensor& q, const std::string& path, const tensor& k)
+{
+    if (q.tokens != k.tokens || q.channels != k.channels || q.heads % k.heads != 0)
+        throw failure(text("%s: shape does not match K: %zu heads of %zu tokens x %zu channels, K has %zu heads of %zu x %zu", path.c_str(), q.heads,
+                           q.tokens, q.channels, k.heads, k.tokens, k.channels));
 }
 
 /// The last tokens of every head, as they are.
@@ -130,9 +164,18 @@ inline void quantize(quantize_options options)
         v = read_npy(options.v);
         require_same_shape(k, options.k, v, options.v);
     }
+    const candidate asked = parse_candidate(options.format, k.channels - static_cast<std::size_t>(options.exact_channels), v.channels,
+                                            options.rotation, options.exact_channels);
+    if (asked.chooses && options.raw) throw failure("--raw: bare records do not say which basis each head has chosen; take a container for " + options.format);
+    if (asked.chooses && options.rotation == kvarn::rotation::none) throw failure("--rotation none: leaves nothing to choose for " + options.format);
+    tensor q;
+    if (!options.q.empty()) {
+        if (!asked.chooses) throw failure("--q: is what a basis is chosen by, and " + options.format + " does not choose; append _auto");
+        q = read_npy(options.q);
+        require_queries(q, options.q, k);
+    }
     container c;
-    c.format = make_format(options.format, k.channels - static_cast<std::size_t>(options.exact_channels), v.channels,
-                           options.rotation, options.exact_channels);
+    c.formats = {asked.format};
     c.stride = options.stride;
     c.encoder = static_cast<std::uint8_t>(options.encoder);
     const kvarn::encode_options how = encoding(options.encoder, options.iterations);
@@ -149,18 +192,25 @@ inline void quantize(quantize_options options)
     if (!sizes_of(c, sizes)) throw failure(options.k + ": too large");
     require_finite(k, options.k);
     if (with_values) require_finite(v, options.v);
+    if (q.heads != 0) require_finite(q, options.q);
 
     output_file out(options.out);  // an impossible target shows before the long work
     const std::size_t whole = c.tiles() * c.group();
+    const std::string names = with_values ? options.k + ", " + options.v : options.k;
     const auto run = [&]<class T>(T) {
-        return encode(c.format, view_of<T>(k, whole), with_values ? view_of<T>(v, whole) : kvarn::kv_view<const T>{}, c.records,
-                      c.stride, how, options.threads);
+        const auto keys = view_of<T>(k, whole);
+        const auto values = with_values ? view_of<T>(v, whole) : kvarn::kv_view<const T>{};
+        std::vector<kvarn::format> of_heads(c.heads, asked.format);
+        if (asked.chooses)
+            of_heads = q.type == element_type::float16 ? choose_formats(asked.format, keys, values, view_of<kvarn::half>(q, whole), how, names)
+                                                       : choose_formats(asked.format, keys, values, view_of<float>(q, whole), how, names);
+        c.formats = as_few(of_heads);
+        return encode(of_heads, keys, values, c.records, c.stride, how, options.threads);
     };
-    check(k.type == element_type::float16 ? run(kvarn::half{}) : run(float{}),
-          with_values ? options.k + ", " + options.v : options.k);
+    check(k.type == element_type::float16 ? run(kvarn::half{}) : run(float{}), names);
 
     if (options.raw) {
-        out.write(c.records);
+        out.write(transposed(c.records, c.heads, c.tiles(), c.record_bytes(0)));
         out.finish();
     } else {
         c.k_tail = tail_of(k, c.tail_tokens());
@@ -176,27 +226,27 @@ inline void quantize(quantize_options options)
     if (is_container(file)) throw failure(options.in + ": is a container, not bare records; leave out --raw");
     container c;
     const int head_dim_v = options.head_dim_v != 0 ? options.head_dim_v : options.head_dim_k;
-    c.format = make_format(options.format, static_cast<std::size_t>(options.head_dim_k), static_cast<std::size_t>(head_dim_v),
-                           options.rotation, options.exact_channels);
+    c.formats = {make_format(options.format, static_cast<std::size_t>(options.head_dim_k), static_cast<std::size_t>(head_dim_v), options.rotation,
+                             options.exact_channels)};
     c.stride = options.stride;
     c.heads = static_cast<std::size_t>(options.heads);
     std::size_t per_tile = 0;
-    if (!multiply(c.heads, c.record_bytes(), per_tile)) throw failure("--heads: too large");
+    if (!multiply(c.heads, c.record_bytes(0), per_tile)) throw failure("--heads: too large");
     if (file.empty() || file.size() % per_tile != 0)
         throw failure(text("%s: %zu bytes are no whole number of tiles (%zu heads of %zu-byte records: %zu bytes each); "
                            "truncated, or other options are needed",
-                           options.in.c_str(), file.size(), c.heads, c.record_bytes(), per_tile));
+                           options.in.c_str(), file.size(), c.heads, c.record_bytes(0), per_tile));
     c.tokens = file.size() / per_tile * c.group();
-    c.records = std::move(file);
+    c.records = transposed(file, c.tiles(), c.heads, c.record_bytes(0));
     return c;
 }
 
-/// Copies tail tokens behind the decoded tiles and brings them into the basis asked for.
-inline void place_tail(const std::vector<std::byte>& tail, const container& c, kvarn::kv_view<float> all, int head_dim,
-                       kvarn::basis basis, bool rotated)
+/// Copies tail tokens behind the decoded tiles and brings those of the heads that `rotated` into the basis asked for.
+template <class Rotated>
+void place_tail(const std::vector<std::byte>& tail, const container& c, kvarn::kv_view<float> all, int head_dim, kvarn::basis basis, Rotated rotated)
 {
     std::size_t index = 0;
-    for (std::size_t head = 0; head < c.heads; ++head)
+    for (std::size_t head = 0; head < c.heads; ++head) {
         for (std::size_t token = c.tokens - c.tail_tokens(); token < c.tokens; ++token)
             for (std::size_t channel = 0; channel < all.channels; ++channel, ++index) {
                 const std::byte* from = tail.data() + index * element_bytes(c.type);
@@ -208,12 +258,11 @@ inline void place_tail(const std::vector<std::byte>& tail, const container& c, k
                     std::memcpy(all.at(token, head) + channel, from, sizeof(float));
                 }
             }
-    if (basis != kvarn::basis::rotated || !rotated) return;
-    kvarn::kv_view<float> rotatable = all;  // the exact channels behind head_dim are never rotated
-    rotatable.data = all.at(c.tokens - c.tail_tokens(), 0);
-    rotatable.tokens = c.tail_tokens();
-    rotatable.channels = static_cast<std::size_t>(head_dim);
-    check(kvarn::rotate(rotatable), "tail tokens");
+        if (basis != kvarn::basis::rotated || !rotated(c.format_of(head))) continue;
+        kvarn::kv_view<float> rotatable = kvarn::token_range(all.head(head), c.tokens - c.tail_tokens(), c.tail_tokens());
+        rotatable.channels = static_cast<std::size_t>(head_dim);  // the exact channels behind head_dim are never rotated
+        check(kvarn::rotate(rotatable), "tail tokens");
+    }
 }
 
 inline void dequantize(const dequantize_options& options)
@@ -222,7 +271,8 @@ inline void dequantize(const dequantize_options& options)
     std::vector<std::byte> file = read_file(options.in);
     const container c = options.raw ? raw_container(std::move(file), options) : parse_container(file, options.in);
     file = {};
-    const bool with_values = c.format.has_values();
+    const kvarn::format& shape = c.shape();
+    const bool with_values = shape.has_values();
     if (with_values && options.v.empty()) throw failure("V.npy is missing: " + options.in + " holds K and V");
     if (!with_values && !options.v.empty()) throw failure(options.v + ": cannot be written: " + options.in + " holds no V");
     const element_type type = options.type.value_or(c.type);
@@ -231,8 +281,7 @@ inline void dequantize(const dequantize_options& options)
     std::optional<output_file> v_out;
     if (with_values) v_out.emplace(options.v);
 
-    const auto key_channels = static_cast<std::size_t>(c.format.key_channels()),
-               value_channels = static_cast<std::size_t>(c.format.head_dim_v());
+    const auto key_channels = static_cast<std::size_t>(shape.key_channels()), value_channels = static_cast<std::size_t>(shape.head_dim_v());
     std::size_t k_elements = 0, v_elements = 0;
     if (!multiply(c.heads, c.tokens, k_elements) || !multiply(k_elements, value_channels, v_elements) ||
         !multiply(k_elements, key_channels, k_elements))
@@ -243,10 +292,10 @@ inline void dequantize(const dequantize_options& options)
     kvarn::kv_view<float> k_tiles = k_view, v_tiles = v_view;
     k_tiles.tokens = c.tiles() * c.group();
     if (with_values) v_tiles.tokens = k_tiles.tokens;
-    check(decode(c.format, c.records, k_tiles, v_tiles, c.stride, options.basis, options.threads), options.in);
+    check(decode(c.formats_of_heads(), c.records, k_tiles, v_tiles, c.stride, options.basis, options.threads), options.in);
     if (c.tail_tokens() != 0) {
-        place_tail(c.k_tail, c, k_view, c.format.head_dim_k(), options.basis, c.format.keys_rotated());
-        if (with_values) place_tail(c.v_tail, c, v_view, c.format.head_dim_v(), options.basis, c.format.values_rotated());
+        place_tail(c.k_tail, c, k_view, shape.head_dim_k(), options.basis, [](const kvarn::format& f) { return f.keys_rotated(); });
+        if (with_values) place_tail(c.v_tail, c, v_view, shape.head_dim_v(), options.basis, [](const kvarn::format& f) { return f.values_rotated(); });
     }
     for (const std::vector<float>* values : {&k, &v})
         for (const float x : *values)
@@ -267,37 +316,64 @@ inline void dequantize(const dequantize_options& options)
     }
 }
 
+/// "0-3, 6": the heads that have a format.
+[[nodiscard]] inline std::string heads_with(const container& c, const kvarn::format& f)
+{
+    std::string out;
+    for (std::size_t head = 0; head < c.heads; ++head) {
+        if (!(c.format_of(head) == f)) continue;
+        const std::size_t first = head;
+        while (head + 1 < c.heads && c.format_of(head + 1) == f) ++head;
+        out += (out.empty() ? "" : ", ") + (first == head ? text("%zu", first) : text("%zu-%zu", first, head));
+    }
+    return out;
+}
+
 inline void inspect(const std::string& path)
 {
     const std::vector<std::byte> file = read_file(path);
     const container c = parse_container(file, path);
-    const kvarn::format& f = c.format;
-    const std::size_t channels = static_cast<std::size_t>(f.key_channels() + f.head_dim_v());
+    const kvarn::format& shape = c.shape();
+    const std::size_t channels = static_cast<std::size_t>(shape.key_channels() + shape.head_dim_v());
     const double elements = static_cast<double>(c.heads) * static_cast<double>(c.tokens) * static_cast<double>(channels);
     const std::size_t sealed = c.tiles() * c.group();
     std::string out;
     const auto row = [&out](const char* name, const std::string& value) { out += text("%-12s%s\n", name, value.c_str()); };
 
     row("file",
-        path + ", " + grouped(file.size()) + " bytes, container version " + std::to_string(container_version) + ", checksum ok");
-    std::string dims = f.has_values() && f.head_dim_v() != f.head_dim_k()
-                           ? text("head_dim %d (K) and %d (V)", f.head_dim_k(), f.head_dim_v())
-                           : text("head_dim %d", f.head_dim_k());
-    if (!f.has_values()) dims += ", no V part";
-    if (f.exact_channels() != 0) dims += text(", %d exact channels", f.exact_channels());
-    const char* const rotated = f.keys_rotated() ? f.values_rotated() ? "hadamard" : "hadamard for K, none for V"
-                                                 : f.values_rotated() ? "hadamard for V, none for K" : "none";
-    row("format", name_of(f) + ", " + dims + ", rotation " + rotated);
+        path + ", " + grouped(file.size()) + " bytes, container version " + std::to_string(kvarn::file_version) + ", checksums ok");
+    std::string dims = shape.has_values() && shape.head_dim_v() != shape.head_dim_k()
+                           ? text("head_dim %d (K) and %d (V)", shape.head_dim_k(), shape.head_dim_v())
+                           : text("head_dim %d", shape.head_dim_k());
+    if (!shape.has_values()) dims += ", no V part";
+    if (shape.exact_channels() != 0) dims += text(", %d exact channels", shape.exact_channels());
+    std::vector<kvarn::format> different;
+    for (const kvarn::format& f : c.formats)
+        if (std::find(different.begin(), different.end(), f) == different.end()) different.push_back(f);
+    for (const kvarn::format& f : different) {
+        const char* const rotated = f.keys_rotated() ? f.values_rotated() ? "hadamard" : "hadamard for K, none for V"
+                                                     : f.values_rotated() ? "hadamard for V, none for K" : "none";
+        row(&f == different.data() ? "format" : "", name_of(f) + ", " + dims + ", rotation " + rotated + (different.size() == 1 ? "" : ": heads " + heads_with(c, f)));
+    }
     row("encoder", (c.encoder <= static_cast<std::uint8_t>(kvarn::encoder::refined) ? std::string(name_of(static_cast<kvarn::encoder>(c.encoder)))
                                                                                     : text("number %d", int{c.encoder})) +
                        text(", %u iterations", static_cast<unsigned>(c.iterations)));
     row("tokens", text("%s per head (%s in %s tiles, %zu in the exact %s tail), %zu head%s", grouped(c.tokens).c_str(),
                        grouped(sealed).c_str(), grouped(c.tiles()).c_str(), c.tail_tokens(), name_of(c.type), c.heads,
                        c.heads == 1 ? "" : "s"));
-    row("record", text("%s bytes (%s stride), %s records", grouped(c.record_bytes()).c_str(),
-                       c.stride == kvarn::record_stride::packed ? "packed" : "reference", grouped(c.tiles() * c.heads).c_str()));
-    row("", text("%.2f bytes per token and head, %.4f bits per element", static_cast<double>(c.record_bytes()) / f.group(),
-                 kvarn::bits_per_element(f, c.stride)));
+    // The sizes of the records that there are, each once.
+    std::vector<kvarn::format> sizes;
+    for (const kvarn::format& f : different)
+        if (std::none_of(sizes.begin(), sizes.end(), [&](const kvarn::format& g) { return kvarn::record_bytes(f, c.stride) == kvarn::record_bytes(g, c.stride); }))
+            sizes.push_back(f);
+    for (const kvarn::format& f : sizes) {
+        const std::size_t record = kvarn::record_bytes(f, c.stride);
+        std::size_t heads = 0;
+        for (std::size_t head = 0; head < c.heads; ++head) heads += c.record_bytes(head) == record ? 1u : 0u;
+        row(&f == sizes.data() ? "record" : "", text("%s bytes (%s stride), %s records", grouped(record).c_str(),
+                                                      c.stride == kvarn::record_stride::packed ? "packed" : "reference", grouped(c.tiles() * heads).c_str()));
+        row("", text("%.2f bytes per token and head, %.4f bits per element", static_cast<double>(record) / f.group(), kvarn::bits_per_element(f, c.stride)));
+    }
     row("whole file", text("%.2f bytes per token and head, %.4f bits per element",
                            static_cast<double>(file.size()) / (static_cast<double>(c.heads) * static_cast<double>(c.tokens)),
                            8.0 * static_cast<double>(file.size()) / elements));
@@ -307,22 +383,23 @@ inline void inspect(const std::string& path)
     }
 
     out += text("\n%-6s%-18s%12s%12s%12s\n", "head", "scale", "min", "mean", "max");
-    const kvarn::record_layout at = kvarn::layout_of(f);
-    const auto group = c.group(), dk = static_cast<std::size_t>(f.head_dim_k()), dv = static_cast<std::size_t>(f.head_dim_v());
+    const auto group = c.group(), dk = static_cast<std::size_t>(shape.head_dim_k()), dv = static_cast<std::size_t>(shape.head_dim_v());
     struct field {
         const char* name;
         std::size_t offset, count;
     };
-    std::vector<field> fields{{"K channel scale", at.k_channel_scale, dk}, {"K token scale", at.k_token_scale, group}};
-    if (f.has_values()) {
-        fields.push_back({"V channel scale", at.v_channel_scale, dv});
-        fields.push_back({"V token scale", at.v_token_scale, group});
-    }
-    for (std::size_t head = 0; head < c.heads; ++head)
+    std::size_t first = 0;
+    for (std::size_t head = 0; head < c.heads; ++head) {
+        const kvarn::record_layout at = kvarn::layout_of(c.format_of(head));
+        std::vector<field> fields{{"K channel scale", at.k_channel_scale, dk}, {"K token scale", at.k_token_scale, group}};
+        if (shape.has_values()) {
+            fields.push_back({"V channel scale", at.v_channel_scale, dv});
+            fields.push_back({"V token scale", at.v_token_scale, group});
+        }
         for (const field& one : fields) {
             double least = INFINITY, most = -INFINITY, sum = 0;
             for (std::size_t tile = 0; tile < c.tiles(); ++tile) {
-                const std::byte* record = c.records.data() + (tile * c.heads + head) * c.record_bytes();
+                const std::byte* record = c.records.data() + first + tile * c.record_bytes(head);
                 for (std::size_t i = 0; i < one.count; ++i) {
                     kvarn::half h;
                     std::memcpy(&h, record + one.offset + 2 * i, sizeof h);
@@ -332,9 +409,10 @@ inline void inspect(const std::string& path)
                     sum += x;
                 }
             }
-            out += text("%-6zu%-18s%12.5g%12.5g%12.5g\n", head, one.name, least, sum / static_cast<double>(one.count * c.tiles()),
-                        most);
+            out += text("%-6zu%-18s%12.5g%12.5g%12.5g\n", head, one.name, least, sum / static_cast<double>(one.count * c.tiles()), most);
         }
+        first += c.tiles() * c.record_bytes(head);
+    }
     print(out);
 }
 

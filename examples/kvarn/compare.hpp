@@ -38,45 +38,13 @@ struct compare_options {
     return {"k2v2_g128", "k3v3_g128", "k4v2_g128", "k4v4_g128", "k8v8_g128"};
 }
 
-/// A format as --formats names it.
-struct candidate {
-    std::string name;
-    kvarn::format format;
-    bool chooses = false;  ///< each head's basis
-};
-
-[[nodiscard]] inline candidate parse_candidate(const std::string& name, std::size_t head_dim_k, std::size_t head_dim_v)
-{
-    constexpr std::string_view suffix = "_auto";
-    const bool chooses = name.size() > suffix.size() && name.ends_with(suffix);
-    const auto f = make_format(chooses ? name.substr(0, name.size() - suffix.size()) : name, head_dim_k, head_dim_v, kvarn::rotation::hadamard, 0);
-    return {name_of(f) + (chooses ? std::string(suffix) : ""), f, chooses};
-}
-
 /// The format of each head of K and V; q: [query heads][tokens][channels], query heads of a group in a row.
 [[nodiscard]] inline std::vector<kvarn::format> formats_of_heads(const candidate& c, matrix& k, matrix& v, const std::optional<matrix>& q,
                                                                  const kvarn::encode_options& how)
 {
-    std::vector<kvarn::format> formats(k.heads, c.format);
-    if (!c.chooses) return formats;
-    const auto group = static_cast<std::size_t>(c.format.group());
-    kvarn::choose_options options;
-    options.encode = how;
-    std::vector<std::byte> scratch(kvarn::choose_scratch_bytes(c.format));
-    for (std::size_t head = 0; head < k.heads; ++head) {
-        std::vector<std::uint64_t> moments(k.channels);
-        const std::size_t each = q->heads / k.heads;
-        for (std::size_t i = 0; i < each; ++i) {
-            const auto queries = kvarn::token_major(q->token(head * each + i, 0), group, 1, k.channels);
-            check(kvarn::add_query_moments(c.format, queries, std::span(moments)), c.name);
-        }
-        const auto values = c.format.has_values() ? first_tokens(v.view().head(head), group) : kvarn::kv_view<float>{};
-        const auto chosen = kvarn::choose_format(c.format, first_tokens(k.view().head(head), group), values, std::span<const std::uint64_t>(moments),
-                                                 std::span(scratch), options);
-        check(chosen.error, c.name);
-        formats[head] = *chosen;
-    }
-    return formats;
+    if (!c.chooses) return std::vector<kvarn::format>(k.heads, c.format);
+    const auto queries = kvarn::head_major(q->values.data(), q->tokens, q->heads, q->channels);
+    return choose_formats(c.format, k.view(), c.format.has_values() ? v.view() : kvarn::kv_view<float>{}, queries, how, c.name);
 }
 
 /// The first `tokens` tokens of an array as float.
@@ -115,7 +83,7 @@ inline void compare(const compare_options& options)
     std::vector<candidate> formats;
     std::size_t largest_group = 128;  // kivi g128 is always among the baselines
     for (const std::string& name : options.formats.empty() ? default_formats(!options.q.empty()) : options.formats) {
-        formats.push_back(parse_candidate(name, k_file.channels, v_file.channels));
+        formats.push_back(parse_candidate(name, k_file.channels, v_file.channels, kvarn::rotation::hadamard, 0));
         if (formats.back().chooses && options.q.empty()) throw failure(name + ": --q is missing: the queries are what a basis is chosen by");
         largest_group = std::max(largest_group, static_cast<std::size_t>(formats.back().format.group()));
     }
@@ -130,10 +98,7 @@ inline void compare(const compare_options& options)
     std::size_t step = 1;
     if (!options.q.empty()) {
         const tensor q_file = read_npy(options.q);
-        if (q_file.tokens != k_file.tokens || q_file.channels != k_file.channels || q_file.heads % k_file.heads != 0)
-            throw failure(text("%s: shape does not match K: %zu heads of %zu tokens x %zu channels, K has %zu heads of %zu x %zu",
-                               options.q.c_str(), q_file.heads, q_file.tokens, q_file.channels, k_file.heads, k_file.tokens,
-                               k_file.channels));
+        require_queries(q_file, options.q, k_file);
         require_finite(q_file, options.q);
         q = to_matrix(q_file, report.tokens);
         step = query_step(q->heads, report.tokens);
@@ -180,13 +145,13 @@ inline void compare(const compare_options& options)
         const kvarn::kv_view<float> v_view = f.has_values() ? v_decoded.view() : kvarn::kv_view<float>{};
         const std::vector<kvarn::format> of_heads = formats_of_heads(c, k_decoded, v_decoded, q, how);
         std::vector<std::byte> records;
-        check(encode<const float>(of_heads, k_decoded.view(), v_view, records, kvarn::record_stride::packed, how, options.threads), row.name);
+        check(encode(of_heads, k_decoded.view(), v_view, records, kvarn::record_stride::packed, how, options.threads), row.name);
         if (report.stages.empty() && f.has_values()) {
             // One tile in the middle of the sequence, head 0.
             const std::size_t tile = kvarn::full_tiles(f, report.tokens) / 2;
             report.stage_format = row.name;
             report.stage_tile = tile;
-            const bytes record = bytes(records).subspan(tile * k.heads * kvarn::record_bytes(f), kvarn::record_bytes(f));
+            const bytes record = bytes(records).subspan(tile * kvarn::record_bytes(f), kvarn::record_bytes(f));
             report.stages = tile_stages(of_heads.front(), record, k.token(0, tile * static_cast<std::size_t>(f.group())),
                                         v.token(0, tile * static_cast<std::size_t>(f.group())));
         }

@@ -77,7 +77,12 @@ int run(int argc, char** argv)
     quantize_command->add_option("V.npy", quantizing.v, "values; may be left out, and is not read, for formats with 0 value bits")
         ->required();
     quantize_command->add_option("OUT", quantizing.out, "the file to write");
-    quantize_command->add_option("--format", quantizing.format, "k<bits>v<bits>_g<group> (default k4v2_g128)")->type_name("NAME");
+    quantize_command
+        ->add_option("--format", quantizing.format,
+                     "k<bits>v<bits>_g<group> (default k4v2_g128); with _auto each head chooses the basis of V by its first tile, and of K with --q")
+        ->type_name("NAME");
+    quantize_command->add_option("--q", quantizing.q, "with --format ..._auto: queries, [query heads, tokens, head_dim], to choose the basis of K by")
+        ->type_name("Q.npy");
     add_choice(quantize_command, "--encoder", quantizing.encoder, encoders, "how codes and scales are chosen (default refined)");
     quantize_command->add_option("--iterations", quantizing.iterations, "rounds of normalisation (default 8 for paper, 1 for refined)")
         ->type_name("N")
@@ -149,6 +154,12 @@ int run(int argc, char** argv)
     plan_command->add_option("--sink", planned.sink, "first tokens of a sequence that stay in float16 (default 128)")
         ->type_name("N")
         ->check(CLI::Range(std::size_t{0}, planned_cache::most_tokens));
+    plan_command->add_option("--recent", planned.recent, "newest tokens that stay in float16 besides (default 0)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{0}, planned_cache::most_tokens));
+    plan_command->add_option("--step", planned.step, "tokens of a step at most: of a prompt's pieces, of drafts (default 1)")
+        ->type_name("N")
+        ->check(CLI::Range(std::size_t{1}, planned_cache::most_tokens));
     plan_command->add_option("--memory", planned.memory, "also solve for the longest context and the most sequences in this, such as 8GiB")->type_name("SIZE");
 
     try {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The command plan: what the caches of a model take, and what fits into a given memory. In: the shape of a model, by name or by numbers, formats,
-// tokens and sequences. Out: a table beside float16.
+// The command plan: what a pool of a model's caches takes, to the byte, and what fits into a given memory. In: the shape of a model, by name or
+// by numbers, formats, tokens and sequences. Out: a table by kind, beside float16.
 
 #include <algorithm>
 #include <cctype>
@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include <kvarn/cache/policy.hpp>
+#include <kvarn/cache/state.hpp>
 
 #include "../common/failure.hpp"
 #include "../common/text.hpp"
@@ -39,7 +39,7 @@ struct plan_request {
     std::string model;  ///< empty: the numbers
     int layers = 0, kv_heads = 0, head_dim = 0;
     std::vector<std::string> formats{"k4v4_g128", "k4v2_g128", "k3v2_g128", "k2v2_g128"};
-    std::size_t context = 131072, sequences = 1, sink = 128;
+    std::size_t context = 131072, sequences = 1, sink = 128, recent = 0, step = 1;
     std::string memory;  ///< such as 8GiB; empty: none given
 };
 
@@ -70,51 +70,74 @@ struct plan_request {
     return text("%.0f bytes", size);
 }
 
-/// The caches of one sequence in one format; no format: float16.
+/// What a pool of such caches takes; no format: float16 alone.
+struct planned_bytes {
+    double records = 0, exact = 0, tables = 0;
+    bool fits = true;  ///< into one pool, which has 2^31 blocks at most
+
+    [[nodiscard]] double all() const noexcept { return records + exact + tables; }
+};
+
 class planned_cache {
 public:
     planned_cache(const plan_request& p, const std::string& name) : request_(p)
     {
-        if (name == "float16") return;
+        config_.sink_tokens = p.sink;
+        config_.recent_tokens = p.recent;
+        config_.most_step = p.step;
         const auto dim = static_cast<std::size_t>(p.head_dim);
-        policy_ = kvarn::make_policy(make_format(name, dim, dim, kvarn::rotation::hadamard, 0), p.layers, p.kv_heads).value;
+        quantized_ = name != "float16";
+        const kvarn::format f = make_format(quantized_ ? name : "k8v8_g128", dim, dim, kvarn::rotation::none, 0);
+        config_.policy = kvarn::make_policy(f, p.layers, p.kv_heads).value;
     }
 
-    [[nodiscard]] double elements(std::size_t tokens) const
+    /// Values of K and V of one sequence.
+    [[nodiscard]] double elements(std::size_t tokens) const { return static_cast<double>(kvarn::cache_elements(config_, tokens)); }
+
+    [[nodiscard]] planned_bytes take(std::size_t tokens, std::size_t sequences) const
     {
-        const int values = policy_ && !policy_->base().has_values() ? 0 : request_.head_dim;
-        return static_cast<double>(tokens) * request_.layers * request_.kv_heads * (request_.head_dim + values);
+        if (!quantized_) return {0, 2 * elements(tokens) * static_cast<double>(sequences), 0, true};
+        kvarn::cache_config c = config_;
+        c.most_tokens = tokens;
+        c.sequences = sequences;
+        const auto plan = kvarn::plan_cache(c);
+        if (!plan) return {0, 0, 0, false};
+        return {static_cast<double>(plan->records), static_cast<double>(plan->exact), static_cast<double>(plan->state), true};
     }
-    [[nodiscard]] double size(std::size_t tokens) const
+    [[nodiscard]] bool fits(std::size_t tokens, std::size_t sequences, double memory) const
     {
-        return policy_ ? static_cast<double>(kvarn::plan_sequence(*policy_, tokens, request_.sink).bytes()) : 2 * elements(tokens);
+        const planned_bytes size = take(tokens, sequences);
+        return size.fits && size.all() <= memory;
     }
-    /// The most that a sequence takes while it grows to `tokens` tokens: an exact tail takes more than the tile that it becomes.
-    [[nodiscard]] double most_size(std::size_t tokens) const
+    /// The longest sequences of which so many fit.
+    [[nodiscard]] std::size_t longest(std::size_t sequences, double memory) const
     {
-        const double now = size(tokens);
-        if (!policy_ || tokens <= request_.sink) return now;
-        const auto group = static_cast<std::size_t>(policy_->base().group());
-        const std::size_t sealed = (tokens - request_.sink) / group;
-        return sealed == 0 ? now : std::max(now, size(request_.sink + sealed * group - 1));
+        return last_that(most_tokens, [&](std::size_t n) { return fits(n, sequences, memory); });
     }
-    /// The longest sequence that never takes more than `room` bytes.
-    [[nodiscard]] std::size_t longest(double room) const
+    [[nodiscard]] std::size_t most_sequences(std::size_t tokens, double memory) const
     {
-        std::size_t low = 0, high = most_tokens;
-        while (low < high) {
-            const std::size_t middle = low + (high - low + 1) / 2;
-            if (most_size(middle) <= room) low = middle;
-            else high = middle - 1;
-        }
-        return low;
+        return last_that(std::size_t{1} << 30, [&](std::size_t n) { return fits(tokens, n, memory); });
     }
 
     static constexpr std::size_t most_tokens = std::size_t{1} << 28;
 
 private:
+    /// The largest of 1 to `most` that still holds, 0 if 1 does not.
+    template <class Holds>
+    static std::size_t last_that(std::size_t most, Holds&& holds)
+    {
+        std::size_t low = 0, high = most;
+        while (low < high) {
+            const std::size_t middle = low + (high - low + 1) / 2;
+            if (holds(middle)) low = middle;
+            else high = middle - 1;
+        }
+        return low;
+    }
+
     plan_request request_;
-    std::optional<kvarn::bit_policy> policy_;
+    kvarn::cache_config config_;
+    bool quantized_ = true;
 };
 
 inline void plan(plan_request p)
@@ -136,28 +159,31 @@ inline void plan(plan_request p)
     if (p.formats.empty()) throw failure("--formats: the list is empty");
     const double memory = p.memory.empty() ? 0 : parse_bytes(p.memory);  // 0: not asked for
 
-    const double sequences = static_cast<double>(p.sequences), exact = planned_cache(p, "float16").size(p.context);
-    std::vector<std::vector<std::string>> table{{"cache", "bits per element", "bytes", "", "most on the way", "of float16"}};
+    std::vector<std::vector<std::string>> table{{"cache", "bits per element", "records", "sink and tails", "tables", "bytes", "", "of float16"}};
     if (memory > 0) table[0].insert(table[0].end(), {"longest context", "most sequences"});
     std::vector<std::string> names{"float16"};
     names.insert(names.end(), p.formats.begin(), p.formats.end());
+    const double exact = planned_cache(p, "float16").take(p.context, p.sequences).all();
     for (const std::string& name : names) {
         const planned_cache cache(p, name);
-        const double size = cache.size(p.context), most = cache.most_size(p.context);
-        const double all = size * sequences;
-        table.push_back({name, text("%.4f", 8 * size / cache.elements(p.context)), all < 0x1p63 ? grouped(static_cast<std::size_t>(all)) : "-",
-                         bytes_text(all), bytes_text(most * sequences), text("%.1f %%", 100 * size / exact)});
+        const planned_bytes size = cache.take(p.context, p.sequences);
+        if (!size.fits) throw failure(name + ": more than one pool holds, 2^31 blocks of a tile each");
+        const double elements = cache.elements(p.context) * static_cast<double>(p.sequences), all = size.all();
+        table.push_back({name, text("%.4f", 8 * all / elements), bytes_text(size.records), bytes_text(size.exact), bytes_text(size.tables),
+                         all < 0x1p63 ? grouped(static_cast<std::size_t>(all)) : "-", bytes_text(all), text("%.1f %%", 100 * all / exact)});
         if (!(memory > 0)) continue;
-        const std::size_t longest = cache.longest(memory / sequences);
+        const std::size_t longest = cache.longest(p.sequences, memory);
         table.back().push_back((longest == planned_cache::most_tokens ? "more than " : "") + grouped(longest));
-        table.back().push_back(grouped(static_cast<std::size_t>(memory / most)));
+        table.back().push_back(grouped(cache.most_sequences(p.context, memory)));
     }
     const auto count = [](std::size_t n, const char* what) { return grouped(n) + " " + what + (n == 1 ? "" : "s"); };
-    std::string out = text("%d layers, %d KV heads, head_dim %d; %s, %s; the first %zu tokens and the newest up to a tile in float16\n",
-                           p.layers, p.kv_heads, p.head_dim, count(p.context, "token").c_str(), count(p.sequences, "sequence").c_str(), p.sink);
+    std::string out = text("%d layers, %d KV heads, head_dim %d; %s of %s, steps of up to %s; the first %zu and the newest %zu tokens in float16, and "
+                           "what fills no tile\n",
+                           p.layers, p.kv_heads, p.head_dim, count(p.sequences, "sequence").c_str(), count(p.context, "token").c_str(),
+                           count(p.step, "token").c_str(), p.sink, p.recent);
     if (memory > 0)
-        out += text("in %s: the longest context of %s, and the most sequences of %s, with room for the most on the way\n",
-                    bytes_text(memory).c_str(), count(p.sequences, "sequence").c_str(), count(p.context, "token").c_str());
+        out += text("in %s: the longest context of %s, and the most sequences of %s\n", bytes_text(memory).c_str(),
+                    count(p.sequences, "sequence").c_str(), count(p.context, "token").c_str());
     print(out + "\n" + aligned(table));
 }
 

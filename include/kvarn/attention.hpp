@@ -41,7 +41,8 @@ inline constexpr std::size_t max_query_rows = 1024;
 /// Attends to the whole history of one task.
 /// An empty history (or none visible) gives zeros and a log-sum-exp of -infinity, unless there is a sink logit.
 /// Errors, nothing written: null_pointer, shape_mismatch, bad_argument (options, positions), buffer_too_small (scratch),
-/// not_finite (a query value not finite, or beyond 1e20 times the softmax scale and log2(e); a sink logit not below 1e20).
+/// not_finite (a query value not finite, or beyond 1e20 times the softmax scale and log2(e); a sink logit not below 1e20; an ALiBi slope
+/// not within 1e18).
 /// Scalars of records are taken as they are: `fast` needs V token scales that are not negative, as every encoder makes them. Those of tokens
 /// that a query does not see play no part.
 template <class Arch = simd::native_arch>

@@ -16,4 +16,5 @@
 #include <kvarn/layout/record.hpp>
 #include <kvarn/quantize.hpp>
 #include <kvarn/rotate/hadamard.hpp>
+#include <kvarn/scratch.hpp>
 #include <kvarn/version.hpp>

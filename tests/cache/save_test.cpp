@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../catch.hpp"
-#include "../support/cache.hpp"
+#include "../support/seeded_cache.hpp"
 
 #include <kvarn/cache/load.hpp>
 

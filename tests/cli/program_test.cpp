@@ -133,9 +133,9 @@ TEST_CASE("cli: a container comes back within the format's error, tail tokens ex
         write_npy(here / "k.npy", k);
         write_npy(here / "v.npy", v);
         check_runs(here, "quantize --format k4v4_g64 k.npy v.npy x.kvarn");
-        // 3 tiles of 3 heads, 8 tail tokens, header and checksum.
+        // 3 tiles of 3 heads, 8 tail tokens; the file's header and end, a chunk that says what it is, three for each head.
         const std::size_t record = 64 * 64 / 2 * 2 + 2 * 64 * 6;
-        CHECK(fs::file_size(here / "x.kvarn") == 88 + 9 * record + 2 * 3 * 8 * 64 * (is_half ? 2 : 4));
+        CHECK(fs::file_size(here / "x.kvarn") == 80 + (40 + 48) + 9 * 40 + 9 * record + 2 * 3 * 8 * 64 * (is_half ? 2 : 4));
         check_runs(here, "dequantize x.kvarn k2.npy v2.npy");
         for (const auto& [exact, name] : {std::pair{&k, "k2.npy"}, std::pair{&v, "v2.npy"}}) {
             const array back = read_npy(here / name);
@@ -231,7 +231,11 @@ TEST_CASE("cli: bare records have the sizes of the specification and decode as t
         check_runs(here, "quantize --threads 3 " + format + " k.npy v.npy boxed_by_3");
         const std::string raw = read_text(here / "raw"), boxed = read_text(here / "boxed");
         CHECK(raw.size() == 4 * one.bytes);
-        CHECK(boxed.substr(80, boxed.size() - 88) == raw);
+        // Tile by tile; head by head, in chunks behind the file's header and the first chunk.
+        for (std::size_t head = 0; head < 2; ++head)
+            for (std::size_t tile = 0; tile < 2; ++tile)
+                CHECK(boxed.substr(32 + 88 + head * (2 * one.bytes + 40) + 32 + tile * one.bytes, one.bytes) ==
+                      raw.substr((2 * tile + head) * one.bytes, one.bytes));
         CHECK(read_text(here / "boxed_by_3") == boxed);
         check_runs(here, "dequantize --raw " + format + " --heads 2 --head-dim " + std::to_string(one.head_dim) + " raw k1 v1");
         check_runs(here, "dequantize boxed k2 v2");
@@ -545,10 +549,11 @@ TEST_CASE("cli: a signal ends the program and leaves nothing", "[program]")
     CHECK(read_text(here / "other") == "what was there");
 }
 
-TEST_CASE("cli: compare lets each head choose its basis by the queries", "[program]")
+namespace {
+
+/// K of two heads and queries of four. Head 0: two large channels of K at which no query looks; head 1: none.
+void write_uneven_heads(const workplace& here)
 {
-    // Head 0: two large channels of K at which no query looks; head 1: none.
-    const workplace here;
     array k = random_array(2, 256, 64, true, 30), q = random_array(4, 256, 64, true, 31);
     const auto scale = [](array& a, std::size_t heads, float by) {
         for (std::size_t i = 0; i < a.values.size(); ++i) {
@@ -561,6 +566,90 @@ TEST_CASE("cli: compare lets each head choose its basis by the queries", "[progr
     write_npy(here / "k.npy", k);
     write_npy(here / "q.npy", q);
     write_npy(here / "v.npy", random_array(2, 256, 64, true, 32));
+}
+
+}  // namespace
+
+TEST_CASE("cli: quantize lets each head choose its basis", "[program]")
+{
+    const workplace here;
+    write_uneven_heads(here);
+    check_runs(here, "quantize --format k4v4_g64_auto --q q.npy k.npy v.npy x");
+    const std::string said = here.run("inspect x").out;
+    CAPTURE(said);
+    CHECK(said.find("format      k4v4_g64_ko, head_dim 64, rotation hadamard for V, none for K: heads 0\n") != std::string::npos);
+    CHECK(said.find("            k4v4_g64, head_dim 64, rotation hadamard: heads 1\n") != std::string::npos);
+    // Without queries K keeps its basis; with one format for all there is one line.
+    check_runs(here, "quantize --format k4v4_g64_auto k.npy v.npy y");
+    CHECK(here.run("inspect y").out.find("format      k4v4_g64, head_dim 64, rotation hadamard\n") != std::string::npos);
+    check_runs(here, "quantize --format k4v4_g64 k.npy v.npy z");
+    CHECK(read_text(here / "y") == read_text(here / "z"));
+
+    // Each head's records are those of its own format, whatever the others have; threads change nothing.
+    check_runs(here, "quantize --format k4v4_g64_ko k.npy v.npy ko");
+    check_runs(here, "quantize --threads 3 --format k4v4_g64_auto --q q.npy k.npy v.npy by_3");
+    CHECK(read_text(here / "by_3") == read_text(here / "x"));
+    const std::size_t record = 2 * (64 * 64 / 2 + 64 * 6), chunk = 4 * record + 40;
+    const auto head = [&](const char* name, std::size_t h) {
+        const std::string file = read_text(here / name);
+        return file.substr(file.size() - 48 - (2 - h) * chunk + 32, 4 * record);
+    };
+    CHECK(head("x", 0) == head("ko", 0));
+    CHECK(head("x", 1) == head("z", 1));
+    CHECK(head("x", 0) != head("z", 0));
+    for (const char* basis : {"original", "rotated"}) {
+        for (const char* name : {"x", "ko", "z"})
+            check_runs(here, std::string("dequantize --basis ") + basis + " " + name + " k_" + name + " v_" + name);
+        const array x = read_npy(here / "k_x"), ko = read_npy(here / "k_ko"), z = read_npy(here / "k_z");
+        const std::ptrdiff_t half = static_cast<std::ptrdiff_t>(x.values.size() / 2);
+        CHECK(std::equal(x.values.begin(), x.values.begin() + half, ko.values.begin()));
+        CHECK(std::equal(x.values.begin() + half, x.values.end(), z.values.begin() + half));
+    }
+
+    check_refused(here, "quantize --format k4v4_g64_auto --raw k.npy v.npy no", "which basis each head has chosen");
+    check_refused(here, "quantize --format k4v4_g64_auto --rotation none k.npy v.npy no", "nothing to choose");
+    check_refused(here, "quantize --format k4v4_g64 --q q.npy k.npy v.npy no", "append _auto");
+    check_refused(here, "quantize --format k4v4_g64_auto --q nothing.npy k.npy v.npy no", "nothing.npy: cannot open");
+    write_npy(here / "q3.npy", random_array(3, 256, 64, true, 33));
+    check_refused(here, "quantize --format k4v4_g64_auto --q q3.npy k.npy v.npy no", "shape does not match K");
+    check_refused(here, "quantize --format _auto k.npy v.npy no", "format _auto");
+    // Too few tokens for a tile leave the format as it is.
+    const array tail = random_array(2, 70, 64, true, 34);
+    write_npy(here / "t.npy", tail);
+    check_runs(here, "quantize --format k4v4_g128_auto --q t.npy t.npy t.npy few");
+    CHECK(here.run("inspect few").out.find("format      k4v4_g128, head_dim 64, rotation hadamard\n") != std::string::npos);
+}
+
+TEST_CASE("cli: tails of heads in different bases", "[program]")
+{
+    const workplace here;
+    write_uneven_heads(here);
+    // 250 tokens: 3 tiles of 64 and 58 left over.
+    for (const char* name : {"k.npy", "v.npy", "q.npy"}) {
+        const array all = read_npy(here / name);
+        array cut{all.heads, 250, 64, true, {}};
+        for (std::size_t h = 0; h < all.heads; ++h)
+            cut.values.insert(cut.values.end(), all.values.begin() + static_cast<std::ptrdiff_t>(h * 256 * 64), all.values.begin() + static_cast<std::ptrdiff_t>((h * 256 + 250) * 64));
+        write_npy(here / name, cut);
+    }
+    check_runs(here, "quantize --format k4v4_g64_auto --q q.npy k.npy v.npy x");
+    CHECK(here.run("inspect x").out.find("k4v4_g64_ko") != std::string::npos);
+    check_runs(here, "dequantize --dtype float32 x ko vo");
+    check_runs(here, "dequantize --dtype float32 --basis rotated x kr vr");
+    const array original = read_npy(here / "ko"), rotated = read_npy(here / "kr"), exact = read_npy(here / "k.npy");
+    const auto tail = [](const array& a, std::size_t h) {
+        return std::vector<float>(a.values.begin() + static_cast<std::ptrdiff_t>((h * 250 + 192) * 64), a.values.begin() + static_cast<std::ptrdiff_t>((h + 1) * 250 * 64));
+    };
+    for (std::size_t h = 0; h < 2; ++h) {
+        CHECK(tail(original, h) == tail(exact, h));
+        CHECK((tail(rotated, h) == tail(exact, h)) == (h == 0));
+    }
+}
+
+TEST_CASE("cli: compare lets each head choose its basis by the queries", "[program]")
+{
+    const workplace here;
+    write_uneven_heads(here);
     const outcome compared = here.run("compare --formats k4v4_g128,k4v4_g128_ko,k4v4_g128_auto --encoder refined --q q.npy k.npy v.npy");
     CAPTURE(compared.out, compared.err);
     REQUIRE(compared.code == 0);
@@ -585,39 +674,47 @@ TEST_CASE("cli: plan says what caches take and what fits", "[program]")
         REQUIRE(at != std::string::npos);
         return out.substr(at + 1, out.find('\n', at + 1) - at - 1);
     };
-    // 32 layers x 8 heads; 128 exact tokens of 256 values, 1023 tiles of 13,824 bytes; on the way 1022 tiles and 127 tokens more.
-    const std::size_t tiles = 256u * 1023 * 13824, sink = 256u * 128 * 512;
+    const auto words_of = [&](const std::string& out, const std::string& name) {
+        std::istringstream line(line_of(out, name));
+        std::vector<std::string> words;
+        for (std::string w; line >> w;) {
+            w.erase(std::remove(w.begin(), w.end(), ','), w.end());
+            words.push_back(w);
+        }
+        return words;
+    };
+    // 32 layers x 8 heads, 1023 tiles of 13,824 bytes; a block of 128 exact tokens of 256 values for the sink, one for the tail; tables.
+    const std::size_t blocks = 256u * (1023u * 13824u + 2u * 128u * 512u);
     const outcome by_name = here.run("plan llama-3.1-8b --formats k4v2_g128 --memory 8GiB");
     CAPTURE(by_name.out, by_name.err);
     REQUIRE(by_name.code == 0);
-    std::string digits;
-    for (const char c : line_of(by_name.out, "k4v2_g128"))
-        if (c != ',') digits += c;
-    CHECK(digits.find(" " + std::to_string(tiles + sink) + " ") != std::string::npos);
+    const std::vector<std::string> words = words_of(by_name.out, "k4v2_g128");
+    REQUIRE(words.size() == 15);
+    const auto bytes_in = [&](const std::string& arguments) {
+        const outcome out = here.run("plan llama-3.1-8b --formats k4v2_g128 " + arguments);
+        CAPTURE(out.out, out.err);
+        REQUIRE(out.code == 0);
+        return std::stoull(words_of(out.out, "k4v2_g128").at(8));
+    };
+    const unsigned long long all = std::stoull(words[8]), memory = 8ull << 30;
+    CHECK(all > blocks);
+    CHECK(all < blocks + 200000);
     for (const char* wanted : {"17,179,869,184", "16.00 GiB", "100.0 %", "65,536"}) CHECK(line_of(by_name.out, "float16").find(wanted) != std::string::npos);
     const outcome by_numbers = here.run("plan --layers 32 --kv-heads 8 --head-dim 128 --formats k4v2_g128 --memory '8 gib'");
     CHECK(by_numbers.out == by_name.out);
-    // The longest context fits with all that it takes on the way, and one token more does not.
-    const auto number_in = [](const std::string& line, std::size_t from_end) {
-        std::istringstream words(line);
-        std::vector<std::string> all;
-        for (std::string w; words >> w;) all.push_back(w);
-        std::string plain;
-        for (const char c : all[all.size() - from_end])
-            if (c != ',') plain += c;
-        return std::stoull(plain);
-    };
-    const std::size_t longest = number_in(line_of(by_name.out, "k4v2_g128"), 2), most = number_in(line_of(by_name.out, "k4v2_g128"), 1);
-    const auto peak = [&](std::size_t tokens) {
-        const std::size_t sealed = (tokens - 128) / 128, rest = std::max<std::size_t>((tokens - 128) % 128 * 512, sealed == 0 ? 0 : 127 * 512 - 13824);
-        return 256 * (sealed * 13824 + rest) + sink;
-    };
-    CHECK(peak(longest) <= std::size_t{8} << 30);
-    CHECK(peak(longest + 1) > std::size_t{8} << 30);
-    CHECK(most == (std::size_t{8} << 30) / peak(131072));
+    // What is said to fit does, and one token or sequence more does not.
+    const unsigned long long longest = std::stoull(words[13]), most = std::stoull(words[14]);
+    CHECK(bytes_in("--context " + std::to_string(longest)) <= memory);
+    CHECK(bytes_in("--context " + std::to_string(longest + 1)) > memory);
+    CHECK(bytes_in("--sequences " + std::to_string(most)) <= memory);
+    CHECK(bytes_in("--sequences " + std::to_string(most + 1)) > memory);
+    // Five exact blocks and one record block less, and what tables take of that.
+    const unsigned long long longer = bytes_in("--recent 128 --step 512"), expected = all + 256u * (5u * 128u * 512u - 13824u);
+    CHECK((longer > expected ? longer - expected : expected - longer) < 1000);
     check_runs(here, "plan qwen2.5-0.5b --context 1 --sequences 3 --sink 0");
-    const outcome huge = here.run("plan --layers 1024 --kv-heads 1024 --head-dim 512 --context 268435456 --sequences 1048576");
+    const outcome huge = here.run("plan --layers 1024 --kv-heads 1024 --head-dim 512 --context 268435456");
     CHECK(huge.out.find("PiB") != std::string::npos);
+    check_refused(here, "plan --layers 1 --kv-heads 1 --head-dim 128 --context 268435456 --sequences 1048576", "more than one pool holds");
     check_refused(here, "plan", "the shape is missing");
     check_refused(here, "plan no-model", "no model 'no-model' is known");
     check_refused(here, "plan llama-3.1-8b --memory 3x", "is no size");

@@ -15,6 +15,7 @@
 #include "examples/kvarn/container.hpp"
 #include "tests/catch.hpp"
 #include "tests/support/bytes_output.hpp"
+#include "tests/support/repair_file.hpp"
 
 namespace {
 
@@ -53,17 +54,9 @@ std::vector<std::byte> file_of(const container& c)
     return out.content;
 }
 
-container small_container(std::mt19937& random, std::size_t tokens)
+/// Parts of the sizes that the rest asks for.
+void fill_in(container& c, std::mt19937& random)
 {
-    kvarn::format_spec spec;
-    spec.head_dim_k = spec.head_dim_v = 32;
-    spec.group = 32;
-    container c;
-    c.format = *kvarn::make_format(spec);
-    c.encoder = 0;
-    c.iterations = 8;
-    c.heads = 2;
-    c.tokens = tokens;
     container_sizes sizes;
     REQUIRE(sizes_of(c, sizes));
     const auto fill = [&](std::vector<std::byte>& part, std::size_t size) {
@@ -73,7 +66,29 @@ container small_container(std::mt19937& random, std::size_t tokens)
     fill(c.records, sizes.records);
     fill(c.k_tail, sizes.k_tail);
     fill(c.v_tail, sizes.v_tail);
+}
+
+container small_container(std::mt19937& random, std::size_t tokens)
+{
+    kvarn::format_spec spec;
+    spec.head_dim_k = spec.head_dim_v = 32;
+    spec.group = 32;
+    container c;
+    c.formats = {*kvarn::make_format(spec)};
+    c.encoder = 0;
+    c.iterations = 8;
+    c.heads = 2;
+    c.tokens = tokens;
+    fill_in(c, random);
     return c;
+}
+
+/// The file with another value at an offset of its first chunk's payload, and the right checksums.
+std::vector<std::byte> with_info(std::vector<std::byte> file, std::size_t at, std::uint64_t value, std::size_t bytes)
+{
+    for (std::size_t i = 0; i < bytes; ++i) file[kvarn::file_header_bytes + 32 + at + i] = static_cast<std::byte>(value >> (8 * i) & 0xff);
+    support::repair_file(file);
+    return file;
 }
 
 /// Flips, overwrites, cuts, repeats or inserts; nearer the start more often, where the fields are.
@@ -179,79 +194,133 @@ TEST_CASE("cli/container: comes back as it was written", "[readers]")
     std::mt19937 random(1);
     for (const std::size_t tokens : {std::size_t{7}, std::size_t{64}, std::size_t{75}}) {
         const container c = small_container(random, tokens);
-        const container back = parse_container(file_of(c), "x");
-        CHECK(back.format == c.format);
+        const std::vector<std::byte> file = file_of(c);
+        container_sizes sizes;
+        REQUIRE(sizes_of(c, sizes));
+        CHECK(file.size() == sizes.file);
+        const container back = parse_container(file, "x");
+        CHECK((back.formats == c.formats && back.format_of(1) == c.shape()));
         CHECK((back.heads == 2 && back.tokens == tokens && back.type == element_type::float16 && back.iterations == 8));
         CHECK((back.records == c.records && back.k_tail == c.k_tail && back.v_tail == c.v_tail));
     }
 }
 
-TEST_CASE("cli/container: the checksum is FNV-1a", "[readers]")
+TEST_CASE("cli/container: heads with formats of their own", "[readers]")
 {
-    fnv1a checksum;
-    CHECK(checksum.value() == 0xcbf29ce484222325u);
-    checksum.update(to_bytes("foobar"));
-    CHECK(checksum.value() == 0x85944171f73967e8u);
+    std::mt19937 random(5);
+    container c = small_container(random, 75);
+    const auto format = [](int key_bits, kvarn::rotation keys, int head_dim) {
+        kvarn::format_spec spec;
+        spec.head_dim_k = spec.head_dim_v = head_dim;
+        spec.group = 32;
+        spec.key_bits = key_bits;
+        spec.key_rotation = keys;
+        return *kvarn::make_format(spec);
+    };
+    const auto a = format(4, kvarn::rotation::hadamard, 32), b = format(2, kvarn::rotation::none, 32);
+    c.heads = 3;
+    c.formats = {a, b, a};
+    fill_in(c, random);
+    const std::vector<std::byte> file = file_of(c);
+    container_sizes sizes;
+    REQUIRE(sizes_of(c, sizes));
+    CHECK(file.size() == sizes.file);
+    CHECK(sizes.records == 2 * (2 * kvarn::record_bytes(a) + kvarn::record_bytes(b)));
+    const container back = parse_container(file, "x");
+    CHECK((back.formats == c.formats && back.records == c.records && back.k_tail == c.k_tail && back.v_tail == c.v_tail));
+    CHECK((back.record_bytes(1) == kvarn::record_bytes(b) && back.record_bytes(2) == kvarn::record_bytes(a)));
+
+    // One format three times is one format; heads of other sizes do not belong together.
+    CHECK(as_few({a, a, a}).size() == 1);
+    CHECK(as_few({a, b, a}).size() == 3);
+    c.formats = {a, a, a};
+    fill_in(c, random);
+    CHECK_THROWS_WITH((void)parse_container(file_of(c), "x"), "x: the file is damaged: its first chunk is not what a writer would write");
+    c.formats = {a, b, format(4, kvarn::rotation::hadamard, 64)};
+    fill_in(c, random);
+    CHECK_THROWS_WITH((void)parse_container(file_of(c), "x"), "x: the file is damaged: its format is impossible");
+    c.formats = {a, b};
+    CHECK_THROWS_WITH((void)parse_container(with_info(file_of(small_container(random, 75)), 4, 2, 4), "x"), "x: the file is damaged: its counts are impossible");
 }
 
 TEST_CASE("cli/container: every cut and every flipped bit is noticed", "[readers]")
 {
     std::mt19937 random(2);
     const std::vector<std::byte> file = file_of(small_container(random, 35));
-    for (std::size_t size = 0; size < file.size(); size += size < 200 ? 1 : 37)
-        CHECK_THROWS_AS((void)parse_container(bytes(file).first(size), "x"), failure);
-    for (std::size_t bit = 0; bit < 8 * file.size(); bit += bit < 8 * container_header_bytes ? 1 : 61) {
+    for (std::size_t size = 0; size < file.size(); ++size) CHECK_THROWS_AS((void)parse_container(bytes(file).first(size), "x"), failure);
+    for (std::size_t bit = 0; bit < 8 * file.size(); bit += bit < 8 * 256 ? 1 : 7) {
         std::vector<std::byte> altered = file;
         altered[bit / 8] ^= static_cast<std::byte>(1u << (bit % 8));
         CHECK_THROWS_AS((void)parse_container(altered, "x"), failure);
     }
 }
 
-TEST_CASE("cli/container: impossible counts with a right checksum are refused", "[readers]")
+TEST_CASE("cli/container: impossible counts with right checksums are refused", "[readers]")
 {
     std::mt19937 random(3);
-    const container good = small_container(random, 35);
-    for (const std::size_t tokens : {std::size_t{0}, std::size_t{1} << 62, SIZE_MAX}) {
-        container c = good;
-        c.tokens = tokens;
-        CHECK_THROWS_AS((void)parse_container(file_of(c), "x"), failure);
-    }
-    container c = good;
-    c.heads = 0xffffffffu;
-    CHECK_THROWS_AS((void)parse_container(file_of(c), "x"), failure);
-    c = good;
-    c.type = static_cast<element_type>(3);
-    CHECK_THROWS_AS((void)parse_container(file_of(c), "x"), failure);
+    const std::vector<std::byte> good = file_of(small_container(random, 35));
+    CHECK_NOTHROW((void)parse_container(with_info(good, 8, 35, 8), "x"));
+    for (const std::uint64_t tokens : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{36}, std::uint64_t{67}, std::uint64_t{1} << 62, ~std::uint64_t{0}})
+        CHECK_THROWS_AS((void)parse_container(with_info(good, 8, tokens, 8), "x"), failure);
+    for (const std::uint64_t heads : {0u, 1u, 3u, 0xffffffffu}) CHECK_THROWS_AS((void)parse_container(with_info(good, 0, heads, 4), "x"), failure);
+    for (const std::uint64_t type : {0u, 2u, 3u}) CHECK_THROWS_AS((void)parse_container(with_info(good, 16, type, 1), "x"), failure);
+    CHECK_THROWS_WITH((void)parse_container(with_info(good, 16, 3, 1), "x"), "x: the file is damaged: its stride or element type is unknown");
+    CHECK_THROWS_WITH((void)parse_container(with_info(good, 24 + 20, 7, 4), "x"), "x: the file is damaged: its first chunk is not what a writer would write");
 }
 
-TEST_CASE("cli/container: header bytes that mean nothing are refused", "[readers]")
+TEST_CASE("cli/container: bytes that mean nothing are refused", "[readers]")
 {
     std::mt19937 random(4);
-    const auto repaired = [](std::vector<std::byte> file, std::size_t at) {
-        file[at] = std::byte{7};
-        fnv1a checksum;
-        checksum.update(bytes(file).first(file.size() - container_checksum_bytes));
-        const std::uint64_t value = checksum.value();
-        std::memcpy(file.data() + file.size() - container_checksum_bytes, &value, sizeof value);
-        return file;
-    };
     const container good = small_container(random, 35);
-    for (const std::size_t at : {68, 79})
-        CHECK_THROWS_WITH((void)parse_container(repaired(file_of(good), at), "x"),
-                          "x: the file is damaged: its header is not what a writer would write");
-    CHECK_NOTHROW((void)parse_container(repaired(file_of(good), 31), "x"));  // an encoder of the future
+    for (const std::size_t at : {19, 24 + 13, 24 + 14, 24 + 15})
+        CHECK_THROWS_WITH((void)parse_container(with_info(file_of(good), at, 7, 1), "x"),
+                          "x: the file is damaged: its first chunk is not what a writer would write");
+    CHECK_NOTHROW((void)parse_container(with_info(file_of(good), 18, 7, 1), "x"));  // an encoder of the future
 
-    kvarn::format_spec spec = good.format.spec();
+    kvarn::format_spec spec = good.shape().spec();
     spec.value_bits = 0;
     container latent = good;
-    latent.format = *kvarn::make_format(spec);
+    latent.formats = {*kvarn::make_format(spec)};
     latent.tokens = 3;
-    latent.records.clear();
-    latent.k_tail.resize(3 * latent.heads * 32 * 2);
-    latent.v_tail.clear();
+    fill_in(latent, random);
     CHECK_NOTHROW((void)parse_container(file_of(latent), "x"));
-    CHECK_THROWS_WITH((void)parse_container(repaired(file_of(latent), 20), "x"),
-                      "x: the file is damaged: its header is not what a writer would write");
+    CHECK_THROWS_WITH((void)parse_container(with_info(file_of(latent), 24 + 4, 44, 4), "x"),
+                      "x: the file is damaged: its first chunk is not what a writer would write");
+}
+
+TEST_CASE("cli/container: other files, other versions, chunks that do not belong there", "[readers]")
+{
+    std::mt19937 random(6);
+    const std::vector<std::byte> good = file_of(small_container(random, 35));
+    const auto with = [&](std::size_t at, std::uint32_t value) {
+        std::vector<std::byte> file = good;
+        kvarn::put_u32(file.data() + at, value);
+        support::repair_file(file);
+        return file;
+    };
+    const auto says = [](const std::vector<std::byte>& file, const char* message) { CHECK_THROWS_WITH((void)parse_container(file, "x"), message); };
+    // A container of version 1 has its version at the same place, and other checksums.
+    std::vector<std::byte> old = good;
+    kvarn::put_u32(old.data() + 8, 1);
+    says(old, "x: container version 1 is older than this program, which reads version 2: quantize K and V again");
+    says(with(8, 3), "x: container version 3 is unknown, this program reads version 2");
+    says(with(12, 2), "x: holds a saved sequence, not the records of `kvarn quantize`");
+    const std::size_t second = kvarn::file_header_bytes + kvarn::chunk_overhead_bytes + info_bytes + info_format_bytes;
+    says(with(second, kvarn::chunk_type("more")), "x: the file is damaged: its chunks are not in order");
+    says(with(second + 8, 1), "x: the file is damaged: its chunks are not in order");
+    says(to_bytes("\x93NUMPY, say"), "x: not a kvarn container (for bare records use --raw)");
+    says({}, "x: the file is empty");
+
+    // A chunk more than the first one says.
+    std::vector<std::byte> more(good.size() + 100);
+    kvarn::buffer_writer writer{kvarn::buffer_sink(more)};
+    kvarn::buffer_reader reader{kvarn::buffer_source(good)};
+    REQUIRE((reader.begin().ok() && writer.begin(kvarn::file_kind::records) == kvarn::status::ok));
+    for (auto head = reader.next(); head.ok() && !head->is_end(); head = reader.next())
+        REQUIRE(writer.chunk(head->type, head->number, *reader.payload()) == kvarn::status::ok);
+    REQUIRE((writer.chunk(records_chunk, 2, {}) == kvarn::status::ok && writer.finish() == kvarn::status::ok));
+    more.resize(static_cast<std::size_t>(writer.bytes()));
+    says(more, "x: the file is damaged: it has more chunks than it says");
 }
 
 TEST_CASE("cli/readers: thousands of random mutations parse or fail, nothing else", "[readers]")
@@ -281,17 +350,12 @@ TEST_CASE("cli/readers: thousands of random mutations parse or fail, nothing els
         mutate(file, random);
         if (file == packed) continue;
         CHECK_THROWS_AS((void)parse_container(file, "x"), failure);
-        if (file.size() < container_checksum_bytes) continue;
-        // The same file with its checksum made right: only the checks of the fields are left.
-        fnv1a checksum;
-        checksum.update(bytes(file).first(file.size() - container_checksum_bytes));
-        const std::uint64_t value = checksum.value();
-        std::memcpy(file.data() + file.size() - container_checksum_bytes, &value, sizeof value);
+        // The same file with its checksums made right: only the checks of the fields are left.
+        support::repair_file(file);
         try {
             const container c = parse_container(file, "x");
-            REQUIRE(c.records.size() == c.tiles() * c.heads * c.record_bytes());
-            REQUIRE(c.k_tail.size() ==
-                    c.tail_tokens() * c.heads * static_cast<std::size_t>(c.format.key_channels()) * element_bytes(c.type));
+            REQUIRE(c.records.size() == c.tiles() * (c.formats.size() == 1 ? c.heads * c.record_bytes(0) : c.record_bytes(0) + c.record_bytes(1)));
+            REQUIRE(c.k_tail.size() == c.heads * c.k_tail_bytes());
             ++repaired;
         } catch (const failure&) {}
     }

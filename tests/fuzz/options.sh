@@ -8,11 +8,11 @@ options_of() {
         seal | open) length=200 ;;
         packing) length=300 ;;
         attend | npy) length=400 ;;
-        container | safetensors) length=2000 ;;
+        file | container | safetensors) length=2000 ;;
         *) length=800 ;;
     esac
     case $1 in
-        npy | container | safetensors | config | format | packing) megabytes=16 ;;
+        npy | file | container | safetensors | config | format | packing) megabytes=16 ;;
         *) megabytes=64 ;;
     esac
     printf '%s ' -max_len=$length -malloc_limit_mb=$megabytes -rss_limit_mb=2048 -timeout=60 -print_final_stats=1

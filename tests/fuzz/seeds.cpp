@@ -67,10 +67,11 @@ void write_npy_seeds()
 
 void write_containers()
 {
-    const auto add = [](const char* name, kvarn::format_spec spec, kvarn_cli::element_type type, std::size_t heads, std::size_t tokens,
+    const auto add = [](const char* name, std::vector<kvarn::format_spec> specs, kvarn_cli::element_type type, std::size_t heads, std::size_t tokens,
                         kvarn::record_stride stride = kvarn::record_stride::packed) {
         kvarn_cli::container c;
-        c.format = *kvarn::make_format(spec);
+        c.formats.clear();
+        for (const kvarn::format_spec& spec : specs) c.formats.push_back(*kvarn::make_format(spec));
         c.stride = stride;
         c.encoder = 1;
         c.iterations = 1;
@@ -88,14 +89,36 @@ void write_containers()
     };
     using enum kvarn_cli::element_type;
     kvarn::format_spec spec{.head_dim_k = 32, .head_dim_v = 32, .key_bits = 2, .value_bits = 2, .group = 32};
-    add("tail_only", spec, float16, 1, 1);
-    add("tile_and_tail", spec, float32, 1, 33);
+    add("tail_only", {spec}, float16, 1, 1);
+    add("tile_and_tail", {spec}, float32, 1, 33);
+    kvarn::format_spec other = spec;
+    other.key_bits = 3;
+    other.value_rotation = kvarn::rotation::none;
+    add("formats_by_head", {spec, other}, float16, 2, 33);
     spec.value_bits = 0;
     spec.exact_channels = 4;
-    add("latent", spec, float16, 2, 33);
+    add("latent", {spec}, float16, 2, 33);
     spec = {.head_dim_k = 36, .head_dim_v = 44, .key_bits = 3, .value_bits = 5, .group = 32, .key_rotation = kvarn::rotation::none,
             .value_rotation = kvarn::rotation::none};
-    add("unrotated", spec, float16, 1, 32, kvarn::record_stride::reference);
+    add("unrotated", {spec}, float16, 1, 32, kvarn::record_stride::reference);
+}
+
+void write_files()
+{
+    const auto add = [](const char* name, kvarn::file_kind kind, std::initializer_list<std::size_t> payloads) {
+        std::vector<std::byte> out(4096);
+        kvarn::buffer_writer writer{kvarn::buffer_sink(out)};
+        bool ok = writer.begin(kind) == kvarn::status::ok;
+        std::uint64_t number = 0;
+        for (const std::size_t bytes : payloads)
+            ok = ok && writer.chunk(kvarn::chunk_type(number % 2 == 0 ? "data" : "rest"), number, random_bytes(number, bytes)) == kvarn::status::ok, ++number;
+        if (!ok || writer.finish() != kvarn::status::ok) throw std::runtime_error(name);
+        out.resize(static_cast<std::size_t>(writer.bytes()));
+        write("file", name, out);
+    };
+    add("empty", kvarn::file_kind::records, {});
+    add("one", kvarn::file_kind::sequence, {5});
+    add("three", kvarn::file_kind::records, {0, 17, 300});
 }
 
 #if defined(KVARN_FUZZ_JSON)
@@ -161,6 +184,7 @@ int main(int argc, char** argv)
     root = argv[1];
     write_npy_seeds();
     write_containers();
+    write_files();
 #if defined(KVARN_FUZZ_JSON)
     write_safetensors();
     write_configs();

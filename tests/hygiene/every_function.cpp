@@ -9,6 +9,7 @@
 #include <kvarn/interop/eigen.hpp>
 #endif
 
+#include <kvarn/cache/file.hpp>
 #include <kvarn/dispatch/calls.hpp>
 #include <kvarn/interop/owning.hpp>
 #include <kvarn/kvarn.hpp>
@@ -101,6 +102,31 @@ const char* names(kvarn::status s)
 {
     kvarn::for_each_arch([&](auto) { s = kvarn::select_arch("avx2"); });
     return s == kvarn::status::ok ? kvarn::active_arch_name() : kvarn::message(s);
+}
+
+/// A file in a buffer, and the statuses of reading it in every way.
+kvarn::status files(std::span<std::byte> buffer, std::span<const std::byte> payload)
+{
+    kvarn::counting_writer counting;
+    kvarn::buffer_writer writer{kvarn::buffer_sink(buffer)};
+    const auto write = [payload](auto& to) {
+        kvarn::status s = to.begin(kvarn::file_kind::records);
+        if (s == kvarn::status::ok) s = to.chunk(kvarn::chunk_type("data"), 0, payload);
+        return s == kvarn::status::ok ? to.finish() : s;
+    };
+    kvarn::status s = write(counting);
+    if (s == kvarn::status::ok) s = write(writer);
+    if (s != kvarn::status::ok || writer.bytes() != counting.bytes()) return s;
+    kvarn::buffer_reader reader{kvarn::buffer_source(buffer)};
+    s = reader.begin(kvarn::file_kind::records);
+    for (std::uint64_t i = 0; s == kvarn::status::ok; ++i) {
+        const auto head = reader.next();
+        if (!head || head->is_end()) return head ? reader.at_end() : head.error;
+        std::byte first[1];
+        if (reader.left() != 0 && reader.read(first) != kvarn::status::ok) break;
+        s = reader.left() == 0 ? reader.end_chunk() : i % 2 != 0 ? reader.skip() : reader.payload().error;
+    }
+    return s;
 }
 
 #if defined(KVARN_EIGEN)

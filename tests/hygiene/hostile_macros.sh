@@ -47,6 +47,7 @@ headers=$(find kvarn \( -name '*.hpp' -o -name '*.cuh' \) | LC_ALL=C sort)
 cat $headers | sed -n 's/^ *#include <\([^>]*\)>.*/\1/p' | grep -v '^kvarn/\|^Eigen/\|^cuda' | LC_ALL=C sort -u |
     while read -r name; do
         needs=
+        [ "$name" != xxhash.h ] || printf '#define XXH_INLINE_ALL\n'  # as kvarn includes it
         [ "$name" != arm_neon.h ] || needs=' && defined(__aarch64__)'
         printf '#if __has_include(<%s>)%s\n#include <%s>\n#endif\n' "$name" "$needs" "$name"
     done >"$work/others.hpp"

@@ -4,14 +4,14 @@
 set -eu
 cd "$1"
 find . -name '*.hpp' -o -name '*.cuh' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
-# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention, 5 cache, 6 interop, 7 the umbrella and dispatch,
-# 8 cuda, which knows layers 0 and 1 and itself.
+# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp, 5 cache, 6 interop,
+# 7 the umbrella and dispatch, 8 cuda, which knows layers 0 and 1 and itself.
 function layer(path) {
     if (path ~ /^base\// || path == "version.hpp") return 0
     if (path ~ /^layout\//) return 1
     if (path ~ /^simd\//) return 2
     if (path ~ /^(rotate|normalize|codec)\//) return 3
-    if (path ~ /^(quantize|attention)(\.hpp$|\/)/ || path == "convert.hpp") return 4
+    if (path ~ /^(quantize|attention)(\.hpp$|\/)/ || path ~ /^(convert|scratch)\.hpp$/) return 4
     if (path ~ /^cache\//) return 5
     if (path ~ /^interop\//) return 6
     if (path == "kvarn.hpp" || path ~ /^dispatch(\.hpp$|\/)/) return 7
@@ -45,6 +45,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
     else if (name ~ /^xsimd\// && mine != 2) wrong("includes <" name ">: only simd/ may")
     else if (name ~ /^(immintrin|xmmintrin|arm_neon)\.h$/ && mine != 2) wrong("includes <" name ">: only simd/ may")
     else if (name ~ /^(Eigen|unsupported)\// && mine != 6) wrong("includes <" name ">: only interop/ may")
+    else if (name == "xxhash.h" && FILENAME != "cache/file_format.hpp") wrong("includes <" name ">: only cache/file_format.hpp may")
     else if (name ~ /^(iostream|ostream|istream|fstream|sstream|iomanip|functional|stdexcept|exception|cstdio|stdio\.h|regex|random)$/ && mine != 6)
         wrong("includes <" name ">")
     else if (name ~ /^(vector|string|memory|map|unordered_map|deque|list|new|thread|mutex)$/ && (mine < 5 || mine > 6)) wrong("includes <" name ">: nothing below cache/ allocates or locks")

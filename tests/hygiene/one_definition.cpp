@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <vector>
 
+#include <kvarn/cache/file.hpp>
 #include <kvarn/kvarn.hpp>
 
 #define KVARN_JOIN2(a, b) a##b
@@ -27,6 +28,17 @@ unsigned KVARN_JOIN(use_, KVARN_PART)()
     if (kvarn::dequantize_kv(*f, grid, kvarn::token_major(k, 32, 1, 64), kvarn::token_major(v, 32, 1, 64), kvarn::basis::original,
                              scratch) != kvarn::status::ok)
         return 0;
+    // The records through a file, which is read in place, then piece by piece.
+    static std::byte file[32768];
+    kvarn::buffer_writer writer{kvarn::buffer_sink(file)};
+    if (writer.begin(kvarn::file_kind::records) != kvarn::status::ok ||
+        writer.chunk(kvarn::chunk_type("data"), 0, {records, bytes}) != kvarn::status::ok || writer.finish() != kvarn::status::ok)
+        return 0;
+    for (const bool in_place : {true, false}) {
+        kvarn::buffer_reader reader{kvarn::buffer_source(file)};
+        if (!reader.begin() || !reader.next()) return 0;
+        if ((in_place ? reader.payload().error : reader.skip()) != kvarn::status::ok || !reader.next()) return 0;
+    }
     unsigned hash = 2166136261u;
     for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<unsigned>(records[i])) * 16777619u;
     return hash;

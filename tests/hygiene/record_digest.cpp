@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include <kvarn/cache/file.hpp>
 #include <kvarn/kvarn.hpp>
 
 #if !defined(KVARN_DIGEST_HALF)
@@ -256,6 +257,25 @@ void both(const char* type, const kvarn::format_spec& spec, content c, std::uint
     for (const int i : {2, 4}) both<float>("float", specs[i], content::not_finite, seed += 1001);
 }
 
+/// Files of chunks: checksums over payloads of many sizes, as the machine's own XXH3 makes and reads them.
+void file_case()
+{
+    std::vector<std::byte> payload(3000), file(64 * 1024);
+    for (std::size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<std::byte>(i * i >> 3 & 255u);
+    kvarn::buffer_writer writer{kvarn::buffer_sink(file)};
+    bool ok = writer.begin(kvarn::file_kind::sequence) == kvarn::status::ok;
+    for (const std::size_t bytes : {0, 3, 8, 16, 128, 240, 241, 1024, 3000})
+        ok = ok && writer.chunk(kvarn::chunk_type("data"), bytes, std::span(payload).first(bytes)) == kvarn::status::ok;
+    ok = ok && writer.finish() == kvarn::status::ok;
+    const auto written = std::span<const std::byte>(file).first(static_cast<std::size_t>(writer.bytes()));
+    kvarn::buffer_reader reader{kvarn::buffer_source(written)};
+    ok = ok && reader.begin(kvarn::file_kind::sequence) == kvarn::status::ok;
+    for (int i = 0; i < 9; ++i) ok = ok && reader.next().ok() && (i % 2 != 0 ? reader.skip() : reader.payload().error) == kvarn::status::ok;
+    ok = ok && reader.next().ok() && reader.at_end() == kvarn::status::ok;
+    if (!ok) ++failures;
+    std::printf("file: %016llx\n", digest(written));
+}
+
 }  // namespace
 
 int main(int count, char**)
@@ -264,6 +284,7 @@ int main(int count, char**)
     auto* const moved = static_cast<volatile char*>(__builtin_alloca(static_cast<std::size_t>(16 * (count - 1) + 1)));
     moved[0] = 0;
     every_case();
+    file_case();
     std::printf("%d failures\n", failures);
     return failures != 0;
 }

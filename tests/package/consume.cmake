@@ -4,13 +4,14 @@ include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
 
 macro(configure_build_run)
   must_run("configuring" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
-    "-DKVARN_CONSUME=${MODE}" ${ARGN})
+    "-DKVARN_CONSUME=${MODE}" -DKVARN_XXHASH=ON ${ARGN})
   must_run("building" "${CMAKE_COMMAND}" --build "${WORK}/build")
   execute_process(COMMAND "${WORK}/build/consumer" RESULT_VARIABLE code OUTPUT_VARIABLE text ERROR_VARIABLE text)
   message(STATUS "${text}")
   if(NOT code EQUAL 0)
     message(FATAL_ERROR "${MODE}: the program failed (${code})")
   endif()
+  must_run("writing and reading a file" "${WORK}/build/consumer_files")
   file(WRITE "${OUTPUT}/${MODE}.txt" "${text}")
 endmacro()
 
@@ -31,6 +32,18 @@ elseif(MODE STREQUAL "existing_xsimd")
   # The parent has a target `xsimd`, and none could be found: configuring is enough.
   must_run("configuring" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
     --no-warn-unused-cli -DKVARN_CONSUME=existing_xsimd "-DKVARN_SOURCE=${REPOSITORY}" -DCMAKE_DISABLE_FIND_PACKAGE_xsimd=ON)
+
+elseif(MODE STREQUAL "no_xxhash")
+  # Where xxhash.h is not, everything but kvarn::cache_files is there: embedded, and in a package from a machine that has it.
+  install_library("${WORK}/prefix")
+  list(APPEND common "-DCMAKE_IGNORE_PATH=${XXHASH_INCLUDE}" -DKVARN_XXHASH=OFF)
+  foreach(how IN ITEMS "find_package|-Dkvarn_ROOT=${WORK}/prefix" "add_subdirectory|-DKVARN_SOURCE=${REPOSITORY}")
+    string(REPLACE "|" ";" how "${how}")
+    list(GET how 0 consume)
+    list(GET how 1 where)
+    must_run("configuring by ${consume}" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/${consume}" ${common}
+      "-DKVARN_CONSUME=${consume}" "${where}")
+  endforeach()
 
 elseif(MODE STREQUAL "kernels_arguments")
   # kvarn_add_kernels with these arguments must end (or, the last, go on) with these words.

@@ -46,7 +46,7 @@ field Architecture all
 field Section libdevel
 field Priority optional
 field Depends 'libxsimd-dev (>= 8.1)'
-field Suggests 'libeigen3-dev, nvidia-cuda-toolkit (>= 12.4)'
+field Suggests 'libeigen3-dev, libxxhash-dev (>= 0.8), nvidia-cuda-toolkit (>= 12.4)'
 homepage=$(sed -n 's/.*HOMEPAGE_URL "\([^"]*\)".*/\1/p' "$repository/CMakeLists.txt")
 [ -n "$homepage" ] || fail "CMakeLists.txt has no HOMEPAGE_URL"
 field Homepage "$homepage"
@@ -63,7 +63,7 @@ fi
 sed -n 's|^-.* \./||p' contents | LC_ALL=C sort >holds
 {
     (cd "$repository" && find include/kvarn -name '*.hpp' -o -name '*.cuh') | sed 's|^|usr/|'
-    for file in KvarnKernels.cmake kvarnConfig.cmake kvarnConfigVersion.cmake kvarnTargets.cmake kvarn_kernels.cpp.in; do
+    for file in KvarnKernels.cmake kvarnConfig.cmake kvarnConfigVersion.cmake kvarnFilesTargets.cmake kvarnTargets.cmake kvarn_kernels.cpp.in; do
         echo "usr/share/kvarn/$file"
     done
     echo usr/share/pkgconfig/kvarn.pc

@@ -6,6 +6,7 @@ list(APPEND common --no-warn-unused-cli)  # not every project here looks for kva
 
 # Any file will do for nvcc: nothing is compiled with it, and the target kvarn::cuda exists.
 set(cuda -DKVARN_CUDA=ON "-DKVARN_NVCC=${CMAKE_COMMAND}" -DENGINE_CUDA=ON)
+set(files -DENGINE_FILES=ON)
 
 macro(configure_engine)
   must_run("configuring the engine" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/engine" -B "${WORK}/engine" ${common}
@@ -45,7 +46,7 @@ endfunction()
 
 if(MODE STREQUAL "export_private")
   # As docs/embedding.md has it: a copy of kvarn, PRIVATE, no install rules.
-  configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PRIVATE -DENGINE_KERNELS=ON ${cuda})
+  configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PRIVATE -DENGINE_KERNELS=ON ${cuda} ${files})
   install_engine()
   says_nothing_of_kvarn()
   if(EXISTS "${WORK}/prefix/include/kvarn" OR EXISTS "${WORK}/prefix/share/kvarn")
@@ -68,7 +69,7 @@ elseif(MODE STREQUAL "export_private_install")
 elseif(MODE STREQUAL "export_public_install")
   # The engine's headers include kvarn's: its package finds kvarn's package, installed beside it.
   configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PUBLIC -DKVARN_INSTALL=ON
-    "-DENGINE_CONFIG=find_dependency(kvarn)" ${cuda})
+    "-DENGINE_CONFIG=find_dependency(kvarn)" ${cuda} ${files})
   install_engine()
   use_engine(install "-DCMAKE_PREFIX_PATH=${WORK}/prefix;${PREFIX_PATH}" -DFOUND_KVARN=ON)
   use_engine(build "-Dengine_DIR=${WORK}/engine" "-Dkvarn_DIR=${WORK}/engine/kvarn" -DFOUND_KVARN=ON)
@@ -85,7 +86,7 @@ elseif(MODE STREQUAL "export_public_embedded")
 elseif(MODE STREQUAL "export_found")
   # kvarn is a package itself: CMake names it in the package of a static library, which has to find it,
   install_library("${WORK}/kvarn")
-  configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE "-DENGINE_CONFIG=find_dependency(kvarn)")
+  configure_engine("-Dkvarn_ROOT=${WORK}/kvarn" -DENGINE_USE=PRIVATE "-DENGINE_CONFIG=find_dependency(kvarn)" ${files})
   install_engine()
   use_engine(install "-Dengine_ROOT=${WORK}/prefix" "-Dkvarn_ROOT=${WORK}/kvarn" -DFOUND_KVARN=ON)
   use_engine(build "-Dengine_DIR=${WORK}/engine" "-Dkvarn_ROOT=${WORK}/kvarn" -DFOUND_KVARN=ON)

@@ -23,7 +23,9 @@ struct attention_problem {
     double soft_cap = 0.0;    // 0: none
     std::int64_t window = 0;  // 0: all
     bool causal = true;
-    vector sink_logits;  // [r], or empty
+    std::vector<std::vector<bool>> mask;  // [m][newest positions] instead of the causal rule, or empty
+    vector sink_logits;   // [r], or empty
+    vector alibi_slopes;  // [r], or empty
 };
 
 struct attention_result {
@@ -31,10 +33,17 @@ struct attention_result {
     vector log_sum_exp;  // [m * r]
 };
 
-inline bool is_visible(const attention_problem& p, std::int64_t query_position, std::int64_t position)
+/// Whether new token `m` sees what is at `position`.
+inline bool is_visible(const attention_problem& p, std::int64_t m, std::int64_t position)
 {
-    if (p.causal && position > query_position) return false;
-    return p.window == 0 || position > query_position - p.window;
+    const std::int64_t own = p.first_position + m;
+    if (p.window != 0 && position <= own - p.window) return false;
+    if (!p.mask.empty()) {
+        const auto& bits = p.mask[static_cast<std::size_t>(m)];
+        const std::int64_t from_end = p.positions.back() + 1 - position;  // 1: the last one
+        if (from_end <= static_cast<std::int64_t>(bits.size())) return bits[bits.size() - static_cast<std::size_t>(from_end)];
+    }
+    return !p.causal || position <= own;
 }
 
 inline attention_result attention(const attention_problem& p)
@@ -45,11 +54,13 @@ inline attention_result attention(const attention_problem& p)
     r.log_sum_exp = vector::Constant(p.q.rows(), nothing);
     matrix scores = matrix::Constant(p.q.rows(), p.k.rows(), nothing);
     for (Eigen::Index i = 0; i < p.q.rows(); ++i) {
-        const std::int64_t own = p.first_position + i / p.query_heads;
         for (Eigen::Index t = 0; t < p.k.rows(); ++t) {
-            if (!is_visible(p, own, p.positions[static_cast<std::size_t>(t)])) continue;
+            if (!is_visible(p, i / p.query_heads, p.positions[static_cast<std::size_t>(t)])) continue;
             const double s = p.scale * p.q.row(i).dot(p.k.row(t));
             scores(i, t) = p.soft_cap != 0.0 ? p.soft_cap * std::tanh(s / p.soft_cap) : s;
+            if (p.alibi_slopes.size() == 0) continue;
+            const std::int64_t distance = p.positions[static_cast<std::size_t>(t)] - (p.first_position + i / p.query_heads);
+            scores(i, t) += p.alibi_slopes(i % p.query_heads) * static_cast<double>(distance);
         }
         const double sink = p.sink_logits.size() ? p.sink_logits(i % p.query_heads) : nothing;
         double largest = sink;

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../reference/attention.hpp"
+#include "guarded_bytes.hpp"
 #include "library.hpp"
 
 namespace support {
@@ -33,30 +34,6 @@ inline constexpr element_kind all_element_kinds[] = {element_kind::f32, element_
 enum class storage { dense, head_major, padded, scattered, backwards };
 inline constexpr storage all_storages[] = {storage::dense, storage::head_major, storage::padded, storage::scattered,
                                            storage::backwards};
-
-/// Bytes of memory at an odd address between guards.
-class guarded_bytes {
-public:
-    explicit guarded_bytes(std::size_t size, std::size_t misalignment = 1, std::uint8_t fill = 0xff)
-        : memory_(size + 2 * guard, 0xa5), at_(guard + misalignment), size_(size)
-    {
-        std::fill_n(memory_.begin() + static_cast<std::ptrdiff_t>(at_), size, fill);
-    }
-    [[nodiscard]] std::byte* data() { return as_bytes(memory_.data() + at_); }
-    [[nodiscard]] std::span<std::byte> span() { return {data(), size_}; }
-    /// Whether nothing outside was written.
-    [[nodiscard]] bool intact() const
-    {
-        const auto whole = [](std::uint8_t b) { return b == 0xa5; };
-        return std::all_of(memory_.begin(), memory_.begin() + static_cast<std::ptrdiff_t>(at_), whole) &&
-               std::all_of(memory_.begin() + static_cast<std::ptrdiff_t>(at_ + size_), memory_.end(), whole);
-    }
-
-private:
-    static constexpr std::size_t guard = 192;
-    std::vector<std::uint8_t> memory_;
-    std::size_t at_, size_;
-};
 
 /// An array [token][head][channel] of one element type; what lies between its elements, before and after is filled with 0xa5.
 class strided_array {
@@ -214,16 +191,16 @@ inline std::vector<bytes> random_records(const kvarn::format& f, std::size_t cou
     return records;
 }
 
-/// Overwrites what records hold of their tokens outside of [begin, end), counted over all of `records`: codes by random ones, token scalars
-/// and exact channels by the half with these bits.
-inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& records, std::size_t begin, std::size_t end, std::uint16_t half,
-                              random_source& random)
+/// Overwrites what records hold of tokens, counted over all of `records`: codes by random ones, token scalars and exact channels by the
+/// half with these bits. `chosen(token)` says which.
+template <class Chosen>
+void overwrite_tokens(const kvarn::format& f, std::vector<bytes>& records, Chosen&& chosen, std::uint16_t half, random_source& random)
 {
     const kvarn::record_layout at = kvarn::layout_of(f);
     const auto group = static_cast<std::size_t>(f.group());
     for (std::size_t i = 0; i < records.size(); ++i)
         for (std::size_t t = 0; t < group; ++t) {
-            if (i * group + t >= begin && i * group + t < end) continue;
+            if (!chosen(i * group + t)) continue;
             bytes& r = records[i];
             const auto put = [&](std::size_t scalars, std::size_t number) {
                 r[scalars + 2 * number] = static_cast<std::uint8_t>(half & 0xffu);
@@ -246,6 +223,13 @@ inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& record
             put(at.v_token_scale, t);
             put(at.v_token_zero, t);
         }
+}
+
+/// Those outside of [begin, end).
+inline void overwrite_outside(const kvarn::format& f, std::vector<bytes>& records, std::size_t begin, std::size_t end, std::uint16_t half,
+                              random_source& random)
+{
+    overwrite_tokens(f, records, [&](std::size_t t) { return t < begin || t >= end; }, half, random);
 }
 
 /// The history of one KV head: segments for the library, K and V in the original basis for the reference.
@@ -401,8 +385,9 @@ struct attention_query {
     std::size_t tokens = 1, heads = 1;
     std::vector<float> q{};
     kvarn::attention_options options{};
-    std::vector<float> sink_logits{};
+    std::vector<float> sink_logits{}, alibi_slopes{};
     std::int64_t first_position = -1;
+    std::vector<std::vector<bool>> mask{};  // [m][newest positions], or empty
     element_kind q_kind = element_kind::f32, out_kind = element_kind::f32;
     storage q_storage = storage::dense, out_storage = storage::dense;
 
@@ -427,8 +412,8 @@ inline std::string describe(const attention_query& x)
            std::to_string(static_cast<int>(o.precision)) + ", scale " + std::to_string(o.softmax_scale) + ", cap " +
            std::to_string(o.logit_soft_cap) + ", window " + std::to_string(o.window) + (o.causal ? "" : ", not causal") +
            (o.query_basis == kvarn::basis::rotated ? ", q rotated" : "") +
-           (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") +
-           ", first " + std::to_string(x.first_position);
+           (o.output_basis == kvarn::basis::rotated ? ", out rotated" : "") + (x.sink_logits.empty() ? "" : ", sink logits") + (x.alibi_slopes.empty() ? "" : ", ALiBi") +
+           ", first " + std::to_string(x.first_position) + (x.mask.empty() ? "" : ", mask of " + std::to_string(x.mask[0].size()));
 }
 
 /// What a call of attend gave, dense.
@@ -451,8 +436,17 @@ public:
         : q_(x.q_kind, x.q_storage, x.tokens, x.heads, static_cast<std::size_t>(f.key_channels()), x.q),
           out_(x.out_kind, x.out_storage, x.tokens, x.heads, output_channels(f)),
           log_sum_exp_(element_kind::f32, storage::dense, x.rows(), 1, 1), sink_logits_(x.sink_logits),
-          first_position_(x.first_position)
-    {}
+          alibi_slopes_(x.alibi_slopes), first_position_(x.first_position)
+    {
+        if (x.mask.empty()) return;
+        // What is not spoken of is set: nobody may look there.
+        mask_tokens_ = x.mask[0].size();
+        mask_stride_ = (mask_tokens_ + 63) / 64 + 1;
+        mask_.assign(x.tokens * mask_stride_, ~std::uint64_t{0});
+        for (std::size_t m = 0; m < x.tokens; ++m)
+            for (std::size_t t = 0; t < mask_tokens_; ++t)
+                if (!x.mask[m][t]) mask_[m * mask_stride_ + t / 64] &= ~(std::uint64_t{1} << t % 64);
+    }
     [[nodiscard]] kvarn::attention_task task(std::span<const kvarn::kv_segment> segments)
     {
         kvarn::attention_task t;
@@ -461,7 +455,11 @@ public:
         t.out = out_.view<false>();
         t.log_sum_exp = static_cast<float*>(log_sum_exp_.view<false>().data);
         t.sink_logits = sink_logits_.empty() ? nullptr : sink_logits_.data();
+        t.alibi_slopes = alibi_slopes_.empty() ? nullptr : alibi_slopes_.data();
         t.first_position = first_position_;
+        t.mask = mask_.empty() ? nullptr : mask_.data();
+        t.mask_stride = mask_stride_;
+        t.mask_tokens = mask_tokens_;
         return t;
     }
     [[nodiscard]] attention_outcome outcome(kvarn::status s, bool rest_intact) const
@@ -472,8 +470,10 @@ public:
 
 private:
     strided_array q_, out_, log_sum_exp_;
-    std::vector<float> sink_logits_;
+    std::vector<float> sink_logits_, alibi_slopes_;
     std::int64_t first_position_;
+    std::vector<std::uint64_t> mask_;
+    std::size_t mask_stride_ = 0, mask_tokens_ = 0;
 };
 
 template <class Arch = kvarn::simd::native_arch>
@@ -555,9 +555,14 @@ inline reference::attention_result wanted(const kv_history& history, const atten
     p.soft_cap = static_cast<double>(x.options.logit_soft_cap);
     p.window = x.options.window;
     p.causal = x.options.causal;
-    p.sink_logits.resize(static_cast<Eigen::Index>(x.sink_logits.size()));
-    for (std::size_t i = 0; i < x.sink_logits.size(); ++i)
-        p.sink_logits(static_cast<Eigen::Index>(i)) = static_cast<double>(x.sink_logits[i]);
+    p.mask = x.mask;
+    const auto widened = [](const std::vector<float>& from) {
+        reference::vector to(static_cast<Eigen::Index>(from.size()));
+        for (std::size_t i = 0; i < from.size(); ++i) to(static_cast<Eigen::Index>(i)) = static_cast<double>(from[i]);
+        return to;
+    };
+    p.sink_logits = widened(x.sink_logits);
+    p.alibi_slopes = widened(x.alibi_slopes);
     reference::attention_result r = reference::attention(p);
     if (x.options.output_basis == kvarn::basis::rotated)
         r.out = reference::in_rotated_basis(f.values_rotated(), r.out, static_cast<int>(output_channels(f)));

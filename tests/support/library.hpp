@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../reference/reference.hpp"
+#include "expect.hpp"
 #include "random_tiles.hpp"
 
 #include <kvarn/kvarn.hpp>
@@ -64,12 +65,6 @@ using bytes = std::vector<std::uint8_t>;
 
 inline std::byte* as_bytes(std::uint8_t* p) { return reinterpret_cast<std::byte*>(p); }
 inline const std::byte* as_bytes(const std::uint8_t* p) { return reinterpret_cast<const std::byte*>(p); }
-
-/// Stops the test case with the status in words if a call that must succeed does not.
-inline void expect_ok(kvarn::status s)
-{
-    if (s != kvarn::status::ok) throw std::runtime_error(std::string("unexpected status: ") + kvarn::message(s));
-}
 
 inline kvarn::format make(const kvarn::format_spec& spec)
 {

@@ -10,12 +10,15 @@
 #include <kvarn/attention/exact.hpp>
 #include <kvarn/attention/sealed.hpp>
 #include <kvarn/attention/task.hpp>
+#include <kvarn/attention/visible.hpp>
 
 namespace kvarn::detail {
 
 inline constexpr float largest_query = 1e20f;  // far from overflow in any product with a record's scalars
 
 inline constexpr std::int64_t last_position = INT64_MAX / 4;  // of a history: far from overflow in any difference
+
+inline constexpr float largest_slope = 1e18f;  // of ALiBi: times any distance far from overflow
 
 inline constexpr float largest_soft_cap = 1000.0f;  // above, cancellation costs more than 1e-4
 
@@ -41,23 +44,6 @@ struct chunk {
     std::size_t n = 0;
     for (const kv_segment& s : task.history) n += chunks_of(s, chunk_tokens);
     return n;
-}
-
-/// Position of the segment's first token if what comes before ends at `end`.
-[[nodiscard]] KVARN_INLINE std::int64_t begin_of(const kv_segment& s, std::int64_t end) noexcept { return s.position >= 0 ? s.position : end; }
-
-/// What the positions of one call are measured from.
-struct call_positions {
-    std::int64_t first;  // of the first new token
-    std::int64_t end;    // behind the last token of the history
-};
-
-[[nodiscard]] KVARN_INLINE call_positions positions_of(const attention_task& task) noexcept
-{
-    std::int64_t end = 0;
-    for (const kv_segment& s : task.history)
-        if (s.tokens != 0) end = begin_of(s, end) + static_cast<std::int64_t>(s.tokens);
-    return {task.first_position >= 0 ? task.first_position : end - static_cast<std::int64_t>(task.q.tokens), end};
 }
 
 /// Calls body(chunk) for chunks [begin, end) of the task, in order.
@@ -96,9 +82,15 @@ KVARN_INLINE status check_task(const format& f, const attention_task& task, std:
     if (task.q.heads > max_rows || task.q.tokens > max_rows / task.q.heads) return status::bad_argument;
     if (task.q.data == nullptr) return status::null_pointer;
     if (task.first_position < -1 || task.first_position > INT64_MAX - 65536) return status::bad_argument;
+    if (task.mask_tokens != 0 && task.mask == nullptr) return status::null_pointer;
+    if (task.mask_tokens > static_cast<std::uint64_t>(last_position)) return status::bad_argument;
+    if (task.mask_tokens / 64 + (task.mask_tokens % 64 != 0) > task.mask_stride) return status::shape_mismatch;
     if (task.sink_logits != nullptr)
         for (std::size_t h = 0; h < task.q.heads; ++h)
             if (!(task.sink_logits[h] < largest_query)) return status::not_finite;
+    if (task.alibi_slopes != nullptr)
+        for (std::size_t h = 0; h < task.q.heads; ++h)
+            if (!(task.alibi_slopes[h] <= largest_slope && task.alibi_slopes[h] >= -largest_slope)) return status::not_finite;
     std::int64_t behind = 0;
     for (const kv_segment& s : task.history) {
         if (s.tokens == 0) continue;
@@ -215,24 +207,6 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     return status::ok;
 }
 
-/// Sets r.seen for the tokens `part` of a block whose token 0 is at `position`; whether any row sees any.
-KVARN_INLINE bool find_visible(const attention_task& task, const attention_options& o, const call_positions& at, std::int64_t position,
-                               visible_range part, const attention_rows& r) noexcept
-{
-    const int new_tokens = static_cast<int>(task.q.tokens), heads = static_cast<int>(task.q.heads);
-    bool any = false;
-    for (int m = 0; m < new_tokens; ++m) {
-        const std::int64_t own = at.first + m;
-        std::int64_t end = o.causal ? own + 1 - position : part.end;
-        std::int64_t begin = o.window != 0 && own >= o.window ? own + 1 - o.window - position : part.begin;
-        end = end < part.begin ? part.begin : end > part.end ? part.end : end;
-        begin = begin < part.begin ? part.begin : begin > part.end ? part.end : begin;
-        any = any || begin < end;
-        for (int h = 0; h < heads; ++h) r.seen[m * heads + h] = {static_cast<int>(begin), static_cast<int>(end)};
-    }
-    return any;
-}
-
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
 KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, const call_positions& positions, const chunk& c,
@@ -251,11 +225,12 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
         for (std::size_t i = c.first / group; i * group < end; ++i) {
             const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, end - i * group < group ? static_cast<int>(end - i * group) : f.group()};
-            if (!find_visible(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r)) continue;
+            const visible_block block = find_visible<Arch>(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r);
+            if (block.any.empty()) continue;
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
             if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
-            attend_record<Arch>(f, at, record, keys, values, cap, r, ahead);
+            attend_record<Arch>(f, at, record, keys, values, cap, block, r, ahead);
         }
         return;
     }
@@ -263,17 +238,23 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
     const bool values_as_stored = !f.values_rotated() || (f.has_values() ? s.value_basis : s.key_basis) == basis::rotated;
     for (std::size_t t = c.first; t < c.first + c.tokens; t += exact_block) {
         const int tokens = c.first + c.tokens - t < exact_block ? static_cast<int>(c.first + c.tokens - t) : exact_block;
-        if (!find_visible(task, o, positions, c.position + static_cast<std::int64_t>(t), {0, tokens}, r)) continue;
+        const visible_block block = find_visible<Arch>(task, o, positions, c.position + static_cast<std::int64_t>(t), {0, tokens}, r);
+        if (block.any.empty()) continue;
         for (int i = 0; i < tokens; ++i) {
             const std::size_t token = t + static_cast<std::size_t>(i);
             float* const key = r.keys + i * e.query();
+            float* const value = r.values + i * e.values;
+            if (!is_seen<Arch>(i, block, r)) {  // it may hold anything
+                std::memset(key, 0, static_cast<std::size_t>(e.query()) * sizeof(float));
+                std::memset(value, 0, static_cast<std::size_t>(e.values) * sizeof(float));
+                continue;
+            }
             load_channels<Arch>(s.k, token, s.head, 0, f.head_dim_k(), e.keys, key);
             load_channels<Arch>(s.k, token, s.head, f.head_dim_k(), f.exact_channels(), e.exact, key + e.keys);
-            float* const value = r.values + i * e.values;
             if (f.has_values()) load_channels<Arch>(s.v, token, s.head, 0, f.head_dim_v(), e.values, value);
             else std::memcpy(value, key, static_cast<std::size_t>(e.values) * sizeof(float));
         }
-        attend_exact<Arch>(f, tokens, keys_as_stored, cap, r);
+        attend_exact<Arch>(f, tokens, keys_as_stored, cap, block, r);
     }
     if (!values_as_stored) transform_rows<Arch>(r.out, e.values, r.rows, output_channels(f), direction::forward);
 }

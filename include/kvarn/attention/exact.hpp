@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include <kvarn/attention/rows.hpp>
+#include <kvarn/attention/visible.hpp>
 #include <kvarn/rotate/hadamard.hpp>
 
 namespace kvarn::detail {
@@ -91,7 +91,7 @@ KVARN_NOINLINE void add_exact_values(const float* values, int tokens, const floa
 
 /// Adds `tokens` <= exact_block tokens, already in r.keys and r.values, to the states and outputs of all rows.
 template <class Arch>
-KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, float cap, const attention_rows& r) noexcept
+KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, float cap, const visible_block& block, const attention_rows& r) noexcept
 {
     const attention_extents e(f);
     const float* const queries = rotated ? r.rotated_query : r.original_query;
@@ -108,7 +108,9 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
                 continue;
             }
             if (cap != 0.0f) soft_cap<Arch>(s, exact_block, cap);
+            if (block.slopes != nullptr) add_alibi<Arch>(block, row + h, s, exact_block);
             hide_scores(s, exact_block, r.seen[row + h]);
+            if (block.masked()) hide_masked<Arch>(block, row + h, r.seen[row + h], -std::numeric_limits<float>::infinity(), s);
             absorb_scores<Arch>(s, exact_block, reduce_max(largest_of<Arch>(s, exact_block)), r.state[row + h], r.out + (row + h) * e.values,
                                 e.values);
         }

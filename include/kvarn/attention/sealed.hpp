@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstring>
 
-#include <kvarn/attention/rows.hpp>
+#include <kvarn/attention/visible.hpp>
 #include <kvarn/codec/decode.hpp>
 #include <kvarn/layout/record.hpp>
 
@@ -106,11 +106,13 @@ KVARN_NOINLINE void add_exact_scores(const format& f, const std::byte* exact, co
 
 /// Token scalars of a row that does not see the whole tile: zeros for what is hidden, whatever the record holds there.
 template <class Arch, class Scalar>
-KVARN_NOINLINE const Scalar* visible_scalars(const Scalar* from, int group, visible_range seen, Scalar* to) noexcept
+KVARN_NOINLINE const Scalar* visible_scalars(const Scalar* from, int group, const visible_block& block, int row, visible_range seen,
+                                             Scalar* to) noexcept
 {
     const auto bytes = [](int scalars) { return static_cast<std::size_t>(scalars) * sizeof(Scalar); };
     std::memset(to, 0, bytes(group));
     std::memcpy(to + seen.begin, reinterpret_cast<const std::byte*>(from) + bytes(seen.begin), bytes(seen.end - seen.begin));
+    if (block.masked()) hide_masked<Arch>(block, row, seen, Scalar{}, to);
     return to;
 }
 
@@ -122,6 +124,7 @@ struct record_call {
     product_kind keys;
     product_kind values;
     float cap;
+    const visible_block& block;
 };
 
 /// One record and query rows [row, row + heads), at most most_heads.
@@ -131,7 +134,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 {
     using lane = simd::lanes<Arch>;
     using one = simd::kernels<simd::portable>;
-    const auto& [f, at, record, keys, values, cap] = call;
+    const auto& [f, at, record, keys, values, cap, block] = call;
     const attention_extents e(f);
     const product_rows& x = r.product;
     const int group = f.group();
@@ -161,16 +164,19 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
         end = seen.end > end ? seen.end : end;
         const Scalar *weight_scale = value_scale, *weight_zero = value_zero;
         float largest = finish_scores<Arch>(score, group, scale[h].step, one::add(zero[h], scale[h].offset), s.k_token);
-        if (f.exact_channels() != 0 || cap != 0.0f || seen.begin > 0 || seen.end < group) {
+        const bool hides = seen.begin > 0 || seen.end < group || block.masked();
+        if (f.exact_channels() != 0 || cap != 0.0f || block.slopes != nullptr || hides) {
             if (f.exact_channels() != 0)
                 add_exact_scores<Arch>(f, record + at.exact, r.rotated_query + (row + h) * e.query() + e.keys, r.keys, score);
             if (cap != 0.0f) soft_cap<Arch>(score, group, cap);
+            if (block.slopes != nullptr) add_alibi<Arch>(block, row + h, score, group);
             hide_scores(score, group, seen);
+            if (block.masked()) hide_masked<Arch>(block, row + h, seen, -std::numeric_limits<float>::infinity(), score);
             largest = reduce_max(largest_of<Arch>(score, group));
-            if (seen.begin > 0 || seen.end < group) {
+            if (hides) {
                 Scalar* const room = reinterpret_cast<Scalar*>(r.values);
-                weight_scale = visible_scalars<Arch>(value_scale, group, seen, room);
-                weight_zero = latent ? weight_scale : visible_scalars<Arch>(value_zero, group, seen, room + group);
+                weight_scale = visible_scalars<Arch>(value_scale, group, block, row + h, seen, room);
+                weight_zero = latent ? weight_scale : visible_scalars<Arch>(value_zero, group, block, row + h, seen, room + group);
             }
         }
         absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
@@ -194,14 +200,14 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     }
 }
 
-/// Adds one record to the states and outputs of all rows that see something of it (r.seen, relative to the tile). Token scalars, exact
+/// Adds one record to the states and outputs of all rows that see something of it (r.seen and `block`, relative to the tile). Token scalars, exact
 /// channels and codes of tokens that a row does not see may hold anything.
 /// `cap` is the soft-cap in base-2 units, 0 for none. `ahead` is fetched on the way.
 template <class Arch>
 KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, const std::byte* record, product_kind keys, product_kind values,
-                                  float cap, const attention_rows& r, simd::read_ahead ahead) noexcept
+                                  float cap, const visible_block& block, const attention_rows& r, simd::read_ahead ahead) noexcept
 {
-    const record_call call{f, at, record, keys, values, cap};
+    const record_call call{f, at, record, keys, values, cap, block};
     // One row uses every scalar once; rows that share them, and odd sizes, get them as floats.
     if (r.rows == 1 && f.head_dim_k() % simd::lane_count == 0 && f.head_dim_v() % simd::lane_count == 0) {
         attend_rows<Arch>(call, scalars_of(at, record), 0, 1, r, ahead);

@@ -67,7 +67,8 @@ struct kv_segment {
 }
 
 /// All tokens of one head of `k` and `v` (sink or tail). `v` is empty (default) when V is read from K. Their bases: rotated means as in the
-/// records. Values must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are finite floats too.
+/// records. Values of tokens that some query sees must be finite, and far enough from overflow that scores, softmax scale * <q, k>, are
+/// finite floats too.
 [[nodiscard]] KVARN_INLINE constexpr kv_segment exact_tokens(const input_view& k, const input_view& v, std::size_t head, basis key_basis,
                                                              basis value_basis) noexcept
 {
@@ -157,6 +158,10 @@ template <class Byte>
 }
 
 /// One KV head of one sequence for one step: m new tokens times r query heads of the group.
+///
+/// `mask` says, for the newest positions, what each new token sees: a tree of drafts, each of which sees its ancestors and itself, or a
+/// prefix within which all see all. Row i, of `mask_stride` words, is of new token i; bit t % 64 of word t / 64 is of the position
+/// `mask_tokens - t` from the end of the history. There it takes the place of the causal mask; the window counts as ever.
 struct attention_task {
     std::span<const kv_segment> history;  ///< in the order of positions, the new tokens included (usually at the end of the tail)
     input_view q{};                       ///< [m][r][head_dim_k + exact_channels]
@@ -165,6 +170,10 @@ struct attention_task {
     const float* sink_logits = nullptr;   ///< [r], logits that take part in the softmax without a value; may be null
     std::int64_t first_position = -1;     ///< of the first query token; -1: the new tokens are the last m positions of the history
     const kvarn::format* format = nullptr;  ///< of the task's records; null: the call's
+    const std::uint64_t* mask = nullptr;    ///< [m][mask_stride] words; null: none
+    std::size_t mask_stride = 0;            ///< at least mask_tokens / 64, rounded up
+    std::size_t mask_tokens = 0;            ///< newest positions that the mask speaks of; may be more than there are
+    const float* alibi_slopes = nullptr;    ///< [r], score += slope * (position of the key - of the query), after the soft cap; null: none
 };
 
 }  // namespace kvarn

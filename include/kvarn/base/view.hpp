@@ -105,8 +105,12 @@ struct any_view {
         any_view<true> x;
         x.data = data;
         x.type = static_cast<typename any_view<true>::element_type>(type);
-        x.tokens = tokens, x.heads = heads, x.channels = channels;
-        x.token_stride = token_stride, x.head_stride = head_stride, x.channel_stride = channel_stride;
+        x.tokens = tokens;
+        x.heads = heads;
+        x.channels = channels;
+        x.token_stride = token_stride;
+        x.head_stride = head_stride;
+        x.channel_stride = channel_stride;
         return x;
     }
 

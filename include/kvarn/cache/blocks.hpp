@@ -111,10 +111,10 @@ struct pool_blocks {
         if (records.link[block] >= 0) exact.link[records.link[block]] = no_block;
         records.link[block] = no_block;
     }
-    KVARN_INLINE void link(std::int32_t exact_block, std::int32_t record_block) noexcept
+    KVARN_INLINE void link(std::int32_t tile, std::int32_t record) noexcept
     {
-        exact.link[exact_block] = record_block;
-        records.link[record_block] = exact_block;
+        exact.link[tile] = record;
+        records.link[record] = tile;
     }
 };
 

@@ -76,7 +76,7 @@ inline constexpr std::size_t most_blocks = INT32_MAX;  // ids are 32 bits wide
 [[nodiscard]] KVARN_INLINE constexpr block_counts blocks_of(const cache_config& c, std::size_t tokens, std::size_t step = 1) noexcept
 {
     const std::size_t group = detail::group_of(c), all = detail::divide_up(tokens, group);
-    const std::size_t sink = detail::sink_blocks(c), kept = detail::add_sizes(sink * group, c.recent_tokens);
+    const std::size_t sink = detail::sink_blocks(c), kept = detail::add_sizes(detail::multiply_sizes(sink, group), c.recent_tokens);
     const std::size_t open = detail::divide_up(detail::add_sizes(detail::add_sizes(c.recent_tokens, step), group - 1), group);
     const std::size_t exact = detail::add_sizes(sink, open);
     return {tokens > kept ? (tokens - kept) / group : 0, exact < all ? exact : all};
@@ -86,6 +86,8 @@ inline constexpr std::size_t most_blocks = INT32_MAX;  // ids are 32 bits wide
 [[nodiscard]] KVARN_INLINE constexpr cache_config completed(cache_config c) noexcept
 {
     const std::size_t group = detail::group_of(c);
+    if (c.sink_tokens > detail::most_blocks) c.sink_tokens = detail::most_blocks;  // all of them
+    if (c.recent_tokens > c.most_tokens) c.recent_tokens = c.most_tokens;
     c.sink_tokens = detail::multiply_sizes(detail::sink_blocks(c), group);
     const block_counts each = blocks_of(c, c.most_tokens, c.most_step);
     if (c.record_blocks == 0) c.record_blocks = detail::multiply_sizes(each.records, c.sequences);

@@ -225,7 +225,7 @@ public:
         if (const status s = expect(place::inside); s != status::ok) return s;
         std::byte buffer[4096];
         while (left_ != 0) {
-            const std::size_t step = left_ < sizeof buffer ? static_cast<std::size_t>(left_) : sizeof buffer;
+            const std::size_t step = left_ < sizeof buffer ? detail::as_size(left_) : sizeof buffer;
             if (const status s = read(std::span<std::byte>(buffer, step)); s != status::ok) return s;
         }
         return end_chunk();
@@ -236,7 +236,7 @@ public:
         requires requires(Read& r) { r.take(std::size_t{}); }
     {
         if (const status s = expect(place::inside); s != status::ok) return s;
-        const std::span<const std::byte> all = read_.take(static_cast<std::size_t>(left_));  // next has seen that it is there
+        const std::span<const std::byte> all = read_.take(detail::as_size(left_));  // next has seen that it is there
         if (!all.empty()) sum_.add(all.data(), all.size());
         left_ = 0;
         const status s = end_payload(sum_.value());

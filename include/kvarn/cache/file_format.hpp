@@ -64,6 +64,12 @@ inline constexpr unsigned char file_magic[8] = {0x89, 'K', 'V', 'A', 'R', 'N', '
 inline constexpr std::size_t head_bytes = 32;                     ///< of the file's header and of a chunk's head, with their checksum
 inline constexpr std::size_t cached_bytes = std::size_t{1} << 17;  ///< so much at a time is read or written and hashed
 
+/// A number of bytes that is known to fit. A plain cast would be one too many for -Wuseless-cast where both types are the same.
+[[nodiscard]] KVARN_INLINE constexpr std::size_t as_size(std::uint64_t n) noexcept
+{
+    return std::size_t{static_cast<std::uint32_t>(n >> 32)} << 16 << 16 | static_cast<std::uint32_t>(n);
+}
+
 [[nodiscard]] KVARN_INLINE std::uint64_t checksum(const std::byte* data, std::size_t bytes) noexcept { return XXH3_64bits(data, bytes); }
 
 /// Closes a head: its checksum behind its 24 bytes.

@@ -71,6 +71,8 @@ public:
     /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some of them were
     /// not stored in some layer and head).
     [[nodiscard]] status commit(sequence_id id, std::size_t tokens) noexcept;
+    /// The same for a path through a tree of drafts: those with the given numbers, in rising order, follow each other from now on.
+    [[nodiscard]] status commit(sequence_id id, std::span<const std::size_t> drafts) noexcept;
     /// Drops all drafts and every token at or behind `position`; the next one goes there. Sealed tiles are cut, not decoded.
     /// Errors: bad_argument (before the first position).
     [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;

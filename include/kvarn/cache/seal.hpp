@@ -34,7 +34,7 @@ struct seal_report {
 [[nodiscard]] std::size_t ready_tiles(const cache_pool& pool, sequence_id id) noexcept;
 
 /// Queues up to `most` ready tiles of a sequence, the oldest first; each takes a record block. Tiles that a fork has sealed already are taken
-/// from there at once. Says how many were queued. Errors: stale_handle, no_room (tiles are ready, but no record block is free for the first).
+/// from there at once. Says how many were queued. Errors: stale_handle, no_room (tiles are ready, but nothing could be done: no record block is free).
 [[nodiscard]] result<std::size_t> begin_seal(const cache_pool& pool, sequence_id id, std::size_t most = SIZE_MAX) noexcept;
 
 /// Work items in the queue that are not done.
@@ -50,7 +50,7 @@ template <class Arch = simd::native_arch>
 seal_report finish_seal(const cache_pool& pool, std::size_t items) noexcept;
 
 /// All ready tiles of a sequence, in this thread, without the queue; stops early where no record block is free.
-/// Errors: stale_handle, buffer_too_small (scratch_bytes(format)), no_room (no tile could be sealed).
+/// Errors: stale_handle, buffer_too_small (scratch_bytes(format)), no_room (tiles are ready, but nothing could be done).
 template <class Arch = simd::native_arch>
 [[nodiscard]] result<seal_report> seal(const cache_pool& pool, sequence_id id, std::span<std::byte> scratch, std::size_t most = SIZE_MAX) noexcept;
 
@@ -87,8 +87,9 @@ KVARN_INLINE void replace_by_record(pool_state& s, std::uint32_t slot, std::size
     s.spans_of(slot)[span].sealed = true;
 }
 
-/// Takes the oldest ready tile of a sequence, or every one that has a record already until then. False: nothing is left, or `out` says no_room.
-KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, status& out) noexcept
+/// Takes the oldest ready tile of a sequence that has no record; those before it get theirs, and `changed` says that there were any.
+/// False: nothing is left, or no record block; `out` says no_room if that is all that happened.
+KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, bool& changed, status& out) noexcept
 {
     bool taken = false;
     const pool_lock lock(s.lock);
@@ -97,16 +98,17 @@ KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, status
         if (made >= 0) {
             s.blocks.records.hold(made);
             replace_by_record(s, id.slot, i, made);
+            changed = true;
             return true;
         }
         if (s.blocks.records.free == 0) {
-            out = status::no_room;
+            if (!changed) out = status::no_room;
             return false;
         }
         s.blocks.exact.hold(block);
         s.blocks.exact.link[block] = being_sealed;
         job = {block, s.blocks.records.take(), id.slot, id.generation, s.spans_of(id.slot)[i].position, ~std::uint64_t{0}};
-        taken = true;
+        changed = taken = true;
         return false;
     });
     return taken;
@@ -196,13 +198,14 @@ KVARN_INLINE result<std::size_t> begin_seal(const cache_pool& pool, sequence_id 
     if (pool.find(id) == nullptr) return status::stale_handle;
     detail::pool_state& s = pool.state();
     std::size_t queued = 0;
+    bool changed = false;
     status said = status::ok;
-    for (detail::seal_job job; queued < most && detail::take_tile(s, id, job, said); ++queued) {
+    for (detail::seal_job job; queued < most && detail::take_tile(s, id, job, changed, said); ++queued) {
         const detail::pool_lock lock(s.lock);
         ::new (static_cast<void*>(s.jobs + s.job_count)) detail::seal_job(job);
         __atomic_store_n(&s.job_count, s.job_count + 1, __ATOMIC_RELEASE);
     }
-    if (queued == 0 && said != status::ok) return said;
+    if (said != status::ok) return said;
     return queued;
 }
 
@@ -243,14 +246,15 @@ result<seal_report> seal(const cache_pool& pool, sequence_id id, std::span<std::
     for (std::size_t i = 0; i < s.layers * s.heads; ++i)
         if (scratch.size() < scratch_bytes(s.places[i].f)) return status::buffer_too_small;
     seal_report report;
+    bool changed = false;
     status said = status::ok;
     std::size_t tiles = 0;
-    for (detail::seal_job job; tiles < most && detail::take_tile(s, id, job, said); ++tiles) {
+    for (detail::seal_job job; tiles < most && detail::take_tile(s, id, job, changed, said); ++tiles) {
         for (std::size_t i = 0; i < s.layers * s.heads && job.failure == ~std::uint64_t{0}; ++i)
             static_cast<void>(detail::encode_item<Arch>(s, job, i, scratch));
         detail::settle(s, job, report);
     }
-    if (tiles == 0 && said != status::ok) return said;
+    if (said != status::ok) return said;
     return report;
 }
 

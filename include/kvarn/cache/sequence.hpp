@@ -15,13 +15,27 @@ namespace kvarn {
 
 namespace detail {
 
-/// Bytes of one exact token's K and V in every layer and head of block `block`, tokens [first, first + count), to another block's.
-KVARN_INLINE void copy_exact(const pool_state& s, std::int32_t from, std::int32_t to, std::size_t first, std::size_t count) noexcept
+/// A token of an exact block.
+struct exact_place {
+    std::int32_t block = no_block;
+    std::size_t token = 0;
+};
+[[nodiscard]] KVARN_INLINE exact_place place_of_draft(const pool_state& s, std::uint32_t slot, std::size_t draft) noexcept
+{
+    const sequence_state& q = s.sequences[slot];
+    const cache_span* const spans = s.spans_of(slot);
+    std::size_t behind = q.drafts - draft, i = q.spans;  // from this draft to the end
+    while (spans[--i].count < behind) behind -= spans[i].count;
+    return {s.table_of(slot)[i], spans[i].first + spans[i].count - behind};
+}
+
+/// Copies `count` tokens of an exact block in all layers and heads.
+KVARN_INLINE void copy_exact(const pool_state& s, exact_place from, exact_place to, std::size_t count) noexcept
 {
     const auto copy = [&](std::byte* base, std::size_t row) KVARN_LAMBDA {
         if (row == 0) return;
-        std::memcpy(base + (static_cast<std::size_t>(to) * s.group + first) * row, base + (static_cast<std::size_t>(from) * s.group + first) * row,
-                    count * row);
+        std::memcpy(base + (static_cast<std::size_t>(to.block) * s.group + to.token) * row,
+                    base + (static_cast<std::size_t>(from.block) * s.group + from.token) * row, count * row);
     };
     for (std::size_t i = 0; i < s.layers * s.heads; ++i) {
         copy(s.places[i].keys, s.key_row);
@@ -136,7 +150,7 @@ KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noex
         }
     }
     if (copied != detail::no_block) {
-        detail::copy_exact(*s_, table[q->spans - 1], copied, last->first, last->count);
+        detail::copy_exact(*s_, {table[q->spans - 1], last->first}, {copied, last->first}, last->count);
         const detail::pool_lock lock(s_->lock);
         s_->blocks.release_exact(table[q->spans - 1]);
         table[q->spans - 1] = copied;
@@ -164,6 +178,24 @@ KVARN_INLINE status cache_pool::commit(sequence_id id, std::size_t tokens) noexc
     q->drafts = 0;
     detail::forget_stored(*s_, id.slot);
     return status::ok;
+}
+
+KVARN_INLINE status cache_pool::commit(sequence_id id, std::span<const std::size_t> drafts) noexcept
+{
+    const detail::sequence_state* const q = find(id);
+    if (q == nullptr) return status::stale_handle;
+    std::size_t end = 0;  // of the drafts that must be stored
+    for (const std::size_t draft : drafts) {
+        if (draft < end || draft >= q->drafts) return status::bad_argument;
+        end = draft + 1;
+    }
+    const std::uint32_t* const stored = s_->stored_of(id.slot);
+    for (std::size_t i = 0; i < s_->layers * s_->heads; ++i)
+        if (stored[i] < end) return status::bad_argument;
+    // Blocks with drafts have one holder. A draft moves forwards, to where one was that is gone or has moved already.
+    for (std::size_t i = 0; i < drafts.size(); ++i)
+        if (drafts[i] != i) detail::copy_exact(*s_, detail::place_of_draft(*s_, id.slot, drafts[i]), detail::place_of_draft(*s_, id.slot, i), 1);
+    return commit(id, drafts.size());
 }
 
 KVARN_INLINE status cache_pool::truncate(sequence_id id, std::int64_t position) noexcept

@@ -33,6 +33,9 @@ struct sequence_step {
     output_view out{};                   ///< [m][query heads][channels]
     float* log_sum_exp = nullptr;        ///< [KV heads][m][query heads of each]; may be null
     const float* sink_logits = nullptr;  ///< [query heads]; may be null
+    const float* alibi_slopes = nullptr;     ///< [query heads], as attention_task has them; may be null
+    const std::uint64_t* mask = nullptr;     ///< [m][mask_stride] words over the newest mask_tokens positions, as attention_task has it; may be null
+    std::size_t mask_stride = 0, mask_tokens = 0;
 };
 
 struct layer_options {
@@ -265,6 +268,10 @@ KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t 
                 t.task.first_position = q.next_position - static_cast<std::int64_t>(m - first);
                 if (step.log_sum_exp != nullptr) t.task.log_sum_exp = step.log_sum_exp + (head * m + first) * group_heads;
                 if (step.sink_logits != nullptr) t.task.sink_logits = step.sink_logits + head * group_heads;
+                if (step.alibi_slopes != nullptr) t.task.alibi_slopes = step.alibi_slopes + head * group_heads;
+                if (step.mask != nullptr) t.task.mask = step.mask + first * step.mask_stride;
+                t.task.mask_stride = step.mask_stride;
+                t.task.mask_tokens = step.mask_tokens;
                 const std::span<const attention_task> alone{&t.task, 1};
                 t.items = may_split && m <= each ? kvarn::attention_items(alone, options.chunks_per_item) : 1;
                 if (t.items > 1) {

@@ -29,7 +29,8 @@ template <class Arch = simd::native_arch>
 
 /// What the cache holds of the tokens at positions [begin, end) of one KV head: exact values as they were stored, records decoded, all in
 /// the bases of cache_config. k [count_tokens][1][key_channels], v [count_tokens][1][head_dim_v]; either may be empty (data null).
-/// Errors: stale_handle, bad_argument (no such layer or head), shape_mismatch, buffer_too_small (scratch), not_finite (a scalar of a record).
+/// Errors: stale_handle, bad_argument (no such layer or head; drafts that are not stored), shape_mismatch, buffer_too_small (scratch),
+/// not_finite (a scalar of a record).
 template <class Arch = simd::native_arch>
 [[nodiscard]] status read(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head, std::int64_t begin, std::int64_t end,
                           const output_view& k, const output_view& v, std::span<std::byte> scratch) noexcept;
@@ -165,6 +166,8 @@ status read(const cache_pool& pool, sequence_id id, std::size_t layer, std::size
     const detail::head_place& place = s.place(layer, head);
     const format& f = place.f;
     const std::size_t tokens = count_tokens(pool, id, begin, end);
+    const std::size_t missing = q->drafts - s.stored_of(id.slot)[layer * s.heads + head];  // the newest; what was there before is not theirs
+    if (tokens != 0 && missing != 0 && end > q->next_position - static_cast<std::int64_t>(missing)) return status::bad_argument;
     const auto fits = [&](const output_view& x, int channels) KVARN_LAMBDA {
         return x.data == nullptr || (x.tokens == tokens && x.heads == 1 && x.channels == static_cast<std::size_t>(channels));
     };
