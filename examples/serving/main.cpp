@@ -75,7 +75,6 @@ language_model::cache_plan plan_for(const options& given, const language_model::
 
 void run_serving(options& given)
 {
-    if (given.preempt == "save" && !parked_sequence::possible) throw failure("--preempt: this program was built without xxHash, which saving needs");
     const language_model::model m = language_model::read_model(given.model);
     const language_model::cache_plan plan = plan_for(given, m.config);
     outcome result;

@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What a preempted sequence held, outside of the pool: the file that kvarn::save writes, in memory. In: a sequence. Out: the same one, in the
-// same pool later. Needs xxhash.h, which the files take their checksums from; without it sequences cannot be parked.
+// same pool later.
 
 #include <algorithm>
 #include <cstddef>
 #include <span>
 #include <vector>
 
-#include <kvarn/cache/pool.hpp>
-
-#if __has_include(<xxhash.h>)
 #include <kvarn/cache/load.hpp>
-#endif
 
 #include "../common/failure.hpp"
 
@@ -20,9 +16,6 @@ namespace serving {
 
 class parked_sequence {
 public:
-#if __has_include(<xxhash.h>)
-    static constexpr bool possible = true;
-
     parked_sequence(const kvarn::cache_pool& pool, kvarn::sequence_id id)
     {
         file_.reserve(static_cast<std::size_t>(kvarn::saved_bytes(pool, id)));
@@ -50,12 +43,6 @@ public:
 
 private:
     std::vector<std::byte> file_;
-#else
-    static constexpr bool possible = false;
-
-    parked_sequence(const kvarn::cache_pool&, kvarn::sequence_id) {}
-    [[nodiscard]] kvarn::result<kvarn::sequence_id> load(const kvarn::cache_pool&) const { return kvarn::status::bad_argument; }
-#endif
 };
 
 }  // namespace serving

@@ -111,24 +111,19 @@ TEST_CASE("serving: what is generated does not depend on batch, budget, threads,
         const json other = here.run_tiny(same + how);
         CHECK(ids_of(other) == ids_of(plain));
         CHECK(most_of(other, "running") > 1);
-        CHECK(other["shared_tokens"] > 0);
+        // Who comes while others run their prompts finds nothing to share yet.
+        CHECK((other["shared_tokens"] > 0) == (most_of(other, "running") < 10));
     }
 }
 
 TEST_CASE("serving: a pool that is too small preempts, and the oldest request goes on", "[program]")
 {
     const workplace here;
-    const std::string same = "--count 8 --contexts 8 --generate 120 --gap 0 --running 6 --prefixes 2 ";
+    const std::string same = "--count 8 --contexts 8 --generate 120 --gap 0 --running 6 ";
     const json wide = here.run_tiny(same);
     CHECK(wide["preemptions"] == 0);
-    std::vector<const char*> ways{"--record-blocks 14", "--record-blocks 14 --exact-blocks 9 --threads 3 --seal-items 3", "--record-blocks 14 --drafts ngram"};
-#if __has_include(<xxhash.h>)
-    for (const char* const saved : {"--record-blocks 14 --preempt save", "--record-blocks 14 --preempt save --drafts ngram --seal-items 1"})
-        ways.push_back(saved);
-#else
-    check_refused(here, "--model m --sequences s.npy --preempt save", "without xxHash");
-#endif
-    for (const char* how : ways) {
+    for (const char* how : {"--record-blocks 14", "--record-blocks 14 --exact-blocks 9 --threads 3 --seal-items 3", "--record-blocks 14 --drafts ngram",
+                            "--record-blocks 14 --preempt save", "--record-blocks 14 --preempt save --drafts ngram --seal-items 1"}) {
         CAPTURE(how);
         const json small = here.run_tiny(same + how);
         CHECK(small["preemptions"] > 0);
@@ -152,7 +147,6 @@ TEST_CASE("serving: sequences wait for their tiles while others go on", "[progra
     CHECK(sum_of(at_once, "sealing") == 0);
     CHECK(sum_of(slowly, "sealing") > 10);
     CHECK(ids_of(at_once) == ids_of(slowly));
-    CHECK(at_once["pool"]["tiles_sealed"] == slowly["pool"]["tiles_sealed"]);
     bool others_go_on = false;
     for (const json& m : slowly["moments"]) others_go_on = others_go_on || (m["sealing"] > 0 && m["decoded_tokens"] > 0);
     CHECK(others_go_on);
@@ -163,7 +157,7 @@ TEST_CASE("serving: exact caches, other formats, requests from a file", "[progra
     const workplace here;
     for (const char* cache : {"exact", "k8v8_g64_ko", "k2v2_g128:paper+0=k4v4", "k4v4_g32"}) {
         CAPTURE(cache);
-        const json all = here.run_json("--model m --sequences s.npy --count 5 --generate 90 --sink 40 --drafts expected --cache " + std::string(cache));
+        const json all = here.run_json("--model m --sequences s.npy --count 5 --generate 190 --sink 40 --drafts expected --cache " + std::string(cache));
         CHECK((all["pool"]["tiles_sealed"] == 0) == (std::string(cache) == "exact"));
     }
     tiny::write(here / "r.json", R"([{"prompt": [5, 6, 7], "generate": 40, "arrival": 9}, {"prompt": [1], "arrival": 2},
