@@ -131,7 +131,7 @@ private:
             const auto loaded = w.parked->load(pool_);
             if (!loaded) {
                 w.known = std::move(r.known);
-                if (drop_oldest_prefix(nullptr)) return true;  // and once more
+                if (drop_oldest_prefix()) return true;  // and once more
                 if (!running_.empty()) return false;
                 check(loaded.error, text("the pool is too small for request %zu alone", w.number));
             }
@@ -169,14 +169,15 @@ private:
         for (;;) {
             const kvarn::pool_statistics s = pool_.statistics();
             if (s.records.free >= needed.records && s.exact.free >= needed.exact) return true;
-            if (!drop_oldest_prefix(keep)) return false;
+            if (!drop_oldest_prefix([&](const prefix& p) { return &p != keep && is_idle(p); })) return false;
         }
     }
 
     /// Takes blocks from prefixes, then from the request that came last. False: that was `r` itself, which does not run any more.
     bool make_room(running& r)
     {
-        if (drop_oldest_prefix(nullptr)) return true;
+        if (drop_oldest_prefix([&](const prefix& p) { return is_idle(p); })) return true;
+        if (running_.size() == 1 && drop_oldest_prefix()) return true;
         if (running_.size() == 1)
             throw failure(text("the pool is too small for request %zu alone: it has %zu record blocks and %zu exact blocks", r.number,
                                pool_.config().record_blocks, pool_.config().exact_blocks));
@@ -210,15 +211,28 @@ private:
             if (usable(p, known) > (best != nullptr ? usable(*best, known) : 0)) best = &p;
         return best;
     }
-    bool drop_oldest_prefix(const prefix* keep)
+    /// Whether no running request begins with it: while one does, most likely by the same blocks, there is little to gain from it.
+    [[nodiscard]] bool is_idle(const prefix& p) const
+    {
+        return std::none_of(running_.begin(), running_.end(), [&](const running& r) {
+            return r.known.size() >= p.known.size() && std::equal(p.known.begin(), p.known.end(), r.known.begin());
+        });
+    }
+    /// Drops the one of those that may go which was not used for longest. False: there is none.
+    template <class May>
+    bool drop_oldest_prefix(May&& may)
     {
         auto oldest = prefixes_.end();
         for (auto p = prefixes_.begin(); p != prefixes_.end(); ++p)
-            if (&*p != keep && (oldest == prefixes_.end() || p->used < oldest->used)) oldest = p;
+            if (may(*p) && (oldest == prefixes_.end() || p->used < oldest->used)) oldest = p;
         if (oldest == prefixes_.end()) return false;
         check(pool_.close(oldest->id), "closing a prefix");
         prefixes_.erase(oldest);
         return true;
+    }
+    bool drop_oldest_prefix()
+    {
+        return drop_oldest_prefix([](const prefix&) { return true; });
     }
     /// Keeps the whole tiles of a prompt, where no prefix has them.
     void keep_prefix(const running& r)
@@ -228,7 +242,7 @@ private:
         for (prefix& p : prefixes_)
             if (p.known.size() >= whole && std::equal(known.begin(), known.end(), p.known.begin())) return;
         if (whole == 0 || options_.prefixes == 0) return;
-        if (prefixes_.size() == options_.prefixes) drop_oldest_prefix(nullptr);
+        if (prefixes_.size() == options_.prefixes) drop_oldest_prefix();
         const kvarn::sequence_id id = value_of(pool_.fork(r.id), "a prefix");
         check(pool_.truncate(id, static_cast<std::int64_t>(whole)), "a prefix");
         prefixes_.push_back({{known.begin(), known.end()}, id, step_});
