@@ -13,48 +13,9 @@
 #include <kvarn/cache/seal.hpp>
 #include <kvarn/cache/tasks.hpp>
 
-#include "cache_plan.hpp"
+#include "pool_config.hpp"
 
 namespace language_model {
-
-struct cache_shape {
-    std::size_t layers = 0, kv_heads = 0, head_dim = 0, group_heads = 1;  ///< group_heads: query heads on one KV head
-};
-
-/// Elements of K and V of one token.
-[[nodiscard]] inline double cache_elements(const cache_shape& shape)
-{
-    return 2.0 * static_cast<double>(shape.layers) * static_cast<double>(shape.kv_heads) * static_cast<double>(shape.head_dim);
-}
-
-/// Bytes of a cache that holds `tokens` tokens: sink, sealed tiles with scales and padding, and the tail as far as it is filled.
-[[nodiscard]] inline double cache_bytes(const cache_plan& plan, const cache_shape& shape, std::size_t tokens)
-{
-    const std::size_t sealed = (tokens - std::min(plan.sink, tokens)) / plan.group * plan.group;
-    return static_cast<double>(shape.layers) * static_cast<double>(shape.kv_heads) *
-           (plan.exact_token_bytes() * static_cast<double>(tokens - sealed) +
-            plan.sealed_token_bytes() * static_cast<double>(sealed));
-}
-
-/// What a pool is told to keep a sequence by a plan. Only records are sealed by the pool.
-[[nodiscard]] inline kvarn::cache_config pool_config(const cache_plan& plan, const cache_shape& shape, std::size_t most_tokens)
-{
-    kvarn::cache_config c;
-    c.policy = kvarn_cli::value_of(kvarn::make_policy(plan.format, static_cast<int>(shape.layers), static_cast<int>(shape.kv_heads), plan.rules),
-                                   plan.name);
-    c.exact = plan.storage == storage::round_trip ? kvarn::exact_type::f32 : kvarn::exact_type::f16;
-    c.most_tokens = most_tokens;
-    c.most_step = plan.group;
-    c.sink_tokens = plan.storage == storage::records ? plan.sink : most_tokens;
-    c.encode = plan.how;
-    return c;
-}
-
-/// Memory for a pool of this configuration.
-[[nodiscard]] inline std::vector<std::byte> pool_memory(const kvarn::cache_config& config)
-{
-    return std::vector<std::byte>(kvarn_cli::value_of(kvarn::plan_cache(config), "the plan of a cache").bytes());
-}
 
 class kv_cache {
 public:
@@ -101,8 +62,8 @@ public:
     void finish()
     {
         check(pool_.commit(id_, pool_.drafts(id_)), "new tokens");
-        if (plan_->storage == storage::records && plan_->choose_basis && sealed_ == 0 && kvarn::ready_tiles(pool_, id_) != 0) choose_formats();
         if (plan_->storage == storage::records) {
+            if (plan_->choose_basis && sealed_ == 0 && kvarn::ready_tiles(pool_, id_) != 0) choose_formats();
             const auto report = kvarn::seal(pool_, id_, scratch_);
             check(report ? report->why : report.error, "sealing a tile");
             sealed_ += report->sealed * plan_->group;
@@ -145,19 +106,17 @@ private:
     /// The tile at `first` holds what the baseline gives back: everything from there on is taken out and stored again.
     void round_trip(std::size_t first)
     {
-        const std::size_t count = tokens() - first, heads = shape_.kv_heads, d = shape_.head_dim;
-        std::vector<kvarn_cli::matrix> all;  // K and V of each layer
-        for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
-            for (int i = 0; i < 2; ++i) all.push_back({heads, count, d, std::vector<float>(heads * count * d)});
-            read(layer, first, all[2 * layer], all[2 * layer + 1]);
-        }
+        const std::size_t count = tokens() - first, heads = shape_.kv_heads, each = plan_->group * shape_.head_dim;
+        const kvarn_cli::matrix room{heads, count, shape_.head_dim, std::vector<float>(heads * count * shape_.head_dim)};
+        std::vector<kvarn_cli::matrix> all(2 * shape_.layers, room);  // K and V of each layer
+        for (std::size_t layer = 0; layer < shape_.layers; ++layer) read(layer, first, all[2 * layer], all[2 * layer + 1]);
         check(pool_.truncate(id_, static_cast<std::int64_t>(first)), "a tile");
         check(pool_.reserve(id_, count), "a tile");
         for (std::size_t i = 0; i < all.size(); ++i) {
-            kvarn_cli::matrix tile{heads, plan_->group, d, std::vector<float>(heads * plan_->group * d)};
-            for (std::size_t head = 0; head < heads; ++head) std::copy_n(all[i].token(head, 0), plan_->group * d, tile.token(head, 0));
+            kvarn_cli::matrix tile{heads, plan_->group, shape_.head_dim, std::vector<float>(heads * each)};
+            for (std::size_t head = 0; head < heads; ++head) std::copy_n(all[i].token(head, 0), each, tile.token(head, 0));
             kvarn_cli::round_trip(plan_->baseline, tile, i % 2 == 0);
-            for (std::size_t head = 0; head < heads; ++head) std::copy_n(tile.token(head, 0), plan_->group * d, all[i].token(head, 0));
+            for (std::size_t head = 0; head < heads; ++head) std::copy_n(tile.token(head, 0), each, all[i].token(head, 0));
             if (i % 2 == 1) check(kvarn::store(pool_, id_, i / 2, all[i - 1].view(), all[i].view()), "a tile");
         }
         check(pool_.commit(id_, count), "a tile");

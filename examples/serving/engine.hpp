@@ -15,7 +15,7 @@
 #include <kvarn/cache/seal.hpp>
 #include <kvarn/cache/tasks.hpp>
 
-#include "../language_model/kv_cache.hpp"
+#include "../language_model/pool_config.hpp"
 #include "../language_model/transformer.hpp"
 
 namespace serving {
