@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # One binary for many processors (docs/embedding.md):
 #
-#   kvarn_add_kernels(<target> ARCHS <set> ... [ELEMENTS <type> ...])
+#   kvarn_add_kernels(<target> ARCHS <set> ... [ELEMENTS <type> ...] [CACHE])
 #
 # adds one source file for each instruction set to <target>, compiled with that set's flags, and tells <target> by private
 # definitions which ones there are; its own files then include <kvarn/dispatch.hpp>. Nothing else of <target> changes.
 #   ARCHS     portable, sse2, avx2, avx512, neon64 (alias neon); those of other processors are left out
 #   ELEMENTS  float, half, bfloat16; default half. Each one costs compile time
+#   CACHE     the functions of a whole cache too (kvarn/dispatch/cache.hpp)
 # <target> is a target that has sources, and links kvarn::kvarn.
 
 cmake_policy(VERSION 3.20)  # for this file alone, also where a project with older policies includes it by find_package
 
 function(kvarn_add_kernels target)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCHS;ELEMENTS")
-  set(usage "kvarn_add_kernels(<target> ARCHS portable|sse2|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...])")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "CACHE" "" "ARCHS;ELEMENTS")
+  set(usage "kvarn_add_kernels(<target> ARCHS portable|sse2|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...] [CACHE])")
   if(arg_UNPARSED_ARGUMENTS OR NOT arg_ARCHS)
     message(FATAL_ERROR "${usage}: unexpected `${arg_UNPARSED_ARGUMENTS}`, or no ARCHS")
   endif()
@@ -114,6 +115,9 @@ function(kvarn_add_kernels target)
     string(TOUPPER "KVARN_KERNELS_${name}" definition)
     list(APPEND definitions ${definition})
   endforeach()
+  if(arg_CACHE)
+    list(APPEND definitions KVARN_KERNELS_CACHE)
+  endif()
   target_compile_definitions(${target} PRIVATE ${definitions})
   foreach(arch IN LISTS archs)
     set(source "${CMAKE_CURRENT_BINARY_DIR}/kvarn_kernels/${target}/kvarn_${arch}.cpp")

@@ -166,11 +166,14 @@ inline void quantize(quantize_options options)
     }
     const candidate asked = parse_candidate(options.format, k.channels - static_cast<std::size_t>(options.exact_channels), v.channels,
                                             options.rotation, options.exact_channels);
-    if (asked.chooses && options.raw) throw failure("--raw: bare records do not say which basis each head has chosen; take a container for " + options.format);
-    if (asked.chooses && options.rotation == kvarn::rotation::none) throw failure("--rotation none: leaves nothing to choose for " + options.format);
+    if (asked.chooses && options.raw)
+        throw failure("--raw: bare records do not say which basis each head has chosen; take a container for " + options.format);
+    if (asked.chooses && options.rotation == kvarn::rotation::none)
+        throw failure("--rotation none: leaves nothing to choose for " + options.format);
     tensor q;
     if (!options.q.empty()) {
-        if (!asked.chooses) throw failure("--q: is what a basis is chosen by, and " + options.format + " does not choose; append _auto");
+        if (!asked.chooses)
+            throw failure("--q: is what a basis is chosen by, and " + options.format + " does not choose; append _auto");
         q = read_npy(options.q);
         require_queries(q, options.q, k);
     }
@@ -353,7 +356,8 @@ inline void inspect(const std::string& path)
     for (const kvarn::format& f : different) {
         const char* const rotated = f.keys_rotated() ? f.values_rotated() ? "hadamard" : "hadamard for K, none for V"
                                                      : f.values_rotated() ? "hadamard for V, none for K" : "none";
-        row(&f == different.data() ? "format" : "", name_of(f) + ", " + dims + ", rotation " + rotated + (different.size() == 1 ? "" : ": heads " + heads_with(c, f)));
+        row(&f == different.data() ? "format" : "",
+            name_of(f) + ", " + dims + ", rotation " + rotated + (different.size() == 1 ? "" : ": heads " + heads_with(c, f)));
     }
     row("encoder", (c.encoder <= static_cast<std::uint8_t>(kvarn::encoder::refined) ? std::string(name_of(static_cast<kvarn::encoder>(c.encoder)))
                                                                                     : text("number %d", int{c.encoder})) +
@@ -363,16 +367,18 @@ inline void inspect(const std::string& path)
                        c.heads == 1 ? "" : "s"));
     // The sizes of the records that there are, each once.
     std::vector<kvarn::format> sizes;
+    const auto same_size = [&](const kvarn::format& a, const kvarn::format& b) { return kvarn::record_bytes(a, c.stride) == kvarn::record_bytes(b, c.stride); };
     for (const kvarn::format& f : different)
-        if (std::none_of(sizes.begin(), sizes.end(), [&](const kvarn::format& g) { return kvarn::record_bytes(f, c.stride) == kvarn::record_bytes(g, c.stride); }))
-            sizes.push_back(f);
+        if (std::none_of(sizes.begin(), sizes.end(), [&](const kvarn::format& g) { return same_size(f, g); })) sizes.push_back(f);
     for (const kvarn::format& f : sizes) {
         const std::size_t record = kvarn::record_bytes(f, c.stride);
         std::size_t heads = 0;
         for (std::size_t head = 0; head < c.heads; ++head) heads += c.record_bytes(head) == record ? 1u : 0u;
-        row(&f == sizes.data() ? "record" : "", text("%s bytes (%s stride), %s records", grouped(record).c_str(),
-                                                      c.stride == kvarn::record_stride::packed ? "packed" : "reference", grouped(c.tiles() * heads).c_str()));
-        row("", text("%.2f bytes per token and head, %.4f bits per element", static_cast<double>(record) / f.group(), kvarn::bits_per_element(f, c.stride)));
+        row(&f == sizes.data() ? "record" : "",
+            text("%s bytes (%s stride), %s records", grouped(record).c_str(), c.stride == kvarn::record_stride::packed ? "packed" : "reference",
+                 grouped(c.tiles() * heads).c_str()));
+        row("", text("%.2f bytes per token and head, %.4f bits per element", static_cast<double>(record) / f.group(),
+                     kvarn::bits_per_element(f, c.stride)));
     }
     row("whole file", text("%.2f bytes per token and head, %.4f bits per element",
                            static_cast<double>(file.size()) / (static_cast<double>(c.heads) * static_cast<double>(c.tokens)),

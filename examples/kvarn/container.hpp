@@ -52,8 +52,12 @@ struct container {
     [[nodiscard]] std::size_t tail_tokens() const noexcept { return tokens % group(); }
     [[nodiscard]] std::size_t record_bytes(std::size_t head) const noexcept { return kvarn::record_bytes(format_of(head), stride); }
     /// Of one head.
-    [[nodiscard]] std::size_t k_tail_bytes() const noexcept { return tail_tokens() * static_cast<std::size_t>(shape().key_channels()) * element_bytes(type); }
-    [[nodiscard]] std::size_t v_tail_bytes() const noexcept { return tail_tokens() * static_cast<std::size_t>(shape().head_dim_v()) * element_bytes(type); }
+    [[nodiscard]] std::size_t k_tail_bytes() const noexcept { return tail_bytes(shape().key_channels()); }
+    [[nodiscard]] std::size_t v_tail_bytes() const noexcept { return tail_bytes(shape().head_dim_v()); }
+    [[nodiscard]] std::size_t tail_bytes(int channels) const noexcept
+    {
+        return tail_tokens() * static_cast<std::size_t>(channels) * element_bytes(type);
+    }
 };
 
 /// Sizes of the three parts and of the file; false when they do not fit a size_t.
@@ -155,7 +159,8 @@ void write_container(Output& out, const container& c)
 
 [[nodiscard]] inline bool is_container(bytes file) noexcept
 {
-    return file.size() >= sizeof kvarn::detail::file_magic && std::memcmp(file.data(), kvarn::detail::file_magic, sizeof kvarn::detail::file_magic) == 0;
+    constexpr std::size_t length = sizeof kvarn::detail::file_magic;
+    return file.size() >= length && std::memcmp(file.data(), kvarn::detail::file_magic, length) == 0;
 }
 
 namespace container_detail {
@@ -199,9 +204,9 @@ namespace container_detail {
         c.formats.push_back(*format);
     }
     // What is left: bytes that are zero, sizes that follow, head_dim_v where there are no values, one format for all where it would do.
-    if (as_few(c.formats).size() != formats) return "its first chunk is not what a writer would write";
     const auto same = info_of(c);
-    if (same.size() != info.size() || std::memcmp(same.data(), info.data(), info.size()) != 0) return "its first chunk is not what a writer would write";
+    if (as_few(c.formats).size() != formats || same.size() != info.size() || std::memcmp(same.data(), info.data(), info.size()) != 0)
+        return "its first chunk is not what a writer would write";
     return nullptr;
 }
 

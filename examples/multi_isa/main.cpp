@@ -4,20 +4,28 @@
 //
 //   multi_isa [repetitions] [instruction set]
 //
-// Seals and dequantizes the same tiles with each set, then with the dispatched one (or the one named). All must agree.
+// Seals and dequantizes the same tiles with each set, then with the dispatched one (or the one named), and runs a small cache. All must agree.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
+#include <kvarn/dispatch/cache.hpp>
 #include <kvarn/dispatch/calls.hpp>
 
 namespace {
 
-/// What an engine keeps of its cache: K and V of some full tiles, their records, scratch.
-class cache {
+unsigned long long fnv(const void* data, std::size_t bytes)
+{
+    unsigned long long hash = 0xcbf29ce484222325ull;
+    for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
+    return hash;
+}
+
+/// K and V of some full tiles, their records, scratch.
+class tile_buffers {
 public:
-    explicit cache(const kvarn::format& format)
+    explicit tile_buffers(const kvarn::format& format)
         : format_(format), k_(heads * tokens() * dim()), v_(k_), k_back_(k_), v_back_(k_),
           records_(kvarn::grid_bytes(format, tiles, heads)), scratch_(kvarn::scratch_bytes(format))
     {
@@ -55,17 +63,45 @@ private:
     kvarn::kv_view<kvarn::half> view(std::vector<kvarn::half>& x) const { return kvarn::token_major(x.data(), tokens(), heads, dim()); }
     kvarn::record_grid<std::byte> grid() { return kvarn::tile_major_records(format_, records_.data(), records_.size(), tiles, heads); }
 
-    static unsigned long long fnv(const void* data, std::size_t bytes)
-    {
-        unsigned long long hash = 0xcbf29ce484222325ull;
-        for (std::size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ull;
-        return hash;
-    }
-
     kvarn::format format_;
     std::vector<kvarn::half> k_, v_, k_back_, v_back_;
     std::vector<std::byte> records_, scratch_;
 };
+
+/// A digest of what attention gives while a sequence of a cache grows and its tiles are sealed; 0 where a call fails.
+unsigned long long cache_digest(const kvarn::format& format)
+{
+    kvarn::cache_config config;
+    config.policy = kvarn::make_policy(format, 1, 1).value;
+    config.most_tokens = 512;
+    config.most_step = 100;
+    const auto plan = kvarn::plan_cache(config);
+    if (!plan) return 0;
+    std::vector<std::byte> memory(plan->bytes()), scratch(kvarn::cache_scratch_bytes(config));
+    std::vector<std::byte> work(kvarn::layer_memory_bound(config, 1, 1, 1));
+    const auto pool = kvarn::make_pool(config, memory);
+    if (!pool) return 0;
+    kvarn::cache_pool cache = *pool;
+    const auto sequence = cache.open();
+    if (!sequence) return 0;
+    const auto dim = static_cast<std::size_t>(format.head_dim_k());
+    std::vector<float> x(100 * dim), out(dim);
+    unsigned long long digest = 1;
+    for (std::size_t step = 0; step < 3; ++step) {
+        for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>((i * 2654435761u + step * 40503u) % 1999u) * 0x1p-9f - 2.0f;
+        kvarn::sequence_step s;
+        s.sequence = *sequence;
+        s.k = s.v = kvarn::token_major<const float>(x.data(), 100, 1, dim);
+        s.q = kvarn::token_major<const float>(x.data(), 1, 1, dim);
+        s.out = kvarn::token_major(out.data(), 1, 1, dim);
+        if (cache.reserve(*sequence, 100) != kvarn::status::ok) return 0;
+        const auto items = kvarn::plan_layer(cache, 0, {&s, 1}, {}, work);
+        if (!items || kvarn::dispatched::run(*items, scratch) != kvarn::status::ok) return 0;
+        if (cache.commit(*sequence, 100) != kvarn::status::ok || !kvarn::dispatched::seal(cache, *sequence, scratch)) return 0;
+        digest = digest * 31 + fnv(out.data(), out.size() * sizeof(float));
+    }
+    return digest;
+}
 
 /// Microseconds for one record, the best of some repetitions; 0 without repetitions. Clears `ok` on any error.
 template <class F>
@@ -76,27 +112,29 @@ double time_of(int repetitions, bool& ok, F&& f)
     for (int i = 0; i <= repetitions; ++i) {  // the first one only warms up
         const auto start = clock::now();
         if (f() != kvarn::status::ok) ok = false;
-        const double time = std::chrono::duration<double, std::micro>(clock::now() - start).count() / static_cast<double>(cache::records());
+        const double time = std::chrono::duration<double, std::micro>(clock::now() - start).count() / static_cast<double>(tile_buffers::records());
         if (i != 0 && (best == 0 || time < best)) best = time;
     }
     return best;
 }
 
 struct digests {
-    unsigned long long records = 0, values = 0;
+    unsigned long long records = 0, values = 0, cache = 0;
     bool ok = true;
 };
 
 digests measure(const char* label, const kvarn::format& format, int repetitions)
 {
-    cache tiles(format);
+    tile_buffers tiles(format);
     digests d;
     const double seal = time_of(repetitions, d.ok, [&] { return tiles.seal(); });
     const double open = time_of(repetitions, d.ok, [&] { return tiles.open(); });
     d.records = tiles.record_digest();
     d.values = tiles.value_digest();
-    std::printf("%-10s %-9s %9.1f %9.1f  %016llx  %016llx%s\n", label, kvarn::active_arch_name(), seal, open, d.records, d.values,
-                d.ok ? "" : "  failed");
+    d.cache = cache_digest(format);
+    d.ok = d.ok && d.cache != 0;
+    std::printf("%-10s %-9s %9.1f %9.1f  %016llx  %016llx  %016llx%s\n", label, kvarn::active_arch_name(), seal, open, d.records, d.values,
+                d.cache, d.ok ? "" : "  failed");
     return d;
 }
 
@@ -117,7 +155,7 @@ int main(int argc, char** argv)
         }
     }
 
-    std::printf("%-10s %-9s %9s %9s  %-16s  %-16s\n", "", "set", "seal us", "open us", "records", "values");
+    std::printf("%-10s %-9s %9s %9s  %-16s  %-16s  %-16s\n", "", "set", "seal us", "open us", "records", "values", "cache");
     std::vector<digests> all;
     kvarn::for_each_arch([&](auto arch) {
         const bool selected = kvarn::select_arch(kvarn::simd::arch_traits<decltype(arch)>::name) == kvarn::status::ok;
@@ -128,7 +166,7 @@ int main(int argc, char** argv)
     all.push_back(measure("dispatched", *format, repetitions));
 
     bool same = restored;
-    for (const digests& d : all) same = same && d.ok && d.records == all[0].records && d.values == all[0].values;
+    for (const digests& d : all) same = same && d.ok && d.records == all[0].records && d.values == all[0].values && d.cache == all[0].cache;
     std::puts(same ? "the same bytes everywhere" : "FAILED: the instruction sets disagree");
     return same ? 0 : 1;
 }

@@ -239,8 +239,8 @@ TEST_CASE("cli/container: heads with formats of their own", "[readers]")
     c.formats = {a, b, format(4, kvarn::rotation::hadamard, 64)};
     fill_in(c, random);
     CHECK_THROWS_WITH((void)parse_container(file_of(c), "x"), "x: the file is damaged: its format is impossible");
-    c.formats = {a, b};
-    CHECK_THROWS_WITH((void)parse_container(with_info(file_of(small_container(random, 75)), 4, 2, 4), "x"), "x: the file is damaged: its counts are impossible");
+    const auto two_of_two = with_info(file_of(small_container(random, 75)), 4, 2, 4);  // and one format follows
+    CHECK_THROWS_WITH((void)parse_container(two_of_two, "x"), "x: the file is damaged: its counts are impossible");
 }
 
 TEST_CASE("cli/container: every cut and every flipped bit is noticed", "[readers]")
@@ -260,7 +260,7 @@ TEST_CASE("cli/container: impossible counts with right checksums are refused", "
     std::mt19937 random(3);
     const std::vector<std::byte> good = file_of(small_container(random, 35));
     CHECK_NOTHROW((void)parse_container(with_info(good, 8, 35, 8), "x"));
-    for (const std::uint64_t tokens : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{36}, std::uint64_t{67}, std::uint64_t{1} << 62, ~std::uint64_t{0}})
+    for (const std::uint64_t tokens : std::vector<std::uint64_t>{0, 1, 36, 67, std::uint64_t{1} << 62, ~std::uint64_t{0}})
         CHECK_THROWS_AS((void)parse_container(with_info(good, 8, tokens, 8), "x"), failure);
     for (const std::uint64_t heads : {0u, 1u, 3u, 0xffffffffu}) CHECK_THROWS_AS((void)parse_container(with_info(good, 0, heads, 4), "x"), failure);
     for (const std::uint64_t type : {0u, 2u, 3u}) CHECK_THROWS_AS((void)parse_container(with_info(good, 16, type, 1), "x"), failure);

@@ -23,6 +23,10 @@ struct batch {
     std::int64_t window = 0;
     bool causal = true, sink_logits = false;
     bool parts = false;     // tiles of which only some tokens count
+    bool gaps = false;      // positions with gaps
+    bool alibi = false;
+    int mask_tokens = 0;    // newest positions with a mask of random bits
+    bool causal_mask = false;  // or of those that the causal rule says
     bool poisoned = false;  // the kernels find no number where no query looks: sink tokens outside the window
     kvarn::basis query = kvarn::basis::original, output = kvarn::basis::original;
 };
@@ -33,10 +37,11 @@ struct inputs {
     static constexpr int page_tokens = 16, pages = 20;
     support::shared_vector<T> sink_k, sink_v, tail_k, tail_v, q, out;
     support::shared_vector<std::int32_t> sink_table, tail_table, record_table, sinks, tiles, tails;
-    support::shared_vector<std::uint64_t> records;
+    support::shared_vector<std::int32_t> sink_positions, tail_positions;
+    support::shared_vector<std::uint64_t> records, mask;
     support::shared_vector<kvarn::cuda::tile_span> spans;
-    support::shared_vector<float> log_sum_exp, workspace, logits;
-    std::size_t record_bytes = 0;
+    support::shared_vector<float> log_sum_exp, workspace, logits, slopes;
+    std::size_t record_bytes = 0, mask_stride = 0;
     int max_tiles = 1;
 };
 
@@ -72,11 +77,17 @@ inputs<T> make_inputs(const batch& b, std::uint64_t seed)
     x.record_table.resize(pool);
     for (std::size_t i = 0; i < pool; ++i) x.record_table[i] = static_cast<std::int32_t>(pool - 1 - i);
     x.record_bytes = kvarn::record_bytes(b.format);
+    support::random_source any(seed + 77), apart(seed + 78);
+    const auto gap = [&] { return b.gaps && apart.below(3) != 0 ? static_cast<std::int32_t>(apart.below(50)) : 0; };
+    std::vector<std::int32_t> ends;
+    for (std::size_t s = 0; s < sequences; ++s) {
+        x.sink_positions.push_back(gap());
+        ends.push_back(b.sinks[s] != 0 ? x.sink_positions.back() + b.sinks[s] : 0);
+    }
     if (b.parts) {
-        support::random_source any(seed + 77);
         x.spans.resize(pool);
         for (std::size_t s = 0; s < sequences; ++s) {
-            std::int32_t position = b.sinks[s];
+            std::int32_t& position = ends[s];
             for (int i = 0; i < b.tiles[s]; ++i) {
                 // All, the first so many, the last so many, a middle, one token, or none.
                 const auto group = static_cast<std::size_t>(b.format.group());
@@ -87,12 +98,27 @@ inputs<T> make_inputs(const batch& b, std::uint64_t seed)
                                           : kind == 4 ? 1
                                           : kind == 5 ? 0
                                                       : 1 + any.below(rest);
+                if (count != 0) position += gap();
                 x.spans[s * static_cast<std::size_t>(x.max_tiles) + static_cast<std::size_t>(i)] = {
                     position, static_cast<std::uint16_t>(first), static_cast<std::uint16_t>(count)};
                 position += static_cast<std::int32_t>(count);
             }
         }
     }
+    if (!b.parts)
+        for (std::size_t s = 0; s < sequences; ++s) ends[s] += b.tiles[s] * b.format.group();
+    for (std::size_t s = 0; s < sequences; ++s) x.tail_positions.push_back(ends[s] + gap());
+    const auto m = static_cast<std::size_t>(b.new_tokens), masked = static_cast<std::size_t>(b.mask_tokens);
+    x.mask_stride = (masked + 63) / 64 + 1;
+    x.mask.resize(sequences * m * x.mask_stride);
+    for (std::uint64_t& word : x.mask) word = any.bits();
+    for (std::size_t i = 0; b.causal_mask && i < sequences * m; ++i)
+        for (std::size_t t = 0; t < masked; ++t) {
+            std::uint64_t& word = x.mask[i * x.mask_stride + t / 64];
+            const std::uint64_t bit = std::uint64_t{1} << t % 64;
+            word = t + m <= masked + i % m ? word | bit : word & ~bit;
+        }
+    for (int i = 0; i < b.kv_heads * b.heads_per_kv; ++i) x.slopes.push_back(i % 5 == 4 ? -0.01f : std::exp2(-1.0f - static_cast<float>(i % 8)));
     const support::kv_tiles tokens = support::random_tiles(random, b.format, pool, heads, support::tile_kind::channel_offsets);
     support::cpu_records records;
     support::expect_ok(support::seal_on_cpu(b.format, tokens.k, tokens.v, pool, heads, {}, records));
@@ -140,6 +166,16 @@ kvarn::cuda::attention_arguments arguments(const batch& b, inputs<T>& x)
     };
     a.sink = exact(x.sink_k.data(), x.sink_v.data(), x.sink_table, x.sinks);
     a.tail = exact(x.tail_k.data(), x.tail_v.data(), x.tail_table, x.tails);
+    if (b.gaps) {
+        a.sink.positions = x.sink_positions.data();
+        a.tail.positions = x.tail_positions.data();
+    }
+    a.alibi_slopes = b.alibi ? x.slopes.data() : nullptr;
+    if (b.mask_tokens != 0) {
+        a.mask = x.mask.data();
+        a.mask_stride = static_cast<int>(x.mask_stride);
+        a.mask_tokens = b.mask_tokens;
+    }
     a.records = {reinterpret_cast<const std::byte*>(x.records.data()),
                  x.record_bytes * static_cast<std::size_t>(b.kv_heads),
                  x.record_bytes,
@@ -236,6 +272,12 @@ difference compare(const batch& b, std::uint64_t seed, int step = 1)
                     kvarn::token_range(b.format, tiles, i * static_cast<std::size_t>(b.format.group()) + t.first, t.count));
             }
             history.push_back(segment(tail_k, tail_v, b.tails[s]));
+            if (b.gaps) {
+                history.front().position = x.sink_positions[s];
+                for (std::size_t i = 0; b.parts && i < list.size(); ++i)
+                    history[i + 1].position = x.spans[s * static_cast<std::size_t>(x.max_tiles) + i].position;
+                history.back().position = x.tail_positions[s];
+            }
             std::vector<float> wanted(m * r * out_dim), lse(m * r);
             kvarn::attention_task task;
             task.history = history;
@@ -245,6 +287,12 @@ difference compare(const batch& b, std::uint64_t seed, int step = 1)
             task.out = kvarn::token_major(wanted.data(), m, r, out_dim);
             task.log_sum_exp = lse.data();
             task.sink_logits = b.sink_logits ? x.logits.data() + h * r : nullptr;
+            task.alibi_slopes = b.alibi ? x.slopes.data() + h * r : nullptr;
+            if (b.mask_tokens != 0) {
+                task.mask = x.mask.data() + s * m * x.mask_stride;
+                task.mask_stride = x.mask_stride;
+                task.mask_tokens = static_cast<std::size_t>(b.mask_tokens);
+            }
             kvarn::attention_options o;
             o.logit_soft_cap = b.cap;
             o.window = b.window;
@@ -475,6 +523,97 @@ TEST_CASE("cuda/attention: spans of whole tiles are the tiles, bit for bit", "[c
     }
 }
 
+TEST_CASE("cuda/attention: positions with gaps", "[cuda][attention]")
+{
+    std::uint64_t seed = 1200;
+    for (const kvarn::format& f : {support::format_of(64, 64, 4, 2, 32), support::format_of(64, 128, 3, 4, 64), support::format_of(64, 64, 4, 0, 256)})
+        for (const bool parts : {false, true})
+            for (const std::int64_t window : {0, 30, 100, 300}) {
+                batch b{f};
+                b.parts = parts;
+                b.gaps = true;
+                b.window = window;
+                b.new_tokens = 1 + static_cast<int>(seed % 3);
+                b.heads_per_kv = 2;
+                b.sinks = {33, 0, 5};
+                b.tiles = {5, 1, 3};
+                b.tails = {17, 4, 3};
+                if (seed % 4 == 0) b.tails = {0, 0, 0};
+                b.causal = seed % 5 != 0;
+                expect_close(b, ++seed);
+            }
+}
+
+TEST_CASE("cuda/attention: masks of the newest positions", "[cuda][attention]")
+{
+    std::uint64_t seed = 1300;
+    for (const kvarn::format& f : {support::format_of(64, 64, 4, 2, 32), support::format_of(128, 128, 4, 2, 128), support::format_of(64, 64, 2, 6, 256),
+                                   support::format_of(64, 64, 4, 0, 64)})
+        for (const int tokens : {1, 4, 20, 64, 100, 5000})
+            for (const bool parts : {false, true}) {
+                batch b{f};
+                b.parts = b.gaps = parts;
+                b.mask_tokens = tokens;
+                b.new_tokens = 4;
+                b.heads_per_kv = 1 + static_cast<int>(seed % 4);
+                b.sinks = {20, 0};
+                b.tiles = {3, 2};
+                b.tails = {10, seed % 2 == 0 ? 0 : 4};
+                b.window = seed % 3 == 0 ? 50 : 0;
+                b.causal = seed % 5 != 0;
+                b.sink_logits = seed % 7 == 0;
+                expect_close(b, ++seed);
+            }
+}
+
+TEST_CASE("cuda/attention: a mask that says what the rule says changes no bit", "[cuda][attention]")
+{
+    for (const kvarn::format& f : {support::format_of(64, 64, 4, 2, 32), support::format_of(64, 64, 4, 0, 256)})
+        for (const int tokens : {3, 20, 70, 2000}) {
+            batch b{f};
+            b.heads_per_kv = 3;
+            b.new_tokens = 3;
+            b.window = tokens == 70 ? 90 : 0;
+            b.sinks = {20, 0};
+            b.tiles = {6, 2};
+            b.tails = {10, 0};
+            inputs<float> x = make_inputs<float>(b, 1400);
+            support::expect_ok(support::run(f, arguments(b, x)));
+            b.mask_tokens = tokens;
+            b.causal_mask = true;
+            inputs<float> y = make_inputs<float>(b, 1400);
+            support::expect_ok(support::run(f, arguments(b, y)));
+            CHECK(support::same_bits<float>({x.out.begin(), x.out.end()}, {y.out.begin(), y.out.end()}));
+            CHECK(support::same_bits<float>({x.log_sum_exp.begin(), x.log_sum_exp.end()}, {y.log_sum_exp.begin(), y.log_sum_exp.end()}));
+            y.mask[0] ^= 1;  // the oldest of them, for the first token
+            support::expect_ok(support::run(f, arguments(b, y)));
+            CHECK(support::same_bits<float>({x.out.begin(), x.out.end()}, {y.out.begin(), y.out.end()}) == (tokens == 2000));
+        }
+}
+
+TEST_CASE("cuda/attention: ALiBi", "[cuda][attention]")
+{
+    std::uint64_t seed = 1500;
+    for (const kvarn::format& f : {support::format_of(64, 64, 4, 2, 32), support::format_of(128, 128, 4, 4, 128), support::format_of(64, 64, 4, 0, 256),
+                                   support::format_of(128, 128, 4, 4, 64, true, 8)})
+        for (const bool more : {false, true}) {
+            batch b{f};
+            b.alibi = true;
+            b.new_tokens = 3;
+            b.heads_per_kv = 3;
+            b.sinks = {20, 0};
+            b.tiles = {3, 5};
+            b.tails = {10, 4};
+            expect_close(b, ++seed);
+            b.parts = b.gaps = more;
+            b.cap = more ? 5.0f : 0.0f;
+            b.causal = !more;
+            b.mask_tokens = 15;
+            b.window = 60;
+            expect_close(b, ++seed);
+        }
+}
+
 TEST_CASE("cuda/attention: what is wrong with the arguments is said before a launch", "[cuda][attention]")
 {
     batch b{support::format_of(64, 64, 4, 2, 32)};
@@ -509,6 +648,17 @@ TEST_CASE("cuda/attention: what is wrong with the arguments is said before a lau
     CHECK(refused([](auto& a) { a.q.head_stride = 3; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.logit_soft_cap = 1001.0f; }) == kvarn::status::bad_argument);
     CHECK(refused([](auto& a) { a.window = -1; }) == kvarn::status::bad_argument);
+    const std::vector<std::uint64_t> words(4, 1);
+    const auto masked = [&](const std::uint64_t* mask, int stride, int tokens) {
+        return refused([&](auto& a) { a.mask = mask, a.mask_stride = stride, a.mask_tokens = tokens; });
+    };
+    CHECK(masked(nullptr, 2, 100) == kvarn::status::null_pointer);
+    CHECK(masked(words.data(), 1, 65) == kvarn::status::bad_argument);
+    CHECK(masked(words.data(), 0, 1) == kvarn::status::bad_argument);
+    CHECK(masked(words.data(), 1, -1) == kvarn::status::bad_argument);
+    CHECK(masked(words.data(), -1, 0) == kvarn::status::bad_argument);
+    CHECK(masked(reinterpret_cast<const std::uint64_t*>(reinterpret_cast<const std::byte*>(words.data()) + 4), 1, 5) ==
+          kvarn::status::bad_argument);
     const kvarn::cuda::attention_arguments a = arguments(b, x);
     CHECK(support::run(support::format_of(128, 128, 4, 2, 32, true, 4), a) == kvarn::status::unsupported_channels);
     using kvarn::cuda::operation;

@@ -8,7 +8,7 @@ options_of() {
         seal | open) length=200 ;;
         packing) length=300 ;;
         attend | npy) length=400 ;;
-        file | container | safetensors) length=2000 ;;
+        file | cache | container | safetensors) length=2000 ;;
         *) length=800 ;;
     esac
     case $1 in

@@ -169,7 +169,8 @@ void write_configs()
 void write_cases()
 {
     for (const auto& [target, sizes] : {std::pair{"format", std::vector<std::size_t>{24, 40}}, {"packing", {20, 200}}, {"rotate", {30, 60}},
-                                        {"seal", {40, 80, 300}}, {"open", {40, 80, 300}}, {"attend", {60, 120, 400}}})
+                                        {"seal", {40, 80, 300}}, {"open", {40, 80, 300}}, {"attend", {60, 120, 400}},
+                                        {"cache", {200, 600, 1900}}})
         for (const std::size_t size : sizes)
             for (std::uint64_t seed = 0; seed < 4; ++seed)
                 write(target, std::to_string(size) + "_" + std::to_string(seed), random_bytes(size + seed, size));

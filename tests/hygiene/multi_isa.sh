@@ -38,7 +38,7 @@ if [ "$mode" = emulate ]; then
         echo "no qemu-x86_64 is installed: skipped"
         exit 77
     fi
-    digests() { awk '$1 == "dispatched" { print $5, $6 }' "$1"; }
+    digests() { awk '$1 == "dispatched" { print $5, $6, $7 }' "$1"; }
     [ -n "$(digests "$work/output.txt")" ] || wrong "hygiene.multi_isa left no output"
     emulated() { # <processor> <required set or any> <program>
         echo "$3 on $1:"
@@ -66,7 +66,7 @@ compiler=$1
 shift
 rm -rf "$work"
 mkdir -p "$work"
-own= kernels= reversed= definitions=-DKVARN_KERNELS_HALF
+own= kernels= reversed= definitions="-DKVARN_KERNELS_HALF -DKVARN_KERNELS_CACHE"
 for object in "$@"; do
     case ${object##*/} in
         kvarn_*.cpp.o)

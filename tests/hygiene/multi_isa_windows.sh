@@ -22,7 +22,7 @@ add_subdirectory("$here/../.." kvarn)
 add_executable(program "$here/../../examples/multi_isa/main.cpp")
 target_link_libraries(program PRIVATE kvarn::kvarn)
 target_link_options(program PRIVATE -static)
-kvarn_add_kernels(program ARCHS sse2 avx2)
+kvarn_add_kernels(program ARCHS sse2 avx2 CACHE)
 END
 "$cmake" -G "$generator" -S "$work" -B "$work/build" -DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=x86_64 \
     -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON >"$work/configure.log" || {

@@ -66,7 +66,7 @@ KVARN_INLINE void for_chunks(const attention_task& task, std::size_t chunk_token
 
 KVARN_INLINE status check_options(const attention_options& o) noexcept
 {
-    const auto in_range = [](float x) { return x >= 0.0f && x <= 1e30f; };
+    const auto in_range = [](float x) KVARN_LAMBDA { return x >= 0.0f && x <= 1e30f; };
     if (!in_range(o.softmax_scale) || !in_range(o.logit_soft_cap) || o.logit_soft_cap > largest_soft_cap || o.window < 0)
         return status::bad_argument;
     if (o.precision > precision::fast || o.query_basis > basis::rotated || o.output_basis > basis::rotated) return status::bad_argument;

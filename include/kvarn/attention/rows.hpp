@@ -62,7 +62,7 @@ struct attention_rows {
     const attention_extents e(f);
     const auto address = reinterpret_cast<std::uintptr_t>(scratch);
     float* at = reinterpret_cast<float*>(scratch + (64 - address % 64) % 64);
-    const auto take = [&](std::size_t floats) {
+    const auto take = [&](std::size_t floats) KVARN_LAMBDA {
         float* const p = at;
         at += floats;
         return p;

@@ -27,7 +27,7 @@ struct record_scalars {
 
 KVARN_INLINE record_scalars<record_half> scalars_of(const record_layout& at, const std::byte* record) noexcept
 {
-    const auto field = [&](std::size_t offset) { return reinterpret_cast<const record_half*>(record + offset); };
+    const auto field = [&](std::size_t offset) KVARN_LAMBDA { return reinterpret_cast<const record_half*>(record + offset); };
     return {field(at.k_channel_scale), field(at.k_channel_zero), field(at.k_token_scale),
             field(at.v_channel_scale), field(at.v_token_scale),  field(at.v_token_zero)};
 }

@@ -89,7 +89,7 @@ struct any_view {
     std::size_t tokens = 0, heads = 0, channels = 0;
     std::ptrdiff_t token_stride = 0, head_stride = 0, channel_stride = 1;
 
-    constexpr any_view() noexcept = default;
+    KVARN_INLINE constexpr any_view() noexcept {}
     template <element T>
         requires(Const || !std::is_const_v<T>)
     KVARN_INLINE constexpr any_view(const kv_view<T>& x) noexcept

@@ -223,7 +223,7 @@ KVARN_INLINE status sequence_loader::read_part(Reader& file, bool whole) noexcep
 template <class Read>
 KVARN_INLINE status sequence_loader::part(Read&& read, bool whole) noexcept
 {
-    const auto forward = [&](std::span<std::byte> to) { return read(to); };
+    const auto forward = [&](std::span<std::byte> to) KVARN_LAMBDA { return read(to); };
     file_reader<decltype(forward)> file(forward);
     const status said = read_part(file, whole);
     if (said != status::ok) drop();

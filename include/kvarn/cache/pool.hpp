@@ -47,7 +47,7 @@ struct sequence_statistics {
 /// A pool in the caller's memory. A value like a pointer: copies name the same pool. Made by make_pool.
 class cache_pool {
 public:
-    cache_pool() noexcept = default;
+    KVARN_INLINE cache_pool() noexcept {}
 
     /// The configuration, completed.
     [[nodiscard]] KVARN_INLINE const cache_config& config() const noexcept { return s_->config; }

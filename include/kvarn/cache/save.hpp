@@ -232,7 +232,7 @@ KVARN_INLINE status save(const cache_pool& pool, sequence_id id, Write&& write, 
     const detail::sequence_state* const q = pool.find(id);
     if (q == nullptr) return status::stale_handle;
     if (q->drafts != 0 || !detail::clip_layers(pool.state(), layers)) return status::bad_argument;
-    const auto forward = [&](std::span<const std::byte> piece) { return write(piece); };
+    const auto forward = [&](std::span<const std::byte> piece) KVARN_LAMBDA { return write(piece); };
     file_writer<decltype(forward)> file(forward);
     return detail::write_sequence(file, pool.state(), id.slot, layers);
 }

@@ -93,7 +93,7 @@ KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, bool& 
 {
     bool taken = false;
     const pool_lock lock(s.lock);
-    for_ready(s, id.slot, [&](std::size_t i) {
+    for_ready(s, id.slot, [&](std::size_t i) KVARN_LAMBDA {
         const std::int32_t block = s.table_of(id.slot)[i], made = s.blocks.exact.link[block];
         if (made >= 0) {
             s.blocks.records.hold(made);

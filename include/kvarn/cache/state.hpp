@@ -45,6 +45,8 @@ struct sequence_state {
     std::size_t committed = 0, drafts = 0;  ///< tokens; the spans cover both
     std::int64_t first_position = 0;        ///< the sink is counted from here
     std::int64_t next_position = 0;         ///< of the next draft
+
+    KVARN_INLINE sequence_state() noexcept {}
 };
 
 /// One tile on its way from an exact block to a record block. Holds both.
@@ -60,6 +62,8 @@ struct head_place {
     format f{};
     std::size_t record_bytes = 0;
     std::byte *records = nullptr, *keys = nullptr, *values = nullptr;
+
+    KVARN_INLINE head_place() noexcept {}
 };
 
 struct seal_counts {
@@ -83,6 +87,8 @@ struct pool_state {
     std::size_t job_count = 0, items_done = 0;
     seal_counts sealing{};
     std::uint32_t lock = 0;
+
+    KVARN_INLINE pool_state() noexcept {}
 
     [[nodiscard]] KVARN_INLINE cache_span* spans_of(std::uint32_t slot) const noexcept { return spans + slot * config.most_spans; }
     [[nodiscard]] KVARN_INLINE std::int32_t* table_of(std::uint32_t slot) const noexcept { return tables + slot * config.most_spans; }

@@ -86,7 +86,9 @@ template <class Void>
     const auto in_range = [](float x, float most) { return x >= 0.0f && x <= most; };
     if (!in_range(a.softmax_scale, 1e30f) || !in_range(a.logit_soft_cap, 1000.0f) || a.window < 0) return status::bad_argument;
     if (a.query_basis > basis::rotated || a.output_basis > basis::rotated) return status::bad_argument;
-    if (a.workspace == nullptr) return status::null_pointer;
+    if (a.mask_tokens < 0 || a.mask_stride < 0 || a.mask_tokens / 64 + (a.mask_tokens % 64 != 0) > a.mask_stride || !is_aligned(a.mask, 8))
+        return status::bad_argument;
+    if (a.workspace == nullptr || (a.mask_tokens != 0 && a.mask == nullptr)) return status::null_pointer;
     if (const status s = check_vectors(a.q); s != status::ok) return s;
     if (const status s = check_vectors(a.out); s != status::ok) return s;
     if (const status s = check_exact(a.sink, f.has_values()); s != status::ok) return s;

@@ -64,8 +64,8 @@ KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, 
     begin_rows(team, b);
     row_state state;
     if (b.is_exact()) {
-        attend_exact(team, b, c.a.sink, b.sinks, 0, state);
-        attend_exact(team, b, c.a.tail, b.tails, b.sealed_end, state);
+        attend_exact(team, b, c.a.sink, b.sinks, b.sink_position, state);
+        attend_exact(team, b, c.a.tail, b.tails, b.tail_position, state);
     } else {
         attend_records<Group, Latent>(team, b, state);
     }

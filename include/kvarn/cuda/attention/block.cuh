@@ -21,7 +21,9 @@ struct attention_block {
     float* shared;
     int sequence, head, first_row, split;
     int sinks, tiles, tails;
-    int sealed_end;  // the position behind the records
+    int sink_position, sealed_begin, tail_position;  // of the first tokens
+    int end;                                         // behind the last token
+    int masked;                                      // from this position on the mask says what is seen
     int warp, lane;
 
     template <class Team>
@@ -37,11 +39,16 @@ struct attention_block {
         sinks = c.a.sink.tokens != nullptr ? c.a.sink.tokens[sequence] : 0;
         tiles = c.a.records.tiles != nullptr ? c.a.records.tiles[sequence] : 0;
         tails = c.a.tail.tokens != nullptr ? c.a.tail.tokens[sequence] : 0;
-        sealed_end = sinks;
+        sink_position = sinks > 0 && c.a.sink.positions != nullptr ? c.a.sink.positions[sequence] : 0;
+        sealed_begin = sink_position + sinks;
+        int sealed_end = sealed_begin;
         if (tiles > 0) {
             const tile_span last = span(tiles - 1);
             sealed_end = last.position + last.count;
         }
+        tail_position = tails > 0 && c.a.tail.positions != nullptr ? c.a.tail.positions[sequence] : sealed_end;
+        end = tail_position + tails;
+        masked = c.a.mask_tokens > 0 ? end - c.a.mask_tokens : largest_int;
     }
 
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
@@ -76,14 +83,24 @@ struct attention_block {
     {
         const record_pages& r = c.a.records;
         if (r.spans != nullptr) return r.spans[static_cast<std::ptrdiff_t>(sequence) * r.max_tiles + tile];
-        return {sinks + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
+        return {sealed_begin + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
     }
 
-    /// What row `row` of the block sees of the tokens `part` of those from `position` on; rows beyond the last see what that one does.
+    /// Row `row` of the block among all query rows; rows beyond the last see what that one does.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int number_of(int row) const noexcept
+    {
+        return first_row + row < c.rows ? first_row + row : c.rows - 1;
+    }
+    /// Whether the mask speaks of some of the tokens `part` of those from `position` on.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool in_mask(int position, visible_tokens part) const noexcept
+    {
+        return masked < position + part.end;
+    }
+    /// What row `row` of the block sees of these, or all that the mask may show it.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
     {
-        const int number = first_row + row < c.rows ? first_row + row : c.rows - 1;
-        return find_visible(c, sealed_end + tails - c.a.new_tokens + number / c.a.heads_per_kv, position, part);
+        const int own = end - c.a.new_tokens + number_of(row) / c.a.heads_per_kv;
+        return find_visible(c, c.a.causal && !in_mask(position, part), own, position, part);
     }
     /// What any row sees of them: later rows see from later on and to later.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, visible_tokens part) const noexcept
@@ -93,7 +110,26 @@ struct attention_block {
     /// Whether some row does not see all `tokens` tokens from `position` on, of which only `part` counts.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(int position, visible_tokens part, int tokens) const noexcept
     {
-        return seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
+        return in_mask(position, part) || seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
+    }
+    /// The same for a thread whose first token is number `own` of these, and row `row`.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE row_view view(int row, int own, int position, visible_tokens part, int tokens) const noexcept
+    {
+        row_view v;
+        const int number = number_of(row), token = number / c.a.heads_per_kv, query = end - c.a.new_tokens + token;
+        v.distance = position + own - query;
+        if (c.a.alibi_slopes != nullptr)
+            v.slope = mul(c.a.alibi_slopes[head * c.a.heads_per_kv + number % c.a.heads_per_kv], log2_e);
+        v.hides = is_masked(position, part, tokens);
+        if (!v.hides) return v;
+        const visible_tokens all = seen(row, position, part);
+        v.seen = {all.begin - own, all.end - own};
+        if (!in_mask(position, part)) return v;
+        const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + token;
+        v.mask = c.a.mask + line * c.a.mask_stride;
+        v.bit = position + own - masked;
+        v.causal_end = c.a.causal ? 1 - v.distance : largest_int;
+        return v;
     }
 };
 

@@ -27,7 +27,8 @@ struct batch_vectors {
 
 /// Exact tokens of every sequence, original basis, K with its exact channels behind the others, in pages: token t of sequence s
 /// lies in page table[s * pages + t / page_tokens], place t % page_tokens, at data + page * page_stride + place * token_stride +
-/// head * head_stride elements. K and V share the table. Pages of which no query sees a token are not looked at.
+/// head * head_stride elements. K and V share the table. Pages of which no query sees a token are not looked at; which of the newest
+/// tokens a mask hides plays no part in that.
 struct exact_pages {
     const void* k = nullptr;
     const void* v = nullptr;  ///< unused if the format has no values
@@ -38,6 +39,7 @@ struct exact_pages {
     const std::int32_t* tokens = nullptr;  ///< [sequences]; null: there are none
     int pages = 0;
     int page_tokens = 0;
+    const std::int32_t* positions = nullptr;  ///< [sequences], of the first token; null: the sink is at 0, the tail behind the records
 };
 
 /// What a history has of one tile: tokens [first, first + count), the first of them at `position` of the history, sink included.
@@ -48,8 +50,8 @@ struct alignas(8) tile_span {
 
 /// Records of every sequence: tile i of sequence s is record table[s * max_tiles + i] of the pool, its head h at
 /// data + record * tile_stride + h * head_stride bytes, multiples of 8. With `spans` any tile may be a part, as a rollback into a
-/// sealed tile leaves it: positions follow the tokens that count, so tile i + 1 begins where tile i ends, and the tail behind the
-/// last one. A part costs what a whole tile does.
+/// sealed tile leaves it. Positions go up: tile i + 1 begins where tile i ends, or behind a gap where tokens were erased; a tile of
+/// which nothing counts is where the one before ends. A part costs what a whole tile does.
 struct record_pages {
     const std::byte* data = nullptr;
     std::size_t tile_stride = 0, head_stride = 0;
@@ -60,13 +62,17 @@ struct record_pages {
 };
 
 /// One step of a batch: m new tokens of every sequence, r query heads for each KV head. A history is sink, records, tail, in this
-/// order, less than 2^31 tokens; the new tokens are the last m of it. Query row i of a sequence and KV head is token i / r, head
-/// kv_head * r + i % r.
+/// order, all positions less than 2^31; the new tokens are at the last m of them. Query row i of a sequence and KV head is token i / r,
+/// head kv_head * r + i % r. The mask says what each new token sees of the newest positions, in place of the causal rule
+/// (attention_task::mask): bit t % 64 of word t / 64 is of the position mask_tokens - t from the end of the sequence.
 struct attention_arguments {
     batch_vectors<const void> q{};       ///< [sequences][m][kv_heads * r][head_dim_k + exact_channels], the exact ones unrotated
     batch_vectors<void> out{};           ///< [sequences][m][kv_heads * r][head_dim_v, or head_dim_k if V is read from K]
     float* log_sum_exp = nullptr;        ///< [sequences][m][kv_heads * r], natural logarithm; may be null
     const float* sink_logits = nullptr;  ///< [kv_heads * r], logits that take part without a value; may be null
+    const float* alibi_slopes = nullptr; ///< [kv_heads * r], score += slope * (position of the key - of the query); may be null
+    const std::uint64_t* mask = nullptr; ///< [sequences][m][mask_stride] words, 8-byte aligned; may be null
+    int mask_stride = 0, mask_tokens = 0;
     exact_pages sink{}, tail{};
     record_pages records{};
     int sequences = 0, kv_heads = 0, new_tokens = 1, heads_per_kv = 1;
@@ -134,6 +140,7 @@ struct attention_call {
 inline constexpr float log2_e = 1.44269504088896341f;
 inline constexpr float ln_2 = 0.69314718055994531f;
 inline constexpr float lowest_score = -3.0e38f;  // of a row that has seen nothing: finite, so that differences are numbers
+inline constexpr int largest_int = (std::numeric_limits<int>::max)();
 inline constexpr float hidden_score = -std::numeric_limits<float>::infinity();
 
 [[nodiscard]] inline attention_call make_attention_call(const format& f, const attention_arguments& a) noexcept
@@ -149,8 +156,7 @@ inline constexpr float hidden_score = -std::numeric_limits<float>::infinity();
     c.key_bits = f.key_bits();
     c.value_bits = f.value_bits();
     c.exact_channels = f.exact_channels();
-    constexpr int all = (std::numeric_limits<int>::max)();
-    c.window = a.window == 0 || a.window > all ? all : static_cast<int>(a.window);
+    c.window = a.window == 0 || a.window > largest_int ? largest_int : static_cast<int>(a.window);
     c.value_block = c.dv % 128 == 0 && (c.value_bits == 2 || c.value_bits == 4) ? 128 : 64;
     c.rows = a.new_tokens * a.heads_per_kv;
     c.row_blocks = row_blocks_of(c.rows);

@@ -41,9 +41,9 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
         if (c.exact_channels != 0)
             multiply_exact_keys<T, quad, P>(
                 team, b.own_exact_query(), c.exact_channels, [&](int m) { return key(m) + c.dk; }, b.lane, s);
-        visible_tokens seen = b.seen(g, position + first, {0, tokens - first});
-        seen = {seen.begin - own, seen.end - own};
-        const float factor = absorb_scores(team, c, s, true, seen, 0.0f, state);
+        const visible_tokens rest{0, tokens - first < exact_span ? tokens - first : exact_span};
+        const row_view view = b.view(g, own, position + first, rest, exact_span);
+        const float factor = absorb_scores(team, c, s, view, 0.0f, state);
         float sum = 0.0f;
         KVARN_UNROLL
         for (int i = 0; i < 2 * P; ++i) sum = add(sum, s[i]);

@@ -54,14 +54,34 @@ struct visible_tokens {
 };
 
 /// What the query token at `own` sees of the tokens `part` of a block whose token 0 is at `position`.
-KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, int own, int position, visible_tokens part) noexcept
+KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, bool causal, int own, int position,
+                                                      visible_tokens part) noexcept
 {
-    int end = c.a.causal ? own + 1 - position : part.end;
+    int end = causal ? own + 1 - position : part.end;
     int begin = own >= c.window ? own + 1 - c.window - position : part.begin;
     end = end < part.begin ? part.begin : end > part.end ? part.end : end;
     begin = begin < part.begin ? part.begin : begin > part.end ? part.end : begin;
     return {begin, end};
 }
+
+/// What a row makes of the neighbouring tokens of one thread, all counted from its first one.
+struct row_view {
+    bool hides = false;                   // whether it may not see some of them
+    visible_tokens seen{};                // if so, it sees none outside of these
+    const std::uint64_t* mask = nullptr;  // and of these what the row of a mask shows; null: all
+    int bit = 0;                          // of the first token in that row; negative before the mask begins
+    int causal_end = 0;                   // behind what the row sees of the tokens before the mask
+    float slope = 0.0f;                   // of ALiBi, in base-2 units
+    int distance = 0;                     // of the first token from the query
+
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool sees(int i) const noexcept
+    {
+        if (i < seen.begin || i >= seen.end) return false;
+        if (mask == nullptr) return true;
+        const int at = bit + i;
+        return at < 0 ? i < causal_end : (mask[at / 64] >> at % 64 & 1u) != 0;
+    }
+};
 
 /// A row's largest score so far, and the sum of its weights 2^(s - largest).
 struct row_state {
@@ -69,20 +89,23 @@ struct row_state {
 };
 
 /// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much
-/// what came before shrinks; the total is the caller's. `seen` counts from the thread's first token; it is looked at only with
-/// `masked`.
+/// what came before shrinks; the total is the caller's.
 template <int N, class Team>
-KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], bool masked,
-                                              visible_tokens seen, float shift, row_state& state) noexcept
+KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], const row_view& view,
+                                              float shift, row_state& state) noexcept
 {
     if (c.cap != 0.0f) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], c.cap, c.inverse_cap);
     }
-    if (masked) {
+    if (view.slope != 0.0f) {
+        KVARN_UNROLL
+        for (int i = 0; i < N; ++i) s[i] = fma(static_cast<float>(view.distance + i), view.slope, s[i]);
+    }
+    if (view.hides) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i)
-            if (i < seen.begin || i >= seen.end) s[i] = hidden_score;
+            if (!view.sees(i)) s[i] = hidden_score;
     }
     float most = s[0];
     KVARN_UNROLL

@@ -105,14 +105,14 @@ inline std::vector<std::uint32_t> bits_of(std::span<const float> x)
     return bits;
 }
 
-class test_cache {
+class guarded_cache {
 public:
-    explicit test_cache(cache_setup x, std::size_t misalignment = 1)
+    explicit guarded_cache(cache_setup x, std::size_t misalignment = 1)
         : setup_(std::move(x)), config_(setup_.complete()), memory_(planned_bytes(), misalignment), pool_(made()),
           scratch_(kvarn::cache_scratch_bytes(config_, 64), 7)
     {}
-    test_cache(const test_cache&) = delete;
-    test_cache& operator=(const test_cache&) = delete;
+    guarded_cache(const guarded_cache&) = delete;
+    guarded_cache& operator=(const guarded_cache&) = delete;
 
     kvarn::cache_pool& pool() { return pool_; }
     [[nodiscard]] const kvarn::cache_config& config() const { return pool_.config(); }
@@ -142,7 +142,7 @@ public:
     {
         const auto part = [&](bool key, std::vector<float>& x) {
             x = values(key, stream, first, tokens, layer);
-            const std::size_t channels = tokens != 0 ? x.size() / (tokens * pool_.heads()) : 0;
+            const auto channels = static_cast<std::size_t>(key ? config_.policy.base().key_channels() : config_.policy.base().head_dim_v());
             kvarn::input_view view = kvarn::token_major<const float>(x.data(), tokens, pool_.heads(), channels);
             view = kvarn::detail::head_of(view, first_head);
             view.heads = heads;
