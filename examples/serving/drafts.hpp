@@ -51,7 +51,7 @@ private:
 
     [[nodiscard]] static tokens after_last_ngram(std::span<const std::int32_t> known, std::size_t most)
     {
-        for (const std::size_t n : {3, 2, 1}) {
+        for (const std::size_t n : {std::size_t{3}, std::size_t{2}, std::size_t{1}}) {
             if (known.size() <= n) continue;
             const auto newest = known.last(n);
             for (std::size_t begin = known.size() - n; begin-- > 0;)

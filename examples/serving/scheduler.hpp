@@ -41,7 +41,7 @@ struct answer {
     std::vector<std::uint64_t> logits;  ///< digests of the rows that the ids were taken from
     std::uint64_t cache = 0;            ///< digest of what the pool held at the end
     std::size_t first_step = 0, last_step = 0;
-    std::size_t shared = 0;             ///< tokens taken over from a prefix, at the last admission
+    std::size_t shared = 0;             ///< tokens taken over from prefixes
     std::size_t drafted = 0, accepted = 0, preempted = 0;
 };
 
@@ -144,7 +144,7 @@ private:
             r.id = value_of(pool_.open(), "a new sequence");
         }
         if (answers_[r.number].preempted == 0) answers_[r.number].first_step = step_;
-        answers_[r.number].shared = from_prefix;
+        answers_[r.number].shared += from_prefix;
         waiting_.pop_front();
         running_.push_back(std::move(r));
         return true;
