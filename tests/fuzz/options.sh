@@ -9,6 +9,7 @@ options_of() {
         packing) length=300 ;;
         attend | npy) length=400 ;;
         file | cache | container | safetensors) length=2000 ;;
+        saved) length=6000 ;;
         *) length=800 ;;
     esac
     case $1 in

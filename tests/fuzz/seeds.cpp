@@ -11,6 +11,7 @@
 #include "examples/common/npy.hpp"
 #include "examples/kvarn/container.hpp"
 #include "fuzz.hpp"
+#include "saved_files.hpp"
 #include "tests/support/bytes_output.hpp"
 #if __has_include(<nlohmann/json.hpp>)
 #include "tests/language_model/tiny_model.hpp"
@@ -121,6 +122,40 @@ void write_files()
     add("three", kvarn::file_kind::records, {0, 17, 300});
 }
 
+void write_saved()
+{
+    using namespace saved_files;
+    const auto add = [](const std::string& name, unsigned setup, const contents& x) {
+        const kvarn::cache_config config = config_of(setup);
+        std::vector<std::byte> memory(kvarn::plan_cache(config)->bytes()), out{static_cast<std::byte>(setup), std::byte{5}};
+        const auto pool = kvarn::make_pool(config, memory);
+        if (!pool) throw std::runtime_error(name);
+        contents part = x;
+        for (part.first_layer = 0; part.first_layer < 2; part.first_layer += part.layers) {
+            const auto file = make(*pool, part);
+            out.insert(out.end(), file.begin(), file.end());
+        }
+        write("saved", name, out);
+    };
+    contents x;
+    x.first_position = x.next_position = 5;
+    for (unsigned setup = 0; setup < setups; ++setup) add("empty_" + std::to_string(setup), setup, x);
+    x.spans = {{5, 0, 3, sink_flag, 0}, {9, 20, 2, 0, 0}};
+    x.next_position = 11;
+    x.committed = 5;
+    x.count = 2;
+    for (unsigned setup = 0; setup < setups; ++setup) add("exact_" + std::to_string(setup), setup, x);
+    x.layers = 1;
+    add("layers", 0, x);
+    x = {};
+    x.spans = {{0, 0, 32, sealed_flag, 0}, {40, 0, 9, sealed_flag, 0}, {60, 20, 12, sealed_flag | same_block_flag, 0}, {72, 0, 4, 0, 0}};
+    x.next_position = 80;
+    x.committed = 57;
+    x.count = 4;
+    add("records", 0, x);
+    add("latent_records", 1, x);
+}
+
 #if defined(KVARN_FUZZ_JSON)
 void write_safetensors()
 {
@@ -174,6 +209,11 @@ void write_cases()
         for (const std::size_t size : sizes)
             for (std::uint64_t seed = 0; seed < 4; ++seed)
                 write(target, std::to_string(size) + "_" + std::to_string(seed), random_bytes(size + seed, size));
+    for (std::uint64_t seed = 0; seed < 12; ++seed) {  // what spans a file is made of
+        auto drawn = random_bytes(seed, 200);
+        drawn[0] = static_cast<std::byte>(0x80 | (seed % 4 == 3 ? 0x40 : 0) | seed % saved_files::setups);
+        write("saved", "drawn_" + std::to_string(seed), drawn);
+    }
     for (const char* name : {"k4v2_g128", "kvarn_k8v0_g32"}) write("format", name, std::string("\x01\x80\0\x80\0", 5) + name);
 }
 
@@ -186,6 +226,7 @@ int main(int argc, char** argv)
     write_npy_seeds();
     write_containers();
     write_files();
+    write_saved();
 #if defined(KVARN_FUZZ_JSON)
     write_safetensors();
     write_configs();

@@ -9,7 +9,10 @@
 #include <kvarn/interop/eigen.hpp>
 #endif
 
-#include <kvarn/cache/file.hpp>
+#include <kvarn/cache/choose.hpp>
+#include <kvarn/cache/load.hpp>
+#include <kvarn/cache/shift.hpp>
+#include <kvarn/dispatch/cache.hpp>
 #include <kvarn/dispatch/calls.hpp>
 #include <kvarn/interop/owning.hpp>
 #include <kvarn/kvarn.hpp>
@@ -22,6 +25,7 @@
 
 namespace kvarn {
 KVARN_ENTRY_POINTS(template, simd::native_arch)
+KVARN_CACHE_ENTRY_POINTS(template, simd::native_arch)
 #if defined(KVARN_HAS_SSE2) || defined(KVARN_HAS_NEON64)
 KVARN_ENTRY_POINTS(template, simd::portable)
 #endif
@@ -128,6 +132,83 @@ kvarn::status files(std::span<std::byte> buffer, std::span<const std::byte> payl
     }
     return s;
 }
+
+/// A sequence of a cache from its pool to its end, in steps that are planned as items.
+kvarn::status sequences(const kvarn::cache_config& config, std::span<std::byte> memory, std::span<std::byte> scratch, kvarn::sequence_step step)
+{
+    if (const auto plan = kvarn::plan_cache(config); !plan || plan->bytes() > memory.size()) return kvarn::status::no_room;
+    const auto made = kvarn::make_pool(config, memory);
+    if (!made) return made.error;
+    kvarn::cache_pool pool = *made;
+    const std::size_t shown[] = {kvarn::blocks_of(config, 4096, 16).exact, kvarn::cache_elements(config, 1), pool.plan().bytes(),
+                                 pool.layers() * pool.heads(), kvarn::layer_memory_bound(config, 1, 8, 4), kvarn::cache_scratch_bytes(config)};
+    const auto id = pool.open();
+    if (!id || shown[0] == 0) return id.error;
+    step.sequence = *id;
+    const std::size_t path[] = {0, 2};
+    kvarn::status all[] = {pool.set_format(0, 0, pool.format_of(0, 0)), pool.reserve(*id, step.q.tokens),
+                           kvarn::store(pool, *id, 0, step.k, step.v),  pool.commit(*id, path),
+                           pool.commit(*id, 0),                         pool.truncate(*id, 1),
+                           pool.erase(*id, 0, 1),                       pool.evict_front(*id, 0)};
+    for (const kvarn::status s : all)
+        if (s != kvarn::status::ok) return s;
+    const kvarn::layer_options options;
+    const auto items = kvarn::plan_layer(pool, 0, {&step, 1}, options, memory.first(kvarn::layer_memory_bytes(pool, {&step, 1}, options)));
+    if (!items) return items.error;
+    kvarn::status done = items->run(scratch);
+    if (done == kvarn::status::ok) done = items->store_item(items->store_items() - 1);
+    if (done == kvarn::status::ok) done = items->attend_item(items->attend_items() - 1, scratch);
+    if (done == kvarn::status::ok) done = items->finish_item(items->finish_items() - 1, scratch);
+    if (done == kvarn::status::ok) done = kvarn::dispatched::run(*items, scratch);
+    if (done == kvarn::status::ok) done = kvarn::dispatched::store_item(*items, 0);
+    if (done == kvarn::status::ok) done = kvarn::dispatched::attend_item(*items, 0, scratch);
+    if (done == kvarn::status::ok) done = kvarn::dispatched::finish_item(*items, 0, scratch);
+    const auto copy = pool.fork(*id);
+    kvarn::kv_segment segments[4];
+    const auto history = kvarn::history_of(pool, *id, 0, 0, segments);
+    return !copy ? copy.error : !history ? history.error : !pool.is_open(*copy) || pool.tokens(*copy) != pool.drafts(*id) ? done : pool.close(*id);
+}
+
+/// The same sequence sealed, at other positions, read, saved and loaded.
+kvarn::status saved(kvarn::cache_pool& pool, kvarn::sequence_id id, std::span<float> values, std::span<std::byte> file, std::span<std::byte> scratch)
+{
+    const auto queued = kvarn::begin_seal(pool, id, kvarn::ready_tiles(pool, id));
+    kvarn::status s = queued.error;
+    for (std::size_t i = 0; s == kvarn::status::ok && i < kvarn::seal_items(pool); ++i)
+        s = i % 2 != 0 ? kvarn::seal_item(pool, i, scratch) : kvarn::dispatched::seal_item(pool, i, scratch);
+    const kvarn::seal_report report = kvarn::finish_seal(pool, kvarn::seal_items(pool));
+    if (s == kvarn::status::ok) s = report.why == kvarn::status::ok ? kvarn::seal(pool, id, scratch).error : kvarn::dispatched::seal(pool, id, scratch).error;
+    const auto shifted = kvarn::shift_positions(
+        pool, id, 0, 32, 7, [](std::size_t, std::size_t, kvarn::kv_view<float> keys, std::int64_t) { keys.data[0] += 1; },
+        scratch.first(kvarn::shift_scratch_bytes(pool.format_of(0, 0))));
+    const std::size_t tokens = kvarn::count_tokens(pool, id, 0, pool.next_position(id));
+    const kvarn::output_view k = kvarn::token_major(values.data(), tokens, 1, values.size() / tokens);
+    if (s == kvarn::status::ok) s = kvarn::read(pool, id, 0, 0, 0, 32, k, k, scratch.first(kvarn::read_scratch_bytes(pool.format_of(0, 0))));
+    if (s == kvarn::status::ok) s = kvarn::dispatched::read(pool, id, 0, 0, 0, 32, k, k, scratch);
+    if (s == kvarn::status::ok) s = kvarn::dispatched::store(pool, id, 0, k, k);
+    if (s == kvarn::status::ok) s = kvarn::save(pool, id, kvarn::buffer_sink(file), {0, 1});
+    if (s == kvarn::status::ok) s = kvarn::save(pool, id, [](std::span<const std::byte> piece) { return !piece.empty(); });
+    kvarn::sequence_loader loader(pool);
+    if (s == kvarn::status::ok) s = loader.part(kvarn::buffer_source(file), false);
+    const char* differs = loader.differs();
+    const auto back = loader.layers() == pool.layers() ? loader.finish() : kvarn::load(pool, kvarn::buffer_source(file), &differs);
+    if (kvarn::saved_bytes(pool, id) > file.size() || !shifted || !back) return back.error;
+    const auto numbers = pool.statistics(*back);
+    return numbers && numbers->record_blocks == pool.statistics().records.used ? s : numbers.error;
+}
+
+/// The format of a head, from its first tile and its queries.
+template <class T>
+kvarn::status bases(kvarn::cache_pool& pool, kvarn::kv_view<T> x, std::span<std::uint64_t> moments, std::span<std::byte> scratch)
+{
+    const auto within = kvarn::format_within(pool.format_of(0, 0), 3.0);
+    if (!within) return within.error;
+    const kvarn::status s = kvarn::add_query_moments(*within, x, moments);
+    const auto chosen = kvarn::choose_format(*within, x, x, moments, scratch.first(kvarn::choose_scratch_bytes(*within)));
+    return s != kvarn::status::ok ? s : chosen ? pool.set_format(0, 0, *chosen) : chosen.error;
+}
+template kvarn::status bases(kvarn::cache_pool&, kvarn::kv_view<const float>, std::span<std::uint64_t>, std::span<std::byte>);
+template kvarn::status bases(kvarn::cache_pool&, kvarn::kv_view<const fp16>, std::span<std::uint64_t>, std::span<std::byte>);
 
 #if defined(KVARN_EIGEN)
 template <class Matrix>

@@ -116,7 +116,7 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
     if (first_position > most || next_position > most || next_position < first_position) return status::corrupt;
     if (file.left() % detail::span_bytes != 0 || count != file.left() / detail::span_bytes) return status::corrupt;
     if (first_layer > s.layers || layer_count == 0 || layer_count > s.layers - first_layer) return status::corrupt;
-    layers = {static_cast<std::size_t>(first_layer), static_cast<std::size_t>(layer_count)};
+    layers = {detail::as_size(first_layer), detail::as_size(layer_count)};
     const bool again = id_.generation != 0;
     if (layers.first != layers_) return status::bad_argument;
     if (count > s.config.most_spans || committed > s.config.most_tokens) return status::no_room;

@@ -148,7 +148,7 @@ KVARN_NOINLINE status encode_item(const pool_state& s, seal_job& job, std::size_
                         : s.config.exact == exact_type::f16 ? encode(std::type_identity<half>{})
                                                             : encode(std::type_identity<bfloat16>{});
     if (said == status::ok) return said;
-    const std::uint64_t mine = static_cast<std::uint64_t>(item) << 8 | static_cast<std::uint64_t>(said);
+    const std::uint64_t mine = std::uint64_t{item} << 8 | static_cast<std::uint64_t>(said);
     std::uint64_t known = __atomic_load_n(&job.failure, __ATOMIC_RELAXED);
     while (mine < known && !__atomic_compare_exchange_n(&job.failure, &known, mine, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
@@ -173,10 +173,11 @@ KVARN_INLINE void settle(pool_state& s, const seal_job& job, seal_report& report
         s.blocks.records.release(job.record);
         (why == status::not_finite ? s.sealing.not_finite : s.sealing.overflowed) += 1;
         if (report.kept_exact++ == 0) {
+            const std::size_t item = static_cast<std::uint32_t>(job.failure >> 8);
             report.sequence = {job.slot, job.generation};
             report.position = job.position;
-            report.layer = static_cast<std::size_t>(job.failure >> 8) / s.heads;
-            report.head = static_cast<std::size_t>(job.failure >> 8) % s.heads;
+            report.layer = item / s.heads;
+            report.head = item % s.heads;
             report.why = why;
         }
     } else {

@@ -114,7 +114,7 @@ status turn_span(const cache_pool& pool, sequence_id id, std::size_t i, Turn& tu
         const record_grid<const std::byte> record{made, place.record_bytes, 1, 1, place.record_bytes, place.record_bytes, place.record_bytes};
         said = dequantize_kv<Arch>(place.f, record, token_major(again, s.group, 1, channels), kv_view<float>{}, s.config.key_basis, rest);
         for (std::size_t c = 0; c < s.group * channels; ++c) {
-            const double x = keys[c], d = again[c] - x;
+            const auto x = static_cast<double>(keys[c]), d = static_cast<double>(again[c]) - x;
             sums.error += d * d;
             sums.square += x * x;
         }
