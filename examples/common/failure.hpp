@@ -31,6 +31,14 @@ inline void check(kvarn::status s, const std::string& where)
     if (s != kvarn::status::ok) throw failure(where + ": " + kvarn::message(s));
 }
 
+/// The value of a result that is one.
+template <class T>
+[[nodiscard]] T value_of(const kvarn::result<T>& r, const std::string& where)
+{
+    check(r.error, where);
+    return *r;
+}
+
 /// a * b; false when it does not fit.
 [[nodiscard]] inline bool multiply(std::size_t a, std::size_t b, std::size_t& product) noexcept
 {

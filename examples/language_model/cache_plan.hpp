@@ -36,7 +36,7 @@ struct cache_plan {
     bool choose_basis =
         false;  ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
     kvarn_cli::baseline baseline{};  ///< round trips only
-    std::size_t sink = 0;            ///< tokens at the start that stay exact; all of them when nothing is ever sealed
+    std::size_t sink = 0;            ///< tokens at the start that stay exact, in whole tiles; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
 
     /// The format of a layer's KV head; plan_of has checked the rules.
@@ -56,7 +56,7 @@ struct cache_plan {
         switch (storage) {
         case storage::exact: break;
         case storage::records: {
-            const kvarn::cache_plan one_tile = kvarn::plan_cache(*policy(), group, 0);
+            const kvarn::sequence_plan one_tile = kvarn::plan_sequence(*policy(), group, 0);
             return static_cast<double>(one_tile.record_bytes) / static_cast<double>(layers * kv_heads * group);
         }
         case storage::round_trip:
@@ -71,7 +71,7 @@ struct cache_plan {
 
 /// Options that hold for every cache of a run.
 struct plan_options {
-    std::size_t sink = 128;
+    std::size_t sink = 128;                ///< rounded up to whole tiles
     std::optional<int> iterations;         ///< of the normalisation; none: as the library or the encoder has it
     std::size_t layers = 1, kv_heads = 1;  ///< of the model
 };
@@ -226,7 +226,7 @@ inline void take_rules(std::string& name, cache_plan& plan)
     using namespace plan_detail;
     cache_plan plan;
     plan.name = name;
-    plan.sink = options.sink;
+    const auto in_whole_tiles = [&] { plan.sink = (options.sink + plan.group - 1) / plan.group * plan.group; };
     plan.layers = options.layers;
     plan.kv_heads = options.kv_heads;
     take_rules(name, plan);
@@ -243,6 +243,7 @@ inline void take_rules(std::string& name, cache_plan& plan)
         without_rules();
         plan.storage = storage::round_trip;
         plan.baseline = *b;
+        in_whole_tiles();
         plan.format = dimension_only(head_dim, name);
         if ((b->rotated || b->kind == kvarn_cli::baseline_kind::turboquant) &&
             kvarn::factor_head_dim(static_cast<int>(head_dim)).outer == 0)
@@ -269,6 +270,7 @@ inline void take_rules(std::string& name, cache_plan& plan)
     plan.storage = storage::records;
     plan.format = *format;
     plan.group = static_cast<std::size_t>(format->group());
+    in_whole_tiles();
     if (colon != std::string::npos) {
         const auto encoder = encoder_of(std::string_view(name).substr(colon + 1));
         if (!encoder) throw failure(name + ": there is no encoder '" + name.substr(colon + 1) + "': paper and refined are");

@@ -22,8 +22,8 @@
 
 #include "../common/measures.hpp"
 #include "../common/threads.hpp"
+#include "decoder.hpp"
 #include "scores.hpp"
-#include "transformer.hpp"
 
 namespace language_model {
 
@@ -184,7 +184,7 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
     std::vector<double> p, q;
     std::vector<block_result> blocks;
     for (std::size_t at = 0; at < all;) {
-        const std::size_t count = std::min(accumulated_cache.room(), all - at);
+        const std::size_t count = std::min(accumulated_cache.until_seal(), all - at);
         block_result b;
         b.first = at;
         b.tokens = count;
@@ -193,11 +193,10 @@ void for_all(std::size_t items, unsigned threads, const char* what, One one)
         out.resize(count * width);
         reference.run(x.subspan(at, count), [&](const layer_step& s) {
             exact_attention[s.layer].assign(s.attention, s.attention + count * width);
-            fixed_cache.append(s.layer, s.k, s.v, count);
-            fixed_cache.attend(s.layer, s.q, out.data(), count, attention_of(c, s.layer));
+            fixed_cache.attend(s.layer, s.q, s.k, s.v, out.data(), count, attention_of(c, s.layer));
             b.fixed.attention[s.layer].add(s.attention, out.data(), count * width);
         });
-        fixed_cache.seal();
+        fixed_cache.finish();
         accumulated.run(x.subspan(at, count), [&](const layer_step& s) {
             b.accumulated.attention[s.layer].add(exact_attention[s.layer].data(), s.attention, count * width);
         });
@@ -288,7 +287,7 @@ void lock_step(const experiment& e, std::size_t sequence, evaluation& to, team& 
     decoder d(*e.model, all, &helpers);
     std::vector<token_scores> scores(all.size());
     for (std::size_t at = 0; at < fed;) {
-        const std::size_t count = std::min(d.room(), fed - at);
+        const std::size_t count = std::min(d.until_seal(), fed - at);
         d.run(x.subspan(at, count));
         const std::size_t first = std::max(at + 1, e.from) - 1;  // its successor is the first that counts
         if (first < at + count)

@@ -107,16 +107,19 @@ std::size_t paired_cache(const options& given, const std::vector<cache_plan>& pl
     return 0;
 }
 
-std::string facts_of(const options& given, const experiment& e)
+std::string facts_of(const options& given, const experiment& e, const std::vector<cache_plan>& plans)
 {
+    const bool rounded = std::any_of(plans.begin(), plans.end(), [&](const cache_plan& p) {
+        return p.storage != storage::exact && p.sink != given.plans.sink;
+    });
     const model_config& c = e.model->config;
     std::error_code ignored;
     const std::string name = std::filesystem::weakly_canonical(given.model, ignored).filename().string();
     return text("%s: %zu layers, hidden %zu, %zu query heads on %zu KV head%s of %zu channels, vocabulary %zu\n"
-                "%zu sequence%s of %zu tokens; predictions count from token %zu on, decoding starts after %zu; sink %zu",
+                "%zu sequence%s of %zu tokens; predictions count from token %zu on, decoding starts after %zu; sink %zu%s",
                 name.empty() ? given.model.c_str() : name.c_str(), c.layers, c.hidden, c.heads, c.kv_heads,
                 c.kv_heads == 1 ? "" : "s", c.head_dim, c.vocabulary, e.sequences.size(), e.sequences.size() == 1 ? "" : "s",
-                e.length(), e.from, e.known, given.plans.sink);
+                e.length(), e.from, e.known, given.plans.sink, rounded ? ", rounded up to whole tiles" : "");
 }
 
 void run_experiment(const options& given)
@@ -150,7 +153,7 @@ void run_experiment(const options& given)
     if (!given.html.empty()) html.emplace(given.html);
     if (!given.csv.empty()) csv.emplace(given.csv);
     const evaluation result = evaluate(e, plans, wanted);
-    const std::string facts = facts_of(given, e);
+    const std::string facts = facts_of(given, e, plans);
     if (html) {
         html->write(html_report(result, e, facts, against));
         html->finish();
@@ -192,7 +195,7 @@ int run(int argc, char** argv)
     app.add_option("--caches", given.caches, "comma-separated names (default: about ten that are worth comparing)")
         ->type_name("LIST")
         ->check([](const std::string& list) { return list.empty() ? std::string("there is no cache ''") : std::string(); });
-    app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact (default 128)")
+    app.add_option("--sink", given.plans.sink, "tokens at the start that stay exact, rounded up to whole tiles of each cache (default 128)")
         ->type_name("N")
         ->check(CLI::Range(0, 1 << 24));
     app.add_option("--mode", given.modes,

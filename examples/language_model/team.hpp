@@ -24,7 +24,7 @@ public:
     {
         const unsigned all = threads != 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
         try {
-            while (helpers_.size() + 1 < all) helpers_.emplace_back([this] { help(); });
+            for (unsigned i = 1; i < all; ++i) helpers_.emplace_back([this] { help(); });
         } catch (const std::exception&) {
             // Fewer threads than asked for: the ones there are do all the work.
         }
@@ -40,6 +40,9 @@ public:
         wake_.notify_all();
         for (std::thread& t : helpers_) t.join();
     }
+
+    /// Threads that work, the caller counted.
+    [[nodiscard]] std::size_t threads() const noexcept { return helpers_.size() + 1; }
 
     void each(std::size_t items, const std::function<void(std::size_t)>& f)
     {

@@ -1118,6 +1118,9 @@ private:
                 step.mask_tokens = x.mask_tokens;
             }
             steps.push_back(step);
+            expect(kvarn::layer_memory_bytes(cache_.pool(), {&step, 1}, options) <=
+                       kvarn::layer_memory_bound(config_, 1, x.m * x.group_heads, x.group_heads, options),
+                   "the bound of a layer's memory");
         }
         support::guarded_bytes memory(kvarn::layer_memory_bytes(cache_.pool(), steps, options), o.seed % 64);
         const auto items = kvarn::plan_layer(cache_.pool(), layer, steps, options, memory.span());

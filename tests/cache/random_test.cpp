@@ -47,6 +47,6 @@ void run_seeds(std::uint64_t first_seed, std::size_t operations, std::size_t eac
 
 TEST_CASE("cache/random: operations do what the model does", "[unit]")
 {
-    const std::uint64_t operations = variable("KVARN_RANDOM_OPERATIONS", 200000);
+    const std::uint64_t operations = variable("KVARN_RANDOM_OPERATIONS", 100000);
     run_seeds(variable("KVARN_RANDOM_SEED", 1), operations, 600);
 }

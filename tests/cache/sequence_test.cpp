@@ -675,6 +675,37 @@ TEST_CASE("cache/sequence: drafts are stored in pieces, again, and committed in 
     CHECK(cache.look(id) == cache.look(plain));
 }
 
+TEST_CASE("cache/sequence: the path of a tree of drafts", "[unit]")
+{
+    guarded_cache cache(small_cache());
+    auto& pool = cache.pool();
+    const auto id = cache.open(), plain = cache.open();
+    for (const auto each : {id, plain}) cache.feed(each, 1, 0, 60);
+    // Drafts over two blocks; those on the path are tokens 60, 61, ... of the stream.
+    const std::size_t path[] = {0, 3, 4, 7, 15};
+    REQUIRE(pool.reserve(id, 16) == status::ok);
+    REQUIRE(cache.store(id, 9, 0, 15) == status::ok);
+    const auto refused = [&](std::vector<std::size_t> drafts) {
+        const auto before = cache.look({id, plain});
+        CHECK(pool.commit(id, std::span<const std::size_t>(drafts)) == status::bad_argument);
+        CHECK(cache.look({id, plain}) == before);
+    };
+    refused({0, 3, 15});  // not stored
+    refused({0, 16});
+    refused({3, 3});
+    refused({3, 2});
+    refused({SIZE_MAX});
+    REQUIRE(cache.store(id, 9, 15, 1, 15) == status::ok);
+    for (std::size_t i = 0; i < 5; ++i) REQUIRE(cache.store(id, 1, 60 + i, 1, path[i]) == status::ok);
+    REQUIRE(pool.commit(id, path) == status::ok);
+    cache.feed(plain, 1, 60, 5);
+    CHECK(cache.look(id) == cache.look(plain));
+    REQUIRE(pool.reserve(id, 3) == status::ok);
+    REQUIRE(pool.commit(id, std::span<const std::size_t>()) == status::ok);
+    CHECK(cache.look(id) == cache.look(plain));
+    CHECK(pool.commit({}, path) == status::stale_handle);
+}
+
 TEST_CASE("cache/sequence: chunks of a prompt do not matter", "[unit]")
 {
     cache_setup x = small_cache();
@@ -1056,6 +1087,19 @@ TEST_CASE("cache/sequence: what is stored in the basis of the records", "[unit]"
     plain.seal(a);
     other.seal(b);
     CHECK(plain.numbers(a).sealed_tokens == 96);
+    // Other bases, once there are tokens: only where nothing is in the basis of the records.
+    for (guarded_cache* const cache : {&plain, &other}) {
+        guarded_cache fresh(cache == &plain ? x : rotated);
+        kvarn::format_spec spec = fresh.pool().format_of(0, 0).spec();
+        spec.key_rotation = kvarn::rotation::none;
+        const kvarn::format unrotated = *kvarn::make_format(spec);
+        const auto id = fresh.open();
+        CHECK(fresh.pool().set_format(0, 0, unrotated) == status::ok);
+        fresh.feed(id, 1, 0, 3);
+        CHECK(fresh.pool().set_format(0, 0, unrotated) == status::ok);
+        CHECK(fresh.pool().set_format(0, 1, unrotated) == (cache == &plain ? status::ok : status::bad_argument));
+        CHECK(fresh.pool().format_of(0, 1).keys_rotated() == (cache != &plain));
+    }
     CHECK(other.numbers(b).sealed_tokens == 96);
     for (std::size_t layer = 0; layer < 2; ++layer) {
         const auto one = plain.attend(a, layer, 3), two = other.attend(b, layer, 3);

@@ -82,7 +82,7 @@ TEST_CASE("language_model/lockstep: every figure is what the cache alone gives",
     b.e.from = 60;
     b.e.threads = 3;
     auto plans = plans_of("k2v2_g32:paper,exact,k3v2_g64_auto,q8_0", s.head_dim, {20, {}, s.layers, s.kv_heads});
-    plans[2].sink = 50;
+    plans[2].sink = 64;
     const evaluation all = evaluate(b.e, plans, {true, false, false});
     REQUIRE(all.exact.size() == 2);
     for (std::size_t i = 0; i < plans.size(); ++i)

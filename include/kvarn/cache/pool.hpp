@@ -20,7 +20,8 @@
 
 namespace kvarn {
 
-/// Blocks of one kind: used + free is what the pool has, shared are used by two sequences or more.
+/// Blocks of one kind: used + free is what the pool has, shared are held more than once: by forks, by the parts of a tile that erase() has cut in
+/// two, by the queue of sealing.
 struct block_usage {
     std::size_t used = 0, free = 0, shared = 0;
 };
@@ -39,7 +40,7 @@ struct sequence_statistics {
     std::size_t drafts = 0;
     std::size_t sealed_tokens = 0;  ///< of the committed ones, those in records
     std::size_t dead_tokens = 0;    ///< places of its record blocks that it does not see: behind rollbacks and erasures
-    std::size_t kept_tiles = 0;     ///< full tiles that sealing refused
+    std::size_t kept_tiles = 0;     ///< tiles that sealing refused, of which it sees all or a part
     std::size_t record_blocks = 0, exact_blocks = 0, spans = 0;
     std::int64_t next_position = 0;
 };
@@ -57,7 +58,8 @@ public:
     [[nodiscard]] KVARN_INLINE const format& format_of(std::size_t layer, std::size_t head) const noexcept { return s_->place(layer, head).f; }
 
     /// Other bases for one head, as choose_format finds them; the sizes of the pool stay as they are. Errors, nothing changes: bad_argument
-    /// (no such head, another format but for its rotations, or there are records already: they would be read in the wrong basis).
+    /// (no such head, another format but for its rotations, or there are records already, or exact tokens in the basis of the records: they
+    /// would be read in the wrong one).
     [[nodiscard]] status set_format(std::size_t layer, std::size_t head, const format& f) noexcept;
 
     /// A new sequence, its first token at `first_position` (left padding needs no tokens: begin behind it).
@@ -188,6 +190,9 @@ KVARN_INLINE status cache_pool::set_format(std::size_t layer, std::size_t head, 
     if (!(same == place.f.spec())) return status::bad_argument;
     const detail::pool_lock lock(s_->lock);
     if (s_->blocks.records.free != s_->blocks.records.total) return status::bad_argument;
+    const bool moves = (s_->config.key_basis == basis::rotated && f.keys_rotated() != place.f.keys_rotated()) ||
+                       (s_->config.value_basis == basis::rotated && f.values_rotated() != place.f.values_rotated());
+    if (moves && s_->blocks.exact.free != s_->blocks.exact.total) return status::bad_argument;
     place.f = f;
     return status::ok;
 }

@@ -78,6 +78,18 @@ KVARN_INLINE void for_ready(const pool_state& s, std::uint32_t slot, F&& body) n
     }
 }
 
+/// Where the oldest ready tile begins; -1: none is ready.
+[[nodiscard]] KVARN_INLINE std::int64_t first_ready_position(pool_state& s, std::uint32_t slot) noexcept
+{
+    const pool_lock lock(s.lock);
+    std::int64_t position = -1;
+    for_ready(s, slot, [&](std::size_t i) KVARN_LAMBDA {
+        position = s.spans_of(slot)[i].position;
+        return false;
+    });
+    return position;
+}
+
 /// The tile becomes one of the record's holders instead of the exact block's. Under the lock.
 KVARN_INLINE void replace_by_record(pool_state& s, std::uint32_t slot, std::size_t span, std::int32_t record) noexcept
 {

@@ -132,11 +132,6 @@ template <bool Const>
     return rows > group_heads ? rows / group_heads : 1;
 }
 
-[[nodiscard]] KVARN_INLINE constexpr std::size_t most_chunks(std::size_t segments, std::size_t tokens, std::size_t group) noexcept
-{
-    return segments + (tokens + segments * group) / chunk_tokens;
-}
-
 }  // namespace detail
 
 KVARN_INLINE result<std::size_t> history_of(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head,
@@ -187,11 +182,11 @@ KVARN_INLINE constexpr std::size_t layer_memory_bound(const cache_config& config
     const auto heads = static_cast<std::size_t>(c.policy.heads());
     const std::size_t each = detail::tokens_per_task(options.rows_per_task, group_heads), most = each * group_heads;
     const std::size_t blocks = detail::divide_up(detail::divide_up(rows, group_heads), each);
-    const std::size_t chunks = detail::most_chunks(c.most_spans, c.most_tokens, detail::group_of(c));
+    const std::size_t workspace = attention_workspace_bound(c.policy.base(), 1, most, c.most_tokens, c.most_spans) + 64;
     detail::memory_cutter cut(nullptr);
     cut.bytes(steps * heads * blocks * sizeof(detail::layer_task));
     cut.bytes(steps * heads * c.most_spans * sizeof(kv_segment));
-    cut.bytes(steps * heads * (chunks * detail::chunk_results::floats(most, detail::attention_extents(c.policy.base()).values) * sizeof(float) + 127));
+    cut.bytes(steps * heads * workspace);
     return cut.used() + 63;
 }
 
@@ -206,10 +201,9 @@ KVARN_INLINE std::size_t layer_memory_bytes(const cache_pool& pool, std::span<co
         const std::size_t blocks = detail::divide_up(step.q.tokens, each);
         tasks += s.heads * blocks;
         segments += s.heads * q->spans;
-        if (blocks == 1) {
-            const std::size_t chunks = detail::most_chunks(q->spans, q->committed + q->drafts, s.group);
-            const std::size_t floats = detail::chunk_results::floats(step.q.tokens * group_heads, detail::attention_extents(s.places[0].f).values);
-            workspace += s.heads * (chunks * floats * sizeof(float) + 127);
+        if (blocks == 1) {  // its history may be split
+            const std::size_t rows = step.q.tokens * group_heads;
+            workspace += s.heads * (attention_workspace_bound(s.places[0].f, 1, rows, q->committed + q->drafts, q->spans) + 64);
         }
     }
     detail::memory_cutter cut(nullptr);

@@ -20,10 +20,8 @@ struct attention_block {
     attention_memory at;
     float* shared;
     int sequence, head, first_row, split;
-    int sinks, tiles, tails;
-    int sink_position, sealed_begin, tail_position;  // of the first tokens
-    int end;                                         // behind the last token
-    int masked;                                      // from this position on the mask says what is seen
+    int tiles;
+    int sealed_begin, end;  // the position behind the sink, and the one behind the last token
     int warp, lane;
 
     template <class Team>
@@ -36,19 +34,24 @@ struct attention_block {
         first_row = rest % c.row_blocks * block_rows;
         head = rest / c.row_blocks % c.a.kv_heads;
         sequence = rest / c.row_blocks / c.a.kv_heads;
-        sinks = c.a.sink.tokens != nullptr ? c.a.sink.tokens[sequence] : 0;
         tiles = c.a.records.tiles != nullptr ? c.a.records.tiles[sequence] : 0;
-        tails = c.a.tail.tokens != nullptr ? c.a.tail.tokens[sequence] : 0;
-        sink_position = sinks > 0 && c.a.sink.positions != nullptr ? c.a.sink.positions[sequence] : 0;
-        sealed_begin = sink_position + sinks;
-        int sealed_end = sealed_begin;
+        sealed_begin = begin_of(c.a.sink, 0) + tokens_of(c.a.sink);
+        end = sealed_begin;
         if (tiles > 0) {
             const tile_span last = span(tiles - 1);
-            sealed_end = last.position + last.count;
+            end = last.position + last.count;
         }
-        tail_position = tails > 0 && c.a.tail.positions != nullptr ? c.a.tail.positions[sequence] : sealed_end;
-        end = tail_position + tails;
-        masked = c.a.mask_tokens > 0 ? end - c.a.mask_tokens : largest_int;
+        end = begin_of(c.a.tail, end) + tokens_of(c.a.tail);
+    }
+
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int tokens_of(const exact_pages& x) const noexcept
+    {
+        return x.tokens != nullptr ? x.tokens[sequence] : 0;
+    }
+    /// Position of the first of these tokens if what comes before ends at `before`.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int begin_of(const exact_pages& x, int before) const noexcept
+    {
+        return x.positions != nullptr && tokens_of(x) > 0 ? x.positions[sequence] : before;
     }
 
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
@@ -94,7 +97,7 @@ struct attention_block {
     /// Whether the mask speaks of some of the tokens `part` of those from `position` on.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool in_mask(int position, visible_tokens part) const noexcept
     {
-        return masked < position + part.end;
+        return c.a.mask_tokens > 0 && end - c.a.mask_tokens < position + part.end;
     }
     /// What row `row` of the block sees of these, or all that the mask may show it.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
@@ -112,7 +115,7 @@ struct attention_block {
     {
         return in_mask(position, part) || seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
     }
-    /// The same for a thread whose first token is number `own` of these, and row `row`.
+    /// What row `row` makes of those that a thread has, whose first one is number `own`.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE row_view view(int row, int own, int position, visible_tokens part, int tokens) const noexcept
     {
         row_view v;
@@ -120,15 +123,14 @@ struct attention_block {
         v.distance = position + own - query;
         if (c.a.alibi_slopes != nullptr)
             v.slope = mul(c.a.alibi_slopes[head * c.a.heads_per_kv + number % c.a.heads_per_kv], log2_e);
-        v.hides = is_masked(position, part, tokens);
-        if (!v.hides) return v;
+        if (!is_masked(position, part, tokens)) return v;
         const visible_tokens all = seen(row, position, part);
-        v.seen = {all.begin - own, all.end - own};
+        v.shown = low_bits(all.end - own) & ~low_bits(all.begin - own);
         if (!in_mask(position, part)) return v;
         const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + token;
-        v.mask = c.a.mask + line * c.a.mask_stride;
-        v.bit = position + own - masked;
-        v.causal_end = c.a.causal ? 1 - v.distance : largest_int;
+        const int bit = position + own - (end - c.a.mask_tokens);  // of the thread's first token; before the mask begins the rule counts
+        const std::uint32_t before = low_bits(-bit) & (c.a.causal ? low_bits(1 - v.distance) : ~0u);
+        v.shown &= before | mask_bits(c.a.mask + line * c.a.mask_stride, c.a.mask_stride, bit);
         return v;
     }
 };

@@ -64,23 +64,27 @@ KVARN_DEVICE KVARN_INLINE visible_tokens find_visible(const attention_call& c, b
     return {begin, end};
 }
 
-/// What a row makes of the neighbouring tokens of one thread, all counted from its first one.
-struct row_view {
-    bool hides = false;                   // whether it may not see some of them
-    visible_tokens seen{};                // if so, it sees none outside of these
-    const std::uint64_t* mask = nullptr;  // and of these what the row of a mask shows; null: all
-    int bit = 0;                          // of the first token in that row; negative before the mask begins
-    int causal_end = 0;                   // behind what the row sees of the tokens before the mask
-    float slope = 0.0f;                   // of ALiBi, in base-2 units
-    int distance = 0;                     // of the first token from the query
+/// The lowest `n` bits, none if negative, at most 32.
+KVARN_DEVICE KVARN_INLINE std::uint32_t low_bits(int n) noexcept
+{
+    return n <= 0 ? 0u : n >= 32 ? ~0u : (1u << n) - 1u;
+}
 
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool sees(int i) const noexcept
-    {
-        if (i < seen.begin || i >= seen.end) return false;
-        if (mask == nullptr) return true;
-        const int at = bit + i;
-        return at < 0 ? i < causal_end : (mask[at / 64] >> at % 64 & 1u) != 0;
-    }
+/// Bits [at, at + 32) of a row of a mask; zeros before and behind it.
+KVARN_DEVICE KVARN_INLINE std::uint32_t mask_bits(const std::uint64_t* row, int words, int at) noexcept
+{
+    if (at <= -32 || at / 64 >= words) return 0;
+    if (at < 0) return static_cast<std::uint32_t>(row[0]) << -at;
+    const int word = at / 64, bit = at % 64;
+    const std::uint64_t low = row[word] >> bit;
+    return static_cast<std::uint32_t>(bit > 32 && word + 1 < words ? low | row[word + 1] << (64 - bit) : low);
+}
+
+/// What a row makes of up to 32 neighbouring tokens of one thread.
+struct row_view {
+    std::uint32_t shown = ~0u;  // bit i: it sees the i-th
+    float slope = 0.0f;         // of ALiBi, in base-2 units
+    int distance = 0;           // of the first of them from the query
 };
 
 /// A row's largest score so far, and the sum of its weights 2^(s - largest).
@@ -94,6 +98,7 @@ template <int N, class Team>
 KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], const row_view& view,
                                               float shift, row_state& state) noexcept
 {
+    static_assert(N <= 32);
     if (c.cap != 0.0f) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], c.cap, c.inverse_cap);
@@ -102,10 +107,10 @@ KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& 
         KVARN_UNROLL
         for (int i = 0; i < N; ++i) s[i] = fma(static_cast<float>(view.distance + i), view.slope, s[i]);
     }
-    if (view.hides) {
+    if (view.shown != ~0u) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i)
-            if (!view.sees(i)) s[i] = hidden_score;
+            if ((view.shown >> i & 1u) == 0) s[i] = hidden_score;
     }
     float most = s[0];
     KVARN_UNROLL
