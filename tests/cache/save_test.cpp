@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../catch.hpp"
+#include "../support/repair_file.hpp"
 #include "../support/seeded_cache.hpp"
 
 #include <kvarn/cache/load.hpp>
@@ -267,6 +268,84 @@ TEST_CASE("cache/save: of a damaged file no field is said to differ", "[unit]")
         const status said = loaded(other.pool, std::span(file).first(n), &differs).error;
         if ((said == status::other_configuration) != (differs != nullptr)) FAIL("of a file cut at byte " << n << ": " << kvarn::message(said));
     }
+}
+
+TEST_CASE("cache/save: fields that no sequence has are corrupt, whatever the checksums say", "[unit]")
+{
+    test_cache cache(small_config());
+    const sequence_id id = mixed_sequence(cache);
+    const auto spans = cache.pool.statistics(id)->spans;
+    const file_bytes file = saved(cache.pool, id);
+    // Behind the header, the identity of ten fields and four formats, and the head of the chunk of spans.
+    const std::size_t numbers = kvarn::file_header_bytes + kvarn::chunk_overhead_bytes + 10 * 8 + 4 * 4 + kvarn::detail::head_bytes, first = numbers + 48;
+    REQUIRE(kvarn::get_u64(file.data() + numbers) == 5);
+    REQUIRE(kvarn::get_u64(file.data() + numbers + 24) == spans);
+    // A sink tile, two parts of the second tile, the rest of a third behind the gap, a tail.
+    const auto flags_of = [&](std::size_t span) { return kvarn::get_u16(file.data() + first + 16 * span + 12); };
+    REQUIRE((flags_of(0) == 2 && flags_of(2) == 1 && flags_of(3) == 5));
+    const std::size_t tail = spans - 1;
+    REQUIRE(flags_of(tail) == 0);
+
+    const blocks_used before = used(cache.pool);
+    const auto refused = [&](const char* what, std::size_t at, int bytes, std::uint64_t value, status wanted = status::corrupt) {
+        INFO(what);
+        file_bytes changed = file;
+        if (bytes == 8) kvarn::put_u64(changed.data() + at, value);
+        else kvarn::put_u16(changed.data() + at, static_cast<std::uint16_t>(value));
+        REQUIRE(changed != file);
+        support::repair_file(changed);
+        CHECK(loaded(cache.pool, changed).error == wanted);
+        CHECK(used(cache.pool) == before);
+    };
+    const auto span = [&](std::size_t i, std::size_t field) { return first + 16 * i + field; };
+    const std::uint64_t largest = std::uint64_t{1} << 60;
+    refused("a first position where no sequence may be opened", numbers, 8, largest + 1);
+    refused("a first position behind the first token", numbers, 8, 6);
+    refused("a next position before the last token", numbers + 8, 8, 139);
+    refused("a next position that is no position", numbers + 8, 8, ~std::uint64_t{0});
+    refused("other tokens than there are", numbers + 16, 8, kvarn::get_u64(file.data() + numbers + 16) + 1);
+    refused("more tokens than a sequence may have", numbers + 16, 8, 257, status::no_room);
+    refused("other spans than there are", numbers + 24, 8, spans + 1);
+    refused("layers that are not there", numbers + 40, 8, 3);
+    refused("no layers", numbers + 40, 8, 0);
+    refused("other layers than come next", numbers + 32, 8, 2);
+    refused("a token before its turn", span(1, 0), 8, 36);
+    refused("a token far behind", span(tail, 0), 8, largest * 2 + 1);
+    refused("no token", span(tail, 10), 2, 0);
+    refused("more tokens than a tile has", span(tail, 10), 2, 33);
+    refused("tokens behind a tile's end", span(tail, 8), 2, 31);
+    refused("a flag that is none", span(tail, 12), 2, 8);
+    refused("a sealed sink", span(0, 12), 2, 3);
+    refused("a first span in the block before", span(0, 12), 2, 6);
+    refused("another kind in the same block", span(3, 12), 2, 4);
+    refused("the same tokens in the same block", span(3, 8), 2, 0);
+    refused("a tile that is kept for no reason", span(tail, 14), 2, static_cast<std::uint64_t>(status::bad_argument));
+    refused("a record that is kept exact", span(3, 14), 2, static_cast<std::uint64_t>(status::not_finite));
+    refused("one token more: its chunk is too small", span(tail, 10), 2, kvarn::get_u16(file.data() + span(tail, 10)) + 1u);
+}
+
+TEST_CASE("cache/save: why a tile stays exact is said once", "[unit]")
+{
+    // A sink tile of which tokens were erased: two parts of one exact block.
+    test_cache cache(small_config());
+    const sequence_id id = cache.open();
+    cache.append(id, 1, 20);
+    expect_ok(cache.pool.erase(id, 5, 8));
+    const std::size_t first = kvarn::file_header_bytes + kvarn::chunk_overhead_bytes + 10 * 8 + 4 * 4 + kvarn::detail::head_bytes + 48;
+    const blocks_used before = used(cache.pool);
+    const auto changed = [&](file_bytes file, std::size_t span) {
+        kvarn::put_u16(file.data() + first + 16 * span + 14, static_cast<std::uint16_t>(status::not_finite));
+        support::repair_file(file);
+        return file;
+    };
+    CHECK(loaded(cache.pool, changed(saved(cache.pool, id), 1)).error == status::corrupt);
+    const file_bytes layer = saved(cache.pool, id, {0, 1}), other = saved(cache.pool, id, {1});
+    for (const std::size_t span : {std::size_t{0}, std::size_t{1}}) {
+        kvarn::sequence_loader loader(cache.pool);
+        expect_ok(loader.part(kvarn::buffer_source(layer)));
+        CHECK(loader.part(kvarn::buffer_source(changed(other, span))) == status::bad_argument);
+    }
+    CHECK(used(cache.pool) == before);
 }
 
 TEST_CASE("cache/save: no room, drafts and stale handles", "[unit]")

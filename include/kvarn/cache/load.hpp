@@ -109,8 +109,8 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
     if (const status said = file.read(head); said != status::ok) return said;
     const std::uint64_t first_position = get_u64(head), next_position = get_u64(head + 8), committed = get_u64(head + 16), count = get_u64(head + 24);
     const std::uint64_t first_layer = get_u64(head + 32), layer_count = get_u64(head + 40);
-    constexpr auto most = static_cast<std::uint64_t>(detail::largest_position) * 2;
-    if (first_position > most || next_position > most || next_position < first_position) return status::corrupt;
+    constexpr auto largest = static_cast<std::uint64_t>(detail::largest_position), most = largest * 2;
+    if (first_position > largest || next_position > most || next_position < first_position) return status::corrupt;
     if (file.left() % detail::span_bytes != 0 || count != file.left() / detail::span_bytes) return status::corrupt;
     if (first_layer > s.layers || layer_count == 0 || layer_count > s.layers - first_layer) return status::corrupt;
     layers = {detail::as_size(first_layer), detail::as_size(layer_count)};
@@ -148,12 +148,14 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
         if (again) {
             const bool known_same = i != 0 && table[i] == table[i - 1] && spans[i].sealed == before.sealed;
             if (std::memcmp(&spans[i].position, &span.position, sizeof span.position) != 0 || spans[i].first != span.first ||
-                spans[i].count != span.count || spans[i].sealed != span.sealed || spans[i].sink != span.sink || known_same != same_block)
+                spans[i].count != span.count || spans[i].sealed != span.sealed || spans[i].sink != span.sink || known_same != same_block ||
+                (!span.sealed && s.blocks.kept[table[i]] != static_cast<status>(kept)))
                 return status::bad_argument;
             continue;
         }
         const detail::pool_lock lock(s.lock);
         if (same_block) {
+            if (!span.sealed && s.blocks.kept[table[i - 1]] != static_cast<status>(kept)) return status::corrupt;
             table[i] = table[i - 1];
             if (span.sealed) s.blocks.records.hold(table[i]);
             else s.blocks.exact.hold(table[i]);
