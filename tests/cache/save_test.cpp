@@ -254,6 +254,21 @@ TEST_CASE("cache/save: other configurations are refused by name", "[unit]")
     refused([](kvarn::cache_config& c) { c.recent_tokens = 0; }, "recent_tokens");
 }
 
+TEST_CASE("cache/save: of a damaged file no field is said to differ", "[unit]")
+{
+    test_cache cache(small_config());
+    const file_bytes file = saved(cache.pool, mixed_sequence(cache));
+    kvarn::cache_config c = small_config();
+    c.policy = *kvarn::make_policy(*kvarn::parse_format("k4v2_g32", 32), 3, 2);
+    test_cache other(c);
+    const std::size_t behind_layers = kvarn::file_header_bytes + kvarn::detail::head_bytes + 8;
+    for (std::size_t n = 0; n < behind_layers + 200; ++n) {
+        const char* differs = "";
+        const status said = loaded(other.pool, std::span(file).first(n), &differs).error;
+        if ((said == status::other_configuration) != (differs != nullptr)) FAIL("of a file cut at byte " << n << ": " << kvarn::message(said));
+    }
+}
+
 TEST_CASE("cache/save: no room, drafts and stale handles", "[unit]")
 {
     test_cache cache(small_config());

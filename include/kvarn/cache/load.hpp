@@ -94,10 +94,7 @@ KVARN_INLINE status sequence_loader::read_identity(Reader& file) noexcept
         }
     }
     const status said = file.skip();  // verifies what was read
-    if (said != status::ok) {
-        differs_ = nullptr;
-        return said;
-    }
+    if (said != status::ok) return said;
     return differs_ != nullptr ? status::other_configuration : status::ok;
 }
 
@@ -227,6 +224,7 @@ KVARN_INLINE status sequence_loader::part(Read&& read, bool whole) noexcept
     file_reader<decltype(forward)> file(forward);
     const status said = read_part(file, whole);
     if (said != status::ok) drop();
+    if (said != status::other_configuration) differs_ = nullptr;  // what was read before an error is not to be believed
     return said;
 }
 
