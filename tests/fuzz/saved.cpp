@@ -311,14 +311,30 @@ void repair(file_bytes& file)
     }
 }
 
-/// Spans as a sequence may have them; with one in sixteen a field is anything. Says whether none is.
+/// Another value: near to this one, a status, or anything.
+template <class Integer>
+Integer another(fuzz::source& in, Integer value)
+{
+    const unsigned how = in.take();
+    switch (how % 8) {
+    case 0: return in.take<Integer>();
+    case 1: return static_cast<Integer>(value + 1);
+    case 2: return static_cast<Integer>(value - 1);
+    case 3: return static_cast<Integer>(status::not_finite);
+    case 4: return static_cast<Integer>(status::scale_overflow);
+    default: return static_cast<Integer>(value ^ Integer{1} << in.take() % (8 * sizeof value));
+    }
+}
+
+/// Spans as a sequence may have them; one field in sixteen is another. Says whether none is.
 bool draw(fuzz::source& in, saved_files::contents& x)
 {
     bool right = true;
     const auto field = [&](auto& value) {
         if (!in.one_in(16)) return;
-        value = in.take<std::remove_reference_t<decltype(value)>>();
-        right = false;
+        const auto before = value;
+        value = another(in, value);
+        right = right && value == before;
     };
     x.seed = in.take<std::uint16_t>();
     x.tame = in.take() % 4 != 0;
@@ -387,11 +403,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             saved_files::file_span& span = x.spans[in.below(x.spans.size())];
             const saved_files::file_span before = span;
             switch (in.take() % 5) {
-            case 0: span.position = in.take<std::uint64_t>(); break;
-            case 1: span.first = in.take(); break;
-            case 2: span.count = in.take(); break;
-            case 3: span.flags = in.take(); break;
-            default: span.kept = in.take();
+            case 0: span.position = another(in, span.position); break;
+            case 1: span.first = another(in, span.first); break;
+            case 2: span.count = another(in, span.count); break;
+            case 3: span.flags = another(in, span.flags); break;
+            default: span.kept = another(in, span.kept);
             }
             right = right && span == before;
         }

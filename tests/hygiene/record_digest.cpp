@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantizes and dequantizes pseudo-random tiles of many formats, attends to their records, and prints an FNV-1a digest of each result:
-// the text must be the same from every compiler, instruction set and optimisation level. Integers make the values.
+// Quantizes and dequantizes pseudo-random tiles of many formats, attends to their records, leads sequences of a cache through a short life,
+// saves and loads them, and prints an FNV-1a digest of each result: the text must be the same from every compiler, instruction set and
+// optimisation level. Integers make the values.
 // To save time a variant may leave out element types, and the comparison of its native kernels with the portable ones.
 #include <cstdio>
 #include <cstring>
@@ -8,7 +9,9 @@
 #include <type_traits>
 #include <vector>
 
-#include <kvarn/cache/file.hpp>
+#include <kvarn/cache/load.hpp>  // first: it must know the order of bytes by itself
+#include <kvarn/cache/seal.hpp>
+#include <kvarn/cache/tasks.hpp>
 #include <kvarn/kvarn.hpp>
 
 #if !defined(KVARN_DIGEST_HALF)
@@ -22,6 +25,9 @@
 #endif
 #if !defined(KVARN_DIGEST_ATTENTION)
 #define KVARN_DIGEST_ATTENTION 1
+#endif
+#if !defined(KVARN_DIGEST_CACHE)
+#define KVARN_DIGEST_CACHE 1
 #endif
 
 namespace {
@@ -276,6 +282,125 @@ void file_case()
     std::printf("file: %016llx\n", digest(written));
 }
 
+#if KVARN_DIGEST_CACHE
+/// A cache of two layers with two heads each, and what was made of it.
+class small_cache {
+public:
+    explicit small_cache(kvarn::exact_type exact)
+    {
+        static constexpr kvarn::bit_rule rules[] = {{.first_layer = 1, .key_bits = 2, .value_rotation = kvarn::rotation::none}};
+        config_.policy = *kvarn::make_policy(*kvarn::parse_format("k4v2_g32", 32), 2, 2, rules);
+        config_.exact = exact;
+        config_.sink_tokens = 32;
+        config_.sequences = 3;
+        config_.most_tokens = 128;
+        config_.record_blocks = 6;
+        config_.exact_blocks = 14;
+        memory_.assign(kvarn::plan_cache(config_)->bytes(), std::byte{0xff});
+        scratch_.resize(kvarn::cache_scratch_bytes(config_));
+        pool = *kvarn::make_pool(config_, memory_);
+    }
+
+    void draft(kvarn::sequence_id id, std::size_t tokens, std::uint32_t seed)
+    {
+        expect(pool.reserve(id, tokens));
+        for (std::size_t layer = 0; layer < 2; ++layer) {
+            const auto k = fill<float>(2 * tokens, 32, content::outliers, seed += 17), v = fill<float>(2 * tokens, 32, content::random, seed += 17);
+            expect(kvarn::store(pool, id, layer, kvarn::token_major(k.data(), tokens, 2, 32), kvarn::token_major(v.data(), tokens, 2, 32)));
+        }
+    }
+    void append(kvarn::sequence_id id, std::size_t tokens, std::uint32_t seed)
+    {
+        draft(id, tokens, seed);
+        expect(pool.commit(id, tokens));
+    }
+    void seal(kvarn::sequence_id id, std::size_t tiles)
+    {
+        const auto report = kvarn::seal(pool, id, scratch_);
+        if (!report || report->sealed != tiles) ++failures;
+    }
+    /// Attention of the newest three tokens in both layers, of which the third does not see the second.
+    unsigned long long attention(kvarn::sequence_id id)
+    {
+        static constexpr float slopes[4] = {0.5f, 0.25f, 0.125f, 0.0625f};
+        static constexpr std::uint64_t mask[3] = {1, 3, 5};
+        std::vector<float> all, out(3 * 4 * 32);
+        for (std::size_t layer = 0; layer < 2; ++layer) {
+            const auto q = fill<float>(3 * 4, 32, content::random, 7);
+            kvarn::sequence_step step;
+            step.sequence = id;
+            step.q = kvarn::token_major(q.data(), 3, 4, 32);
+            step.out = kvarn::token_major(out.data(), 3, 4, 32);
+            step.alibi_slopes = slopes;
+            step.mask = mask;
+            step.mask_stride = 1;
+            step.mask_tokens = 3;
+            kvarn::layer_options options;
+            options.attention.window = 60;
+            options.threads = 8;
+            options.chunks_per_item = 1;
+            std::vector<std::byte> work(kvarn::layer_memory_bytes(pool, {&step, 1}, options));
+            const auto items = kvarn::plan_layer(pool, layer, {&step, 1}, options, work);
+            expect(items ? items->run(scratch_) : items.error);
+            all.insert(all.end(), out.begin(), out.end());
+        }
+        return digest(all);
+    }
+    unsigned long long values(kvarn::sequence_id id)
+    {
+        std::vector<float> all;
+        const std::size_t tokens = pool.tokens(id) + pool.drafts(id);
+        std::vector<float> k(tokens * 32), v(tokens * 32);
+        for (std::size_t i = 0; i < 4; ++i) {
+            expect(kvarn::read(pool, id, i / 2, i % 2, 0, 1000, kvarn::token_major(k.data(), tokens, 1, 32), kvarn::token_major(v.data(), tokens, 1, 32),
+                               scratch_));
+            all.insert(all.end(), k.begin(), k.end());
+            all.insert(all.end(), v.begin(), v.end());
+        }
+        return digest(all);
+    }
+    std::vector<std::byte> file(kvarn::sequence_id id)
+    {
+        std::vector<std::byte> bytes(static_cast<std::size_t>(kvarn::saved_bytes(pool, id)));
+        expect(kvarn::save(pool, id, kvarn::buffer_sink(bytes)));
+        return bytes;
+    }
+    static void expect(kvarn::status s)
+    {
+        if (s != kvarn::status::ok) ++failures;
+    }
+
+    kvarn::cache_pool pool;
+
+private:
+    kvarn::cache_config config_;
+    std::vector<std::byte> memory_, scratch_;
+};
+
+void cache_case(const char* type, kvarn::exact_type exact)
+{
+    small_cache cache(exact), other(exact);
+    const kvarn::sequence_id id = *cache.pool.open(3);
+    for (const std::size_t tokens : {50, 1, 25}) cache.append(id, tokens, 1000 + static_cast<std::uint32_t>(tokens));
+    cache.seal(id, 1);
+    small_cache::expect(cache.pool.truncate(id, 48));  // in the tile that was sealed
+    cache.append(id, 40, 2000);
+    cache.seal(id, 1);
+    small_cache::expect(cache.pool.erase(id, 20, 25));
+    const kvarn::sequence_id fork = *cache.pool.fork(id);
+    const auto file = cache.file(fork);
+    cache.draft(fork, 3, 3000);
+    const auto attention = cache.attention(fork);
+    std::printf("cache %s: values %016llx, attention %016llx, file %016llx\n", type, cache.values(fork), attention, digest(file));
+
+    const auto back = kvarn::load(other.pool, kvarn::buffer_source(file));
+    if (!back || other.file(*back) != file || other.values(*back) != cache.values(id)) ++failures;
+    if (!back) return;
+    other.draft(*back, 3, 3000);
+    if (other.attention(*back) != attention) ++failures;
+}
+#endif
+
 }  // namespace
 
 int main(int count, char**)
@@ -285,6 +410,11 @@ int main(int count, char**)
     moved[0] = 0;
     every_case();
     file_case();
+#if KVARN_DIGEST_CACHE
+    cache_case("f32", kvarn::exact_type::f32);
+    cache_case("f16", kvarn::exact_type::f16);
+    cache_case("bf16", kvarn::exact_type::bf16);
+#endif
     std::printf("%d failures\n", failures);
     return failures != 0;
 }

@@ -29,6 +29,11 @@ files that include kvarn with -mfpmath=sse -msse2, and without -mfpmath=387 or -
 #define KVARN_NOINLINE [[gnu::noinline]]
 #define KVARN_LAMBDA __attribute__((always_inline))
 
+/// Machines that keep the most significant byte first; records and files keep the least.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define KVARN_BIG_ENDIAN 1
+#endif
+
 /// Marks the constexpr functions of layer 1 that CUDA kernels call as well.
 #if defined(__CUDACC__)
 #define KVARN_HOST_DEVICE __host__ __device__

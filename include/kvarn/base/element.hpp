@@ -28,8 +28,7 @@ struct bfloat16 {
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
 
 /// A half as records store it: little-endian, whatever the machine is. Loads and stores through kernels<Arch> swap its bytes where needed.
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define KVARN_BIG_ENDIAN 1
+#if defined(KVARN_BIG_ENDIAN)
 struct record_half {
     std::uint16_t bits;
 };
