@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include <kvarn/cache/bases.hpp>
 #include <kvarn/cache/seal.hpp>
 #include <kvarn/cache/tasks.hpp>
 
@@ -23,8 +24,8 @@ public:
         : plan_(&plan), shape_(shape), config_(pool_config(plan, shape, most_tokens)), memory_(pool_memory(config_)),
           pool_(*kvarn::make_pool(config_, memory_)), id_(*pool_.open()),
           scratch_(std::max(kvarn::cache_scratch_bytes(config_, std::max<std::size_t>(shape.group_heads, kvarn::layer_options{}.rows_per_task)),
-                            plan.choose_basis ? kvarn::choose_scratch_bytes(plan.format) : 0)),
-          moments_(plan.choose_basis ? shape.layers * shape.kv_heads * shape.head_dim : 0)
+                            plan.choose_basis ? kvarn::choose_bases_scratch_bytes(plan.format) : 0)),
+          moments_(plan.choose_basis ? kvarn::moment_count(pool_) : 0)
     {}
 
     [[nodiscard]] const cache_plan& plan() const noexcept { return *plan_; }
@@ -40,16 +41,13 @@ public:
     {
         const std::size_t d = shape_.head_dim, kv = shape_.kv_heads, each = shape_.group_heads;
         if (pool_.drafts(id_) == 0) check(pool_.reserve(id_, count), "room for new tokens");
-        for (std::size_t head = 0; plan_->choose_basis && sealed_ == 0 && head < kv; ++head) {
-            auto queries = kvarn::token_major(q + head * each * d, count, each, d);
-            queries.token_stride = static_cast<std::ptrdiff_t>(kv * each * d);
-            check(kvarn::add_query_moments(plan_->format, queries, moments_of(layer, head)), "moments of the queries");
-        }
+        const auto queries = kvarn::token_major(q, count, kv * each, d);
+        if (plan_->choose_basis && sealed_ == 0) check(kvarn::add_query_moments(pool_, layer, queries, moments_), "moments of the queries");
         kvarn::sequence_step step;
         step.sequence = id_;
         step.k = kvarn::token_major(k, count, kv, d);
         step.v = kvarn::token_major(v, count, kv, d);
-        step.q = kvarn::token_major(q, count, kv * each, d);
+        step.q = queries;
         step.out = kvarn::token_major(out, count, kv * each, d);
         const kvarn::layer_options how{.attention = options};
         items_.resize(std::max(items_.size(), kvarn::layer_memory_bytes(pool_, {&step, 1}, how)));
@@ -63,7 +61,7 @@ public:
     {
         check(pool_.commit(id_, pool_.drafts(id_)), "new tokens");
         if (plan_->storage == storage::records) {
-            if (plan_->choose_basis && sealed_ == 0 && kvarn::ready_tiles(pool_, id_) != 0) choose_formats();
+            if (plan_->choose_basis && sealed_ == 0 && kvarn::ready_tiles(pool_, id_) != 0) choose_key_bases();
             const auto report = kvarn::seal(pool_, id_, scratch_);
             check(report ? report->why : report.error, "sealing a tile");
             sealed_ += report->sealed * plan_->group;
@@ -83,24 +81,11 @@ public:
 private:
     void check(kvarn::status s, const char* what) const { kvarn_cli::check(s, plan_->name + ": " + what); }
 
-    [[nodiscard]] std::span<std::uint64_t> moments_of(std::size_t layer, std::size_t head)
+    /// Each head keeps its keys in the basis that its first tile and its queries ask for; no error is large enough for V to leave its own.
+    void choose_key_bases()
     {
-        return std::span(moments_).subspan((layer * shape_.kv_heads + head) * shape_.head_dim, shape_.head_dim);
-    }
-
-    /// Each head keeps its keys in the basis that its first tile and its queries ask for.
-    void choose_formats()
-    {
-        const auto begin = static_cast<std::int64_t>(plan_->sink), end = begin + static_cast<std::int64_t>(plan_->group);
-        std::vector<kvarn::half> tile(plan_->group * shape_.head_dim);
-        const auto keys = kvarn::token_major(tile.data(), plan_->group, 1, shape_.head_dim);
-        for (std::size_t layer = 0; layer < shape_.layers; ++layer)
-            for (std::size_t head = 0; head < shape_.kv_heads; ++head) {
-                check(kvarn::read(pool_, id_, layer, head, begin, end, keys, {}, scratch_), "reading tokens");
-                const auto chosen = kvarn::choose_format(pool_.format_of(layer, head), keys, {}, moments_of(layer, head), scratch_,
-                                                         {.encode = plan_->how});
-                check(chosen ? pool_.set_format(layer, head, *chosen) : chosen.error, "choosing a basis");
-            }
+        const float margin = plan_->format.values_rotated() ? 1e30f : 1e-30f;
+        check(kvarn::choose_bases(pool_, id_, moments_, scratch_, {.value_margin = margin, .encode = plan_->how}).error, "choosing a basis");
     }
 
     /// The tile at `first` holds what the baseline gives back: everything from there on is taken out and stored again.

@@ -155,6 +155,39 @@ TEST_CASE("cache/save: every truncation and every change of a byte is refused, a
     CHECK(loaded(cache.pool, file).ok());
 }
 
+TEST_CASE("cache/save: of a large file, cuts and changes all over it are refused", "[unit]")
+{
+    kvarn::cache_config c;
+    c.policy = *kvarn::make_policy(*kvarn::parse_format("k4v4_g64", 64), 6, 2);
+    c.sequences = 2;
+    c.most_tokens = 1024;
+    c.most_step = 256;
+    c.encode.encoder = kvarn::encoder::paper;
+    c.encode.iterations = 1;
+    test_cache cache(c);
+    const sequence_id id = cache.open();
+    for (int i = 0; i < 3; ++i) {
+        cache.append(id, 1, 256);
+        CHECK(cache.seal(id).sealed != 0);
+    }
+    const file_bytes file = saved(cache.pool, id);
+    INFO(file.size() << " bytes");
+    CHECK(file.size() > 900000);
+    const blocks_used before = used(cache.pool);
+    file_bytes changed = file;
+    std::uint64_t state = 1;
+    for (int i = 0; i < 300; ++i) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        const std::size_t n = static_cast<std::size_t>(state >> 33) % file.size();
+        if (loaded(cache.pool, std::span(file).first(n)).error != status::truncated) FAIL("cut at byte " << n);
+        changed[n] = file[n] ^ static_cast<std::byte>(1u << (state >> 20) % 8);
+        if (loaded(cache.pool, changed).ok()) FAIL("byte " << n << " was changed");
+        changed[n] = file[n];
+    }
+    CHECK(used(cache.pool) == before);
+    CHECK(loaded(cache.pool, changed).ok());
+}
+
 TEST_CASE("cache/save: writing that fails at any byte, reading in small pieces and reading that fails", "[unit]")
 {
     test_cache cache(small_config());

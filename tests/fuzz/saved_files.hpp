@@ -110,9 +110,7 @@ inline std::vector<std::byte> make(const kvarn::cache_pool& pool, const contents
     std::vector<std::pair<bool, detail::block_part>> blocks;
     for (std::size_t i = 0; i < x.spans.size(); ++i) {
         const file_span& span = x.spans[i];
-        if (i != 0 && (span.flags & same_block_flag) != 0 && span.first + span.count >= blocks.back().second.first)
-            blocks.back().second.count = static_cast<std::size_t>(span.first + span.count) - blocks.back().second.first;
-        else
+        if (i == 0 || (span.flags & same_block_flag) == 0 || (span.flags & sealed_flag) == 0)  // parts of a record block share a chunk
             blocks.push_back({(span.flags & sealed_flag) != 0, {i, i + 1, span.first, span.count}});
     }
     fuzz::random_source random(x.seed);

@@ -75,7 +75,8 @@ public:
     [[nodiscard]] status commit(sequence_id id, std::size_t tokens) noexcept;
     /// The same for a path through a tree of drafts: those with the given numbers, in rising order, follow each other from now on.
     [[nodiscard]] status commit(sequence_id id, std::span<const std::size_t> drafts) noexcept;
-    /// Drops all drafts and every token at or behind `position`; the next one goes there. Sealed tiles are cut, not decoded.
+    /// Drops all drafts and every token at or behind `position`; the next one goes there, or where it would have gone, if that is before. Sealed
+    /// tiles are cut, not decoded.
     /// Errors: bad_argument (before the first position).
     [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;
     /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there are drafts),

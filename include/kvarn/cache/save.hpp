@@ -4,8 +4,8 @@
 // records and exact tokens byte for byte, little-endian, with the identity of the cache (cache/file.hpp has the framing and its checksums).
 // No allocation. cache/load.hpp reads it.
 //
-// Chunks: `idnt` the identity; `span` positions and spans; then for each layer, for each block in the order of the spans, `rcrd` (the records of
-// its heads) or `exct` (for each head the tokens of K, then of V); number = layer * blocks + block.
+// Chunks: `idnt` the identity; `span` positions and spans; then for each layer, in the order of the spans, `rcrd` for a block (the records of its
+// heads) or `exct` for a span (for each head the tokens of K, then of V); number = layer * chunks of a layer + chunk.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -74,18 +74,17 @@ KVARN_INLINE void put_format(const format& f, std::byte (&to)[format_bytes]) noe
     put_u8(to + 3, f.values_rotated() ? 1 : 0);
 }
 
-/// Tokens [first, first + count) of a block that spans [from, to) show, all of one block.
+/// What one chunk holds: the record block of spans [from, to), or the tokens [first, first + count) that one exact span shows.
 struct block_part {
     std::size_t from = 0, to = 0;
     std::size_t first = 0, count = 0;
 };
 
-/// The block whose spans begin with span `from`.
+/// The chunk that begins with span `from`.
 [[nodiscard]] KVARN_INLINE block_part block_at(const sequence_state& q, const cache_span* spans, const std::int32_t* table, std::size_t from) noexcept
 {
-    block_part b{from, from + 1, spans[from].first, 0};
-    while (b.to < q.spans && table[b.to] == table[from] && spans[b.to].sealed == spans[from].sealed) ++b.to;
-    b.count = spans[b.to - 1].first + std::size_t{spans[b.to - 1].count} - b.first;
+    block_part b{from, from + 1, spans[from].first, spans[from].count};
+    while (spans[from].sealed && b.to < q.spans && table[b.to] == table[from] && spans[b.to].sealed) ++b.to;
     return b;
 }
 
