@@ -332,7 +332,6 @@ TEST_CASE("cache/save: fields that no sequence has are corrupt, whatever the che
     };
     const auto span = [&](std::size_t i, std::size_t field) { return first + 16 * i + field; };
     const std::uint64_t largest = std::uint64_t{1} << 60;
-    refused("a first position where no sequence may be opened", numbers, 8, largest + 1);
     refused("a first position behind the first token", numbers, 8, 6);
     refused("a next position before the last token", numbers + 8, 8, 139);
     refused("a next position that is no position", numbers + 8, 8, ~std::uint64_t{0});
@@ -355,6 +354,122 @@ TEST_CASE("cache/save: fields that no sequence has are corrupt, whatever the che
     refused("a tile that is kept for no reason", span(tail, 14), 2, static_cast<std::uint64_t>(status::bad_argument));
     refused("a record that is kept exact", span(3, 14), 2, static_cast<std::uint64_t>(status::not_finite));
     refused("one token more: its chunk is too small", span(tail, 10), 2, kvarn::get_u16(file.data() + span(tail, 10)) + 1u);
+}
+
+TEST_CASE("cache/save: no first position is accepted that open() refuses", "[unit]")
+{
+    test_cache cache(small_config());
+    const std::int64_t largest = std::int64_t{1} << 60;
+    file_bytes file = saved(cache.pool, cache.open(largest));
+    const auto back = loaded(cache.pool, file);
+    REQUIRE(back.ok());
+    CHECK(cache.pool.next_position(*back) == largest);
+    CHECK(cache.pool.fork(*back).ok());
+
+    const std::size_t numbers = kvarn::file_header_bytes + kvarn::chunk_overhead_bytes + 10 * 8 + 4 * 4 + kvarn::detail::head_bytes;
+    REQUIRE(kvarn::get_u64(file.data() + numbers) == static_cast<std::uint64_t>(largest));
+    for (const std::size_t at : {numbers, numbers + 8}) kvarn::put_u64(file.data() + at, static_cast<std::uint64_t>(largest) + 1);
+    support::repair_file(file);
+    CHECK(loaded(cache.pool, file).error == status::corrupt);
+}
+
+namespace {
+
+/// What save() wrote on x86-64 when version 2 of files came: from position 7 on, 30 tokens of a record that has two more, then one exact token.
+constexpr char written_once[] =
+    "894b5641524e0d0a02000000020000000000000000000000fd0f3c772ffea7df69646e7400000000000000000000000054000000000000001e2776544e969557"
+    "01000000000000000100000000000000200000000000000020000000000000002000000000000000000000000000000001000000000000000000000000000000"
+    "00000000000000000000000000000000020201011889e094d492d2307370616e0000000000000000000000005000000000000000c8a1a5a67199f27307000000"
+    "0000000026000000000000001f00000000000000020000000000000000000000000000000100000000000000070000000000000000001e000100000025000000"
+    "0000000000000100000000007ffea482dcdb5ffc72637264000000000000000000000000800300000000000089ad4d7ff3005949dc7ab7dedc7ab7decccccccc"
+    "cccccccc2e2e2e2e2e2e2e2eb8b8b8b8b8b8b8b8b88bb88bb88bb88b6e516e516e516e5188bb88bb88bb88bbe91ae91ae91ae91a992aaad9992aaad92556d665"
+    "2556d66576638d5876638d5862dd5d2262dd5d22d9992aaad9992aaaa9299adaa9299ada9c76a7cd9c76a7cd2262dd5d2262dd5d000000000000000000000000"
+    "00000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000002021af36a53aa73aa73a963e"
+    "a73a963e873e7c3ee6408c3e7c3e873eee40963e00000000000000000000000000000000000000000000000000000000000000000bb90bb9fcbc0bbd0bbde5c0"
+    "0bbdfcc0fcc0d6c04ac3d6c0e5c0fcc091c3e5c000000000000000000000000000000000000000000000000000000000000000007d3cb53c963cae3ca83ca03c"
+    "b33c8a3cb63c8a3cb33ca03ca83cae3c963cb53c7d3cb53c963cae3ca83ca03cb33c8a3cb63c8a3cb33ca03ca83cae3c963cb53c655da5255cda354d59d5544d"
+    "56597115a56599e66459e671b9aeba7aa364caa215a6205aa5725ae749154d9796a51499958ae26299db664ab9a27a4a4a9ea16865595ada254da76599eaabb2"
+    "b229a9a695646218e6719ba6695d4585c5a15c9b15a6daa05ae75a89992ab26869de695ae5df1d9d768e7664695185b55058f5611548a020a765dab259d5544d"
+    "95654dd6956599e69ba6198e695db5355c9b354d65f7255f5e8db55849154d9714199625e59be767662499b569517545b5615e9755595adadab2589a99eaabb2"
+    "8eea6a9ae575671d1dce7459a9ae4a8a3a5ea36465b7dfa5a518a576992ab268eb76ebf6958a189899b199dba9a28abaafa70a9eed39ed39ed39ed39ed39273c"
+    "ed39113c7b3acc3ad33cae3ecc3a7b3ab73cb43e903d743b723b873d033d0940753eda41873d713b733b903d003d0d407e3ed841dc3aa83c113caf3be93b133c"
+    "003ccb3b183ca83c783b0e3c003c913b543b0d3c713ba83c113cc33a543b133c003ccb3b183ca83ce63a0e3c003c913be93b0d3c1abefbbe1abe13be15bd90bd"
+    "3abd15be24befbbe10bd14be3abda8bec9be13be10bdfbbe1abe11bcc9be90bdc6be9bbd24befbbe24be15bec6bea8be15bd13be825fbb527846da6c65786374"
+    "000000000100000000000000800000000000000087adba6afc09cf8b00be00ba0000003a003e00bf00bc00b40038003d00c000bd00b80034003c003f00be00ba"
+    "0000003a003e00bf00bc00b40038003d00c000bd00b80034003c003f003a80bf00b8003b00bf00b6003c80be00b4803c00be00b0003d80bd0000803d00bd0030"
+    "003e80bc0034803e00bc0036003f00bb0038803f00ba003900c000b923123784ca0d6a38646f6e650000000004000000000000000800000000000000d9499a1f"
+    "b7d4773533443f8271af99ad541abffae4401f10";
+
+/// K (part 0) or V of that sequence.
+float written_value(std::size_t part, std::size_t token, std::size_t channel)
+{
+    const auto t = static_cast<int>(token), c = static_cast<int>(channel);
+    return part == 0 ? static_cast<float>((t * 7 + c * 3) % 16 - 8) / 4 : static_cast<float>((t * 5 + c * 11) % 32 - 16) / 8;
+}
+
+}  // namespace
+
+TEST_CASE("cache/save: a file that was written once is read, and written again", "[unit]")
+{
+    file_bytes file;
+    for (const char* at = written_once; *at != '\0'; at += 2) {
+        const auto digit = [](char c) { return static_cast<unsigned>(c <= '9' ? c - '0' : c - 'a' + 10); };
+        file.push_back(static_cast<std::byte>(digit(at[0]) << 4 | digit(at[1])));
+    }
+    REQUIRE(file.size() == 1428);
+    kvarn::cache_config c;
+    c.policy = *kvarn::make_policy(*kvarn::parse_format("k2v2_g32", 32), 1, 1);
+    c.sink_tokens = 0;
+    c.sequences = 2;
+    c.most_tokens = 64;
+    c.most_step = 40;
+    c.encode.encoder = kvarn::encoder::paper;
+    test_cache cache(c);
+
+    const auto back = loaded(cache.pool, file);
+    REQUIRE(back.ok());
+    CHECK(cache.pool.next_position(*back) == 38);
+    CHECK(cache.pool.statistics(*back)->sealed_tokens == 30);
+    CHECK(saved(cache.pool, *back) == file);
+    std::vector<float> k(31 * 32), v(31 * 32);
+    expect_ok(kvarn::read(cache.pool, *back, 0, 0, 7, 38, kvarn::token_major(k.data(), 31, 1, 32), kvarn::token_major(v.data(), 31, 1, 32),
+                          cache.scratch));
+    for (std::size_t i = 0; i < 32; ++i) {
+        CHECK(k[30 * 32 + i] == written_value(0, 30, i));
+        CHECK(v[30 * 32 + i] == written_value(1, 30, i));
+    }
+    const std::vector<float> first{-0x1.bed8ap+0f, -0x1.03404ap+0f, -0x1.f76d5ep-3f, 0x1.52cab6p-3f}, later{0x1.82fap+0f, 0x1.bf9964p+0f, -0x1.b5f4dap+0f, -0x1.ab4796p-2f};
+    const std::vector<float> first_v{-0x1.0c24f6p+1f, -0x1.082404p+0f, 0x1.c91752p-1f, -0x1.d32beap+0f},
+        later_v{-0x1.79bc5ap-1f, -0x1.1150a6p-1f, 0x1.0f577ep-1f, -0x1.63e272p+0f};
+    const auto four = [](const std::vector<float>& x, std::size_t token) {
+        const auto at = x.begin() + static_cast<std::ptrdiff_t>(token * 32);
+        return std::vector<float>(at, at + 4);
+    };
+    CHECK(four(k, 0) == first);
+    CHECK(four(v, 0) == first_v);
+    CHECK(four(k, 13) == later);
+    CHECK(four(v, 13) == later_v);
+
+    // From its tokens it comes out the same today.
+    const sequence_id id = cache.open(7);
+    const auto append = [&](std::size_t from, std::size_t tokens) {
+        std::vector<float> keys, values;
+        for (std::size_t t = from; t < from + tokens; ++t)
+            for (std::size_t d = 0; d < 32; ++d) {
+                keys.push_back(written_value(0, t, d));
+                values.push_back(written_value(1, t, d));
+            }
+        expect_ok(cache.pool.reserve(id, tokens));
+        expect_ok(kvarn::store(cache.pool, id, 0, kvarn::token_major<const float>(keys.data(), tokens, 1, 32),
+                               kvarn::token_major<const float>(values.data(), tokens, 1, 32)));
+        expect_ok(cache.pool.commit(id, tokens));
+    };
+    append(0, 33);
+    CHECK(cache.seal(id).sealed == 1);
+    expect_ok(cache.pool.truncate(id, 37));
+    append(30, 1);
+    CHECK(saved(cache.pool, id) == file);
 }
 
 TEST_CASE("cache/save: why a tile stays exact is said once", "[unit]")
