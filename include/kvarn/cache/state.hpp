@@ -194,4 +194,21 @@ KVARN_INLINE T* construct(T* at, std::size_t count) noexcept
     return plan;
 }
 
+/// The configuration, completed, with as many record blocks as fit into `bytes` beside its exact blocks, but no more than it has. Errors:
+/// those of plan_cache, no_room (not one fits).
+[[nodiscard]] KVARN_INLINE constexpr result<cache_config> fit_cache(const cache_config& given, std::size_t bytes) noexcept
+{
+    cache_config c = completed(given);
+    if (const auto plan = plan_cache(c); !plan) return plan.error;
+    std::size_t low = 0, high = c.record_blocks;
+    while (low < high) {
+        c.record_blocks = low + (high - low + 1) / 2;
+        if (plan_cache(c)->bytes() <= bytes) low = c.record_blocks;
+        else high = c.record_blocks - 1;
+    }
+    c.record_blocks = low;
+    if (low == 0) return status::no_room;
+    return c;
+}
+
 }  // namespace kvarn
