@@ -153,8 +153,8 @@ KVARN_INLINE constexpr std::size_t attention_workspace_bound(const format& f, st
                                                              std::size_t segments) noexcept
 {
     // A segment of n tokens has up to (n + group - 1) / chunk_tokens chunks, rounded up; one without tokens has none.
-    const auto times = [](std::size_t a, std::size_t b) { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; };
-    const auto plus = [](std::size_t a, std::size_t b) { return a > SIZE_MAX - b ? SIZE_MAX : a + b; };
+    const auto times = [](std::size_t a, std::size_t b) KVARN_LAMBDA { return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b; };
+    const auto plus = [](std::size_t a, std::size_t b) KVARN_LAMBDA { return a > SIZE_MAX - b ? SIZE_MAX : a + b; };
     if (segments > tokens) segments = tokens;
     const std::size_t room = times(segments, chunk_tokens - 1 + static_cast<std::size_t>(max_group) - 1);
     const std::size_t chunks = room == SIZE_MAX ? SIZE_MAX : plus(tokens / chunk_tokens, plus(room, tokens % chunk_tokens) / chunk_tokens);
