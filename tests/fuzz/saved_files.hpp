@@ -107,17 +107,17 @@ inline std::vector<std::byte> make(const kvarn::cache_pool& pool, const contents
     }
     written(writer.chunk(detail::spans_chunk, 0, payload));
 
-    std::vector<std::pair<bool, detail::block_part>> blocks;
+    // A chunk for each record block and for each exact span.
+    std::vector<std::pair<bool, detail::block_part>> chunks;
     for (std::size_t i = 0; i < x.spans.size(); ++i) {
-        const file_span& span = x.spans[i];
-        if (i == 0 || (span.flags & same_block_flag) == 0 || (span.flags & sealed_flag) == 0)  // parts of a record block share a chunk
-            blocks.push_back({(span.flags & sealed_flag) != 0, {i, i + 1, span.first, span.count}});
+        const bool sealed = (x.spans[i].flags & sealed_flag) != 0;
+        if (i == 0 || !sealed || (x.spans[i].flags & same_block_flag) == 0) chunks.push_back({sealed, {i, i + 1, x.spans[i].first, x.spans[i].count}});
     }
     fuzz::random_source random(x.seed);
-    if (x.layers > s.layers || x.first_layer > s.layers - x.layers) blocks.clear();
-    std::uint64_t number = x.first_layer * blocks.size();
-    for (std::uint64_t layer = x.first_layer; layer < x.first_layer + x.layers && !blocks.empty(); ++layer)
-        for (const auto& [sealed, part] : blocks) {
+    if (x.layers > s.layers || x.first_layer > s.layers - x.layers) chunks.clear();
+    std::uint64_t number = x.first_layer * chunks.size();
+    for (std::uint64_t layer = x.first_layer; layer < x.first_layer + x.layers && !chunks.empty(); ++layer)
+        for (const auto& [sealed, part] : chunks) {
             if (part.first + part.count > s.group) continue;
             payload.resize(detail::as_size(detail::payload_bytes(s, detail::as_size(layer), sealed, part)));
             for (std::size_t i = 0; i < payload.size(); ++i)

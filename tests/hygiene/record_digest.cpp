@@ -49,6 +49,7 @@ enum class content { random, outliers, zero, constant, tiny, minus_zero, not_fin
 
 /// The unsigned integer of an element's size.
 template <class T>
+    requires(sizeof(T) == 2 || sizeof(T) == 4)
 using bits_of = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint32_t>;
 
 template <class T>
@@ -391,7 +392,7 @@ void cache_case(const char* type, kvarn::exact_type exact)
     const auto file = cache.file(fork);
     cache.draft(fork, 3, 3000);
     const auto attention = cache.attention(fork);
-    std::printf("cache %s: values %016llx, attention %016llx, file %016llx\n", type, cache.values(fork), attention, digest(file));
+    std::printf("cache %s: values %016llx, attention %016llx, file %016llx\n", type, cache.values(fork), attention, digest(std::span<const std::byte>(file)));
 
     const auto back = kvarn::load(other.pool, kvarn::buffer_source(file));
     if (!back || other.file(*back) != file || other.values(*back) != cache.values(id)) ++failures;
