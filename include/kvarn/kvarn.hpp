@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Everything for the CPU but the overloads that allocate (interop/owning.hpp) and the Eigen types (interop/eigen.hpp).
+// Everything for the CPU but a whole cache (cache/pool.hpp and its neighbours, docs/cache.md), files, the overloads that allocate
+// (interop/owning.hpp) and the Eigen types (interop/eigen.hpp).
 // Layers, lowest first: base, layout, simd, then rotate, normalize and codec, then convert.hpp,
 // quantize.hpp and attention.hpp, then cache.
 

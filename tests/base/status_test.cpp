@@ -15,7 +15,7 @@ TEST_CASE("base/status: every status has its own sentence", "[unit]")
                           status::unsupported_group, status::unsupported_channels, status::bad_argument, status::null_pointer,
                           status::shape_mismatch, status::token_count_mismatch, status::buffer_too_small,  status::not_finite,           status::scale_overflow,
                           status::out_of_memory,  status::truncated,         status::corrupt, status::io_error, status::unsupported_version,
-                          status::no_room, status::stale_handle, status::other_configuration};
+                          status::no_room, status::sequence_full, status::stale_handle, status::other_configuration};
     std::set<std::string> sentences;
     for (const status s : all) {
         REQUIRE(kvarn::message(s) != nullptr);

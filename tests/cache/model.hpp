@@ -279,7 +279,7 @@ private:
     status expect_status(status got, status wanted, const char* what)
     {
         if (got != wanted) throw mismatch(std::string(what) + " says \"" + kvarn::message(got) + "\", not \"" + kvarn::message(wanted) + "\"");
-        seen_.refused += wanted == status::no_room;
+        seen_.refused += wanted == status::no_room || wanted == status::sequence_full;
         return got;
     }
 
@@ -401,9 +401,9 @@ private:
         const status wanted = [&] {
             if (!q.open) return status::stale_handle;
             if (n == 0) return status::ok;
-            if (q.tokens.size() + n > config_.most_tokens || q.next_position > std::int64_t{1} << 60) return status::no_room;
+            if (q.tokens.size() + n > config_.most_tokens || q.next_position > std::int64_t{1} << 60) return status::sequence_full;
             const std::size_t left = room_behind(q), more = n > left ? (n - left + group_ - 1) / group_ : 0;
-            if (runs_of(q).size() + more > config_.most_spans) return status::no_room;
+            if (runs_of(q).size() + more > config_.most_spans) return status::sequence_full;
             const std::size_t unused = free_exact();  // and counts holders
             const bool copy = left != 0 && q.tokens.back().where->holders > 1;
             return more + copy > unused ? status::no_room : status::ok;
@@ -579,12 +579,12 @@ private:
         while (!q.tokens.empty() && q.tokens.back().position >= at) q.tokens.pop_back();
         q.next_position = std::min(q.next_position, at);
     }
-    /// Says no_room without changing anything where a span would become two and there is no place for it.
+    /// Says sequence_full without changing anything where a span would become two and there is no place for it.
     status remove(sequence& q, std::int64_t begin, std::int64_t end)
     {
         sequence after = q;
         std::erase_if(after.tokens, [&](const token& t) { return t.position >= begin && t.position < end; });
-        if (runs_of(after).size() > config_.most_spans) return status::no_room;
+        if (runs_of(after).size() > config_.most_spans) return status::sequence_full;
         seen_.split += runs_of(after).size() > runs_of(q).size();
         q.tokens = after.tokens;
         return status::ok;

@@ -336,7 +336,7 @@ TEST_CASE("cache/save: fields that no sequence has are corrupt, whatever the che
     refused("a next position before the last token", numbers + 8, 8, 139);
     refused("a next position that is no position", numbers + 8, 8, ~std::uint64_t{0});
     refused("other tokens than there are", numbers + 16, 8, kvarn::get_u64(file.data() + numbers + 16) + 1);
-    refused("more tokens than a sequence may have", numbers + 16, 8, 257, status::no_room);
+    refused("more tokens than a sequence may have", numbers + 16, 8, 257, status::sequence_full);
     refused("other spans than there are", numbers + 24, 8, spans + 1);
     refused("layers that are not there", numbers + 40, 8, 3);
     refused("no layers", numbers + 40, 8, 0);
@@ -509,17 +509,17 @@ TEST_CASE("cache/save: no room, drafts and stale handles", "[unit]")
     expect_ok(cache.pool.close(id));
     CHECK(kvarn::save(cache.pool, id, nowhere) == status::stale_handle);
 
-    const auto refused = [&](auto change) {
+    const auto refused = [&](auto change, status wanted = status::no_room) {
         kvarn::cache_config c = small_config();
         change(c);
         test_cache other(c);
-        CHECK(loaded(other.pool, file).error == status::no_room);
+        CHECK(loaded(other.pool, file).error == wanted);
         CHECK(used(other.pool) == blocks_used{0, 0, 0, 0, 0});
     };
     refused([](kvarn::cache_config& c) { c.record_blocks = 1; });
     refused([](kvarn::cache_config& c) { c.exact_blocks = 1; });
-    refused([](kvarn::cache_config& c) { c.most_spans = 4; });
-    refused([](kvarn::cache_config& c) { c.most_tokens = 100; });
+    refused([](kvarn::cache_config& c) { c.most_spans = 4; }, status::sequence_full);
+    refused([](kvarn::cache_config& c) { c.most_tokens = 100; }, status::sequence_full);
     test_cache full(small_config());
     for (int i = 0; i < 4; ++i) (void)full.open();
     CHECK(loaded(full.pool, file).error == status::no_room);

@@ -230,8 +230,8 @@ TEST_CASE("cache/sequence: every refusal leaves everything as it was", "[unit]")
     }
     SECTION("reserve")
     {
-        refused(status::no_room, [&] { return pool.reserve(id, 101); });   // most_tokens
-        refused(status::no_room, [&] { return pool.reserve(id, SIZE_MAX); });
+        refused(status::sequence_full, [&] { return pool.reserve(id, 101); });   // most_tokens
+        refused(status::sequence_full, [&] { return pool.reserve(id, SIZE_MAX); });
         const auto other = cache.open();
         cache.feed(other, 2, 0, 96);
         // One exact block is left: 28 places behind the tail, then 32.
@@ -304,7 +304,7 @@ TEST_CASE("cache/sequence: every refusal leaves everything as it was", "[unit]")
         refused(status::ok, [&] { return pool.truncate(id, 105); });
         for (std::int64_t at = 10; at < 26; at += 4) REQUIRE(pool.erase(id, at, at + 2) == status::ok);
         REQUIRE(cache.numbers(id).spans == 8);
-        refused(status::no_room, [&] { return pool.erase(id, 50, 52); });
+        refused(status::sequence_full, [&] { return pool.erase(id, 50, 52); });
         CHECK(pool.erase(id, 37, 52) == status::ok);  // the first part of a tile: no more spans
         REQUIRE(pool.reserve(id, 1) == status::ok);
         refused(status::bad_argument, [&] { return pool.erase(id, 10, 11); });
@@ -429,8 +429,36 @@ TEST_CASE("cache/sequence: plans of layers are checked", "[unit]")
     step.first_draft = 1;
     CHECK(run(step, 0) == status::ok);
     CHECK_FALSE(untouched());
-    step.k.heads = 1;
-    CHECK(run(step, 0) == status::shape_mismatch);
+    // What plan_layer sees, and of which step.
+    const auto refused_plan = [&](status wanted, auto change) {
+        std::vector<kvarn::sequence_step> two{step, step};
+        change(two[1]);
+        std::vector<std::byte> memory(1 << 20);
+        std::size_t failed = 77;
+        CHECK(kvarn::plan_layer(pool, 0, two, {}, memory, &failed).error == wanted);
+        CHECK(failed == 1);
+    };
+    refused_plan(status::shape_mismatch, [](kvarn::sequence_step& s) { s.k.heads = 1; });
+    refused_plan(status::shape_mismatch, [](kvarn::sequence_step& s) { s.v.channels = 31; });
+    refused_plan(status::shape_mismatch, [](kvarn::sequence_step& s) { s.k = {}; });
+    refused_plan(status::null_pointer, [](kvarn::sequence_step& s) { s.v.data = nullptr; });
+    refused_plan(status::shape_mismatch, [](kvarn::sequence_step& s) { s.out.tokens = 1; });
+    refused_plan(status::shape_mismatch, [](kvarn::sequence_step& s) { s.q.channels = 16; });
+    refused_plan(status::null_pointer, [](kvarn::sequence_step& s) { s.out.data = nullptr; });
+    refused_plan(status::stale_handle, [](kvarn::sequence_step& s) { s.sequence.generation += 1; });
+    {
+        const std::vector<kvarn::sequence_step> two{step_of(2, 4), step_of(2, 4)};
+        std::vector<std::byte> memory(kvarn::layer_memory_bytes(pool, two, {}));
+        const auto items = kvarn::plan_layer(pool, 0, two, {}, memory);
+        REQUIRE(items.ok());
+        CHECK(items->step_of_store(0) == 0);
+        CHECK(items->step_of_store(items->store_items() - 1) == 1);
+        CHECK(items->step_of_attend(0) != items->step_of_attend(items->attend_items() - 1));
+    }
+    auto no_queries = step;
+    no_queries.q = {};
+    no_queries.out = {};
+    CHECK(run(no_queries, 0) == status::ok);
     CHECK(run(step_of(2, 4), 1) == status::bad_argument);  // the other layer
     CHECK(kvarn::layer_memory_bound(cache.config(), 1, 2 * 64, 2) >= kvarn::layer_memory_bytes(pool, std::vector{step_of(40, 4)}, {}));
     std::vector<kvarn::kv_segment> segments(2);
@@ -751,7 +779,7 @@ TEST_CASE("cache/sequence: what a configuration plans is enough", "[unit]")
                 const auto id = cache.open();
                 cache.feed(id, 1, 0, 300, step, true);
                 CHECK(cache.pool().tokens(id) == 300);
-                CHECK(cache.pool().reserve(id, 1) == status::no_room);  // most_tokens
+                CHECK(cache.pool().reserve(id, 1) == status::sequence_full);  // most_tokens
                 CHECK(cache.numbers(id).sealed_tokens == (300 - cache.config().sink_tokens - recent) / 32 * 32);
                 // And no more than is needed.
                 CHECK(cache.pool().statistics().records.free == 0);
@@ -1200,11 +1228,11 @@ TEST_CASE("cache/sequence: spans and tokens run out", "[unit]")
     REQUIRE(cache.store(id, 1, 60, 36) == status::ok);
     REQUIRE(pool.commit(id, 36) == status::ok);
     CHECK(cache.numbers(id).spans == 4);
-    check_refused(cache, {id}, status::no_room, [&] { return pool.reserve(id, 6); });  // most_tokens
-    check_refused(cache, {id}, status::no_room, [&] { return pool.erase(id, 70, 71); });
+    check_refused(cache, {id}, status::sequence_full, [&] { return pool.reserve(id, 6); });  // most_tokens
+    check_refused(cache, {id}, status::sequence_full, [&] { return pool.erase(id, 70, 71); });
     CHECK(pool.erase(id, 70, 96) == status::ok);  // the end of one
     // Behind a hole a span of its own begins.
-    check_refused(cache, {id}, status::no_room, [&] { return pool.reserve(id, 65); });
+    check_refused(cache, {id}, status::sequence_full, [&] { return pool.reserve(id, 65); });
     CHECK(pool.next_position(id) == 96);
     REQUIRE(pool.truncate(id, 70) == status::ok);
     CHECK(pool.reserve(id, 20) == status::ok);

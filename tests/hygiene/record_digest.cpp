@@ -271,7 +271,7 @@ void file_case()
     for (std::size_t i = 0; i < payload.size(); ++i) payload[i] = static_cast<std::byte>(i * i >> 3 & 255u);
     kvarn::buffer_writer writer{kvarn::buffer_sink(file)};
     bool ok = writer.begin(kvarn::file_kind::sequence) == kvarn::status::ok;
-    for (const std::size_t bytes : {0, 3, 8, 16, 128, 240, 241, 1024, 3000})
+    for (const std::size_t bytes : {0u, 3u, 8u, 16u, 128u, 240u, 241u, 1024u, 3000u})
         ok = ok && writer.chunk(kvarn::chunk_type("data"), bytes, std::span(payload).first(bytes)) == kvarn::status::ok;
     ok = ok && writer.finish() == kvarn::status::ok;
     const auto written = std::span<const std::byte>(file).first(static_cast<std::size_t>(writer.bytes()));
@@ -382,7 +382,7 @@ void cache_case(const char* type, kvarn::exact_type exact)
 {
     small_cache cache(exact), other(exact);
     const kvarn::sequence_id id = *cache.pool.open(3);
-    for (const std::size_t tokens : {50, 1, 25}) cache.append(id, tokens, 1000 + static_cast<std::uint32_t>(tokens));
+    for (const std::size_t tokens : {50u, 1u, 25u}) cache.append(id, tokens, 1000 + static_cast<std::uint32_t>(tokens));
     cache.seal(id, 1);
     small_cache::expect(cache.pool.truncate(id, 48));  // in the tile that was sealed
     cache.append(id, 40, 2000);

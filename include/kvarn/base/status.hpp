@@ -25,7 +25,8 @@ enum class status : std::uint8_t {
     not_finite,              ///< NaN or infinity among the input
     scale_overflow,          ///< a scalar of the record would not fit a half
     out_of_memory,           ///< only from the overloads that allocate
-    no_room,                 ///< a cache has no block, span or sequence left, or a sequence is at its longest
+    no_room,                 ///< a cache has no block or sequence left: others must go first
+    sequence_full,           ///< a sequence has as many tokens or spans as its cache allows: nothing else going helps
     stale_handle,            ///< a sequence that was closed, or never opened
     truncated,               ///< a file or buffer ends before its content does
     corrupt,                 ///< a file or buffer whose checksum, magic or fields are wrong
@@ -54,7 +55,8 @@ enum class status : std::uint8_t {
     case status::not_finite: return "input holds NaN or infinity";
     case status::scale_overflow: return "values are too large: a scale would overflow half precision";
     case status::out_of_memory: return "out of memory";
-    case status::no_room: return "the cache has no block, span or sequence left, or the sequence is at its longest";
+    case status::no_room: return "the cache has no block or sequence left";
+    case status::sequence_full: return "the sequence has as many tokens, or spans, as the cache allows";
     case status::stale_handle: return "this sequence is not open: it was closed, or never opened";
     case status::truncated: return "data ends too early";
     case status::corrupt: return "data is damaged or not of this kind";

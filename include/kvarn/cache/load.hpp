@@ -17,7 +17,7 @@ namespace kvarn {
 
 /// Makes a sequence from a file. It exists when all of the file has been read and verified, and otherwise nothing of it is left. `differs`, if given, is set
 /// to the field of the identity that does not fit, static storage, or null. `whole`: nothing may follow the file.
-/// Errors: other_configuration, no_room, corrupt, truncated, unsupported_version, or what `read` says (io_error).
+/// Errors: other_configuration, no_room, sequence_full (more tokens or spans than the pool allows), corrupt, truncated, unsupported_version, or what `read` says (io_error).
 template <class Read>
 [[nodiscard]] result<sequence_id> load(const cache_pool& pool, Read&& read, const char** differs = nullptr, bool whole = true) noexcept;
 
@@ -116,7 +116,7 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
     layers = {detail::as_size(first_layer), detail::as_size(layer_count)};
     const bool again = id_.generation != 0;
     if (layers.first != layers_) return status::bad_argument;
-    if (count > s.config.most_spans || committed > s.config.most_tokens) return status::no_room;
+    if (count > s.config.most_spans || committed > s.config.most_tokens) return status::sequence_full;
     if (!again) {
         const auto opened = pool_.open(0);
         if (!opened) return opened.error;

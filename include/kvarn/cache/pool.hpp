@@ -42,6 +42,7 @@ struct sequence_statistics {
     std::size_t dead_tokens = 0;    ///< places of its record blocks that it does not see: behind rollbacks and erasures
     std::size_t kept_tiles = 0;     ///< tiles that sealing refused, of which it sees all or a part
     std::size_t record_blocks = 0, exact_blocks = 0, spans = 0;
+    std::size_t own_records = 0, own_exact = 0;  ///< of those blocks, the ones that nobody else holds: what close() gives back
     std::int64_t next_position = 0;
 };
 
@@ -65,10 +66,11 @@ public:
     /// A new sequence, its first token at `first_position` (left padding needs no tokens: begin behind it).
     /// Errors: no_room (all sequences are open), bad_argument (a position below 0 or beyond 2^60).
     [[nodiscard]] result<sequence_id> open(std::int64_t first_position = 0) noexcept;
-    /// Gives its blocks back. Error: stale_handle, as for all functions below.
+    /// Gives its blocks back; tiles in the queue of sealing hold theirs until finish_seal, or cancel_seal before. Error: stale_handle, as for
+    /// all functions below.
     [[nodiscard]] status close(sequence_id id) noexcept;
 
-    /// Room for `tokens` more drafts in all layers. Errors: no_room (blocks, spans, or most_tokens of the sequence).
+    /// Room for `tokens` more drafts in all layers. Errors: no_room (blocks), sequence_full (most_tokens, most_spans).
     [[nodiscard]] status reserve(sequence_id id, std::size_t tokens) noexcept;
     /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some of them were
     /// not stored in some layer and head).
@@ -80,7 +82,7 @@ public:
     /// Errors: bad_argument (before the first position).
     [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;
     /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there are drafts),
-    /// no_room (spans).
+    /// sequence_full (most_spans: a span would become two).
     [[nodiscard]] status erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept;
     /// Drops the `tokens` oldest tokens behind the sink. Errors as for erase, and bad_argument (there are not so many).
     [[nodiscard]] status evict_front(sequence_id id, std::size_t tokens) noexcept;
@@ -176,6 +178,8 @@ KVARN_INLINE result<cache_pool> make_pool(const cache_config& config, std::span<
     s.tables = a.tables;
     s.stored = a.stored;
     s.jobs = a.jobs;
+    s.sealed_items = a.sealed_items;
+    s.item_words = detail::divide_up(s.layers * s.heads, 64);
     cache_pool pool;
     pool.s_ = &s;
     return pool;
@@ -224,15 +228,22 @@ KVARN_INLINE result<sequence_statistics> cache_pool::statistics(sequence_id id) 
     n.next_position = q->next_position;
     const detail::cache_span* const spans = s_->spans_of(id.slot);
     const std::int32_t* const table = s_->table_of(id.slot);
+    const auto parts_of = [&](std::size_t i) KVARN_LAMBDA {
+        std::uint32_t parts = 1;
+        while (i + parts < q->spans && table[i + parts] == table[i] && spans[i + parts].sealed == spans[i].sealed) ++parts;
+        return parts;
+    };
     const detail::pool_lock lock(s_->lock);
     for (std::size_t i = 0; i < q->spans; ++i) {
         const bool again = i != 0 && spans[i].sealed == spans[i - 1].sealed && table[i] == table[i - 1];  // two parts of one block
         if (spans[i].sealed) {
             n.record_blocks += !again;
+            n.own_records += !again && s_->blocks.records.holders[table[i]] == parts_of(i);
             n.sealed_tokens += spans[i].count;
             n.dead_tokens += (again ? 0 : s_->group) - spans[i].count;
         } else {
             n.exact_blocks += !again;
+            n.own_exact += !again && s_->blocks.exact.holders[table[i]] == parts_of(i);
             n.kept_tiles += !again && s_->blocks.kept[table[i]] != status::ok;
         }
     }

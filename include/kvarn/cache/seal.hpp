@@ -23,6 +23,7 @@ struct seal_report {
     std::size_t sealed = 0;       ///< tiles that are records now, but for those that a fork had sealed
     std::size_t kept_exact = 0;   ///< tiles that a record cannot hold: they stay exact
     std::size_t dropped = 0;      ///< tiles that their sequence cut or left meanwhile
+    std::size_t unfinished = 0;   ///< tiles whose items were said to be done and were not: they stay in the queue, all items to be done
     // The first tile that was kept, where there is one.
     sequence_id sequence{};
     std::int64_t position = 0;    ///< of its first token
@@ -46,8 +47,12 @@ template <class Arch = simd::native_arch>
 [[nodiscard]] status seal_item(const cache_pool& pool, std::size_t item, std::span<std::byte> scratch) noexcept;
 
 /// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other thread may use their
-/// sequences meanwhile.
+/// sequences meanwhile. It stops at a tile that has an item which was not done, or failed.
 seal_report finish_seal(const cache_pool& pool, std::size_t items) noexcept;
+
+/// Takes a sequence's tiles out of the queue, closed or not, so that close() gives back all that it holds; says how many. No item may run
+/// meanwhile.
+std::size_t cancel_seal(const cache_pool& pool, sequence_id id) noexcept;
 
 /// All ready tiles of a sequence, in this thread, without the queue; stops early where no record block is free.
 /// Errors: stale_handle, buffer_too_small (scratch_bytes(format)), no_room (tiles are ready, but nothing could be done).
@@ -99,6 +104,22 @@ KVARN_INLINE void replace_by_record(pool_state& s, std::uint32_t slot, std::size
     s.spans_of(slot)[span].sealed = true;
 }
 
+/// No item of a tile is done.
+KVARN_INLINE void forget_items(const pool_state& s, seal_job& job) noexcept
+{
+    job.failure = ~std::uint64_t{0};
+    for (std::size_t i = 0; i < s.item_words; ++i) s.items_of(job.record)[i] = 0;
+}
+
+[[nodiscard]] KVARN_INLINE bool all_items(const pool_state& s, const seal_job& job) noexcept
+{
+    for (std::size_t i = 0, left = s.layers * s.heads; i < s.item_words; ++i, left -= 64) {
+        const std::uint64_t all = left < 64 ? (std::uint64_t{1} << left) - 1 : ~std::uint64_t{0};
+        if (__atomic_load_n(s.items_of(job.record) + i, __ATOMIC_ACQUIRE) != all) return false;
+    }
+    return true;
+}
+
 /// Takes the oldest ready tile of a sequence that has no record; those before it get theirs, and `changed` says that there were any.
 /// False: nothing is left, or no record block; `out` says no_room if that is all that happened.
 KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, bool& changed, status& out) noexcept
@@ -120,6 +141,7 @@ KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, bool& 
         s.blocks.exact.hold(block);
         s.blocks.exact.link[block] = being_sealed;
         job = {block, s.blocks.records.take(), id.slot, id.generation, s.spans_of(id.slot)[i].position, ~std::uint64_t{0}};
+        forget_items(s, job);
         changed = taken = true;
         return false;
     });
@@ -147,11 +169,13 @@ KVARN_NOINLINE status encode_item(const pool_state& s, seal_job& job, std::size_
     const status said = s.config.exact == exact_type::f32   ? encode(std::type_identity<float>{})
                         : s.config.exact == exact_type::f16 ? encode(std::type_identity<half>{})
                                                             : encode(std::type_identity<bfloat16>{});
-    if (said == status::ok) return said;
-    const std::uint64_t mine = std::uint64_t{item} << 8 | static_cast<std::uint64_t>(said);
-    std::uint64_t known = __atomic_load_n(&job.failure, __ATOMIC_RELAXED);
-    while (mine < known && !__atomic_compare_exchange_n(&job.failure, &known, mine, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    if (said != status::ok) {
+        const std::uint64_t mine = std::uint64_t{item} << 8 | static_cast<std::uint64_t>(said);
+        std::uint64_t known = __atomic_load_n(&job.failure, __ATOMIC_RELAXED);
+        while (mine < known && !__atomic_compare_exchange_n(&job.failure, &known, mine, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        }
     }
+    __atomic_fetch_or(s.items_of(job.record) + item / 64, std::uint64_t{1} << item % 64, __ATOMIC_RELEASE);
     return status::ok;
 }
 
@@ -193,6 +217,16 @@ KVARN_INLINE void settle(pool_state& s, const seal_job& job, seal_report& report
         }
     }
     s.blocks.release_exact(job.exact);
+}
+
+/// Takes the first jobs out of the queue.
+KVARN_INLINE void drop_jobs(pool_state& s, std::size_t tiles) noexcept
+{
+    if (tiles == 0) return;
+    const pool_lock lock(s.lock);
+    const std::size_t left = s.job_count - tiles;
+    for (std::size_t i = 0; i < left; ++i) s.jobs[i] = s.jobs[i + tiles];
+    __atomic_store_n(&s.job_count, left, __ATOMIC_RELEASE);
 }
 
 }  // namespace detail
@@ -241,14 +275,43 @@ KVARN_INLINE seal_report finish_seal(const cache_pool& pool, std::size_t items) 
 {
     detail::pool_state& s = pool.state();
     const std::size_t each = s.layers * s.heads, open = seal_items(pool);
-    const std::size_t done = s.items_done + (items < open ? items : open);
+    std::size_t done = s.items_done + (items < open ? items : open), tiles = 0;
     seal_report report;
-    for (std::size_t i = 0; i < done / each; ++i) detail::settle(s, s.jobs[i], report);
-    const detail::pool_lock lock(s.lock);
-    s.job_count -= done / each;
-    for (std::size_t i = 0; i < s.job_count; ++i) s.jobs[i] = s.jobs[i + done / each];
+    for (; tiles < done / each; ++tiles) {
+        detail::seal_job& job = s.jobs[tiles];
+        if (!detail::all_items(s, job)) {
+            for (std::size_t i = tiles; i <= done / each && i < s.job_count; ++i) {
+                report.unfinished += i < done / each;
+                detail::forget_items(s, s.jobs[i]);
+            }
+            done = tiles * each;
+            break;
+        }
+        detail::settle(s, job, report);
+    }
+    detail::drop_jobs(s, tiles);
     s.items_done = done % each;
     return report;
+}
+
+KVARN_INLINE std::size_t cancel_seal(const cache_pool& pool, sequence_id id) noexcept
+{
+    detail::pool_state& s = pool.state();
+    const detail::pool_lock lock(s.lock);
+    std::size_t left = 0, count = s.job_count;
+    for (std::size_t i = 0; i < count; ++i) {
+        const detail::seal_job job = s.jobs[i];
+        if (job.slot != id.slot || job.generation != id.generation) {
+            s.jobs[left++] = job;
+            continue;
+        }
+        if (i == 0) s.items_done = 0;
+        s.blocks.exact.link[job.exact] = detail::no_block;
+        s.blocks.release_record(job.record);
+        s.blocks.release_exact(job.exact);
+    }
+    __atomic_store_n(&s.job_count, left, __ATOMIC_RELEASE);
+    return count - left;
 }
 
 template <class Arch>

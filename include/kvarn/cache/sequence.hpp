@@ -120,8 +120,8 @@ KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noex
     if (q == nullptr) return status::stale_handle;
     if (tokens == 0) return status::ok;
     const std::size_t group = s_->group;
-    if (tokens > s_->config.most_tokens - q->committed - q->drafts) return status::no_room;
-    if (q->next_position > detail::largest_position) return status::no_room;
+    if (tokens > s_->config.most_tokens - q->committed - q->drafts) return status::sequence_full;
+    if (q->next_position > detail::largest_position) return status::sequence_full;
     detail::cache_span* const spans = s_->spans_of(id.slot);
     std::int32_t* const table = s_->table_of(id.slot);
     detail::cache_span* const last = q->spans != 0 ? spans + q->spans - 1 : nullptr;
@@ -130,7 +130,7 @@ KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noex
     std::size_t left = 0;
     if (last != nullptr && !last->sealed && last->end() == q->next_position) left = group - last->first - last->count;
     const std::size_t more = tokens > left ? detail::divide_up(tokens - left, group) : 0;
-    if (more > s_->config.most_spans - q->spans) return status::no_room;
+    if (more > s_->config.most_spans - q->spans) return status::sequence_full;
     std::int32_t copied = detail::no_block;
     {
         const detail::pool_lock lock(s_->lock);
@@ -234,7 +234,7 @@ KVARN_INLINE status cache_pool::erase(sequence_id id, std::int64_t begin, std::i
     const std::size_t head = begin > spans[from].position ? static_cast<std::size_t>(begin - spans[from].position) : 0;
     const std::size_t tail = spans[to - 1].end() > end ? static_cast<std::size_t>(spans[to - 1].end() - end) : 0;
     const bool split = to - from == 1 && head != 0 && tail != 0;
-    if (split && q->spans == s_->config.most_spans) return status::no_room;
+    if (split && q->spans == s_->config.most_spans) return status::sequence_full;
     std::size_t gone = 0;
     for (std::size_t i = from; i < to; ++i) gone += spans[i].count;
     gone -= head + tail;

@@ -36,7 +36,7 @@ struct shift_report {
 /// for each run of tokens, layer and KV head, with keys in the basis of cache_config. next_position moves along with the last token.
 /// Other holders of the blocks keep theirs: it takes a free sequence slot, a free block for each block with tokens in the range, and one exact block.
 /// Errors, nothing changes: stale_handle, bad_argument (end < begin, drafts, positions that would overlap others or leave [first position, 2^60]),
-/// no_room, buffer_too_small.
+/// no_room, sequence_full (most_spans), buffer_too_small.
 template <class Arch = simd::native_arch, class Turn>
 [[nodiscard]] result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end, std::int64_t by,
                                                    Turn&& turn, std::span<std::byte> scratch) noexcept;
@@ -164,12 +164,13 @@ result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std
     status said = status::ok;
     while (spans[from].end() <= begin) ++from;
     if (spans[from].position < begin) {
-        if (!detail::split_span(s, fork->slot, from, static_cast<std::size_t>(begin - spans[from].position))) said = status::no_room;
+        if (!detail::split_span(s, fork->slot, from, static_cast<std::size_t>(begin - spans[from].position))) said = status::sequence_full;
         ++from;
     }
     std::size_t to = from;
     while (said == status::ok && to < f.spans && spans[to].position < end) {
-        if (spans[to].end() > end && !detail::split_span(s, fork->slot, to, static_cast<std::size_t>(end - spans[to].position))) said = status::no_room;
+        if (spans[to].end() > end && !detail::split_span(s, fork->slot, to, static_cast<std::size_t>(end - spans[to].position)))
+            said = status::sequence_full;
         ++to;
     }
     if (said == status::ok) {

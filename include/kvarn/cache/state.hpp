@@ -84,6 +84,8 @@ struct pool_state {
     std::int32_t* tables = nullptr;      // [sequences][most_spans]
     std::uint32_t* stored = nullptr;     // [sequences][layers][heads]: drafts that are written
     seal_job* jobs = nullptr;            // [record_blocks]
+    std::uint64_t* sealed_items = nullptr;  // [record_blocks][item_words]: a bit for each layer and head that is encoded; set atomically
+    std::size_t item_words = 0;
     std::size_t job_count = 0, items_done = 0;
     seal_counts sealing{};
     std::uint32_t lock = 0;
@@ -93,6 +95,10 @@ struct pool_state {
     [[nodiscard]] KVARN_INLINE cache_span* spans_of(std::uint32_t slot) const noexcept { return spans + slot * config.most_spans; }
     [[nodiscard]] KVARN_INLINE std::int32_t* table_of(std::uint32_t slot) const noexcept { return tables + slot * config.most_spans; }
     [[nodiscard]] KVARN_INLINE std::uint32_t* stored_of(std::uint32_t slot) const noexcept { return stored + slot * layers * heads; }
+    [[nodiscard]] KVARN_INLINE std::uint64_t* items_of(std::int32_t record) const noexcept
+    {
+        return sealed_items + static_cast<std::size_t>(record) * item_words;
+    }
     [[nodiscard]] KVARN_INLINE const head_place& place(std::size_t layer, std::size_t head) const noexcept { return places[layer * heads + head]; }
 };
 
@@ -133,6 +139,7 @@ struct pool_arrays {
     std::int32_t* tables = nullptr;
     std::uint32_t* stored = nullptr;
     seal_job* jobs = nullptr;
+    std::uint64_t* sealed_items = nullptr;
 };
 
 KVARN_INLINE constexpr pool_arrays cut_arrays(const cache_config& c, memory_cutter& cut) noexcept
@@ -155,6 +162,7 @@ KVARN_INLINE constexpr pool_arrays cut_arrays(const cache_config& c, memory_cutt
     a.tables = cut.array<std::int32_t>(spans);
     a.stored = cut.array<std::uint32_t>(multiply_sizes(c.sequences, heads));
     a.jobs = cut.array<seal_job>(c.record_blocks);
+    a.sealed_items = cut.array<std::uint64_t>(multiply_sizes(c.record_blocks, divide_up(heads, 64)));
     return a;
 }
 

@@ -66,6 +66,7 @@ struct layer_task {
     std::size_t workspace = 0;              // bytes before its part
     sequence_id sequence{};
     std::uint32_t place = 0;                // layer and head
+    std::uint32_t step = 0;
 
     KVARN_INLINE layer_task() noexcept {}
 };
@@ -81,6 +82,11 @@ public:
     [[nodiscard]] KVARN_INLINE std::size_t attend_items() const noexcept { return items_; }
     [[nodiscard]] KVARN_INLINE std::size_t finish_items() const noexcept { return split_; }
 
+    /// Which of the steps an item belongs to: where it fails, the others go on. `item` is one of the phase's.
+    [[nodiscard]] KVARN_INLINE std::size_t step_of_store(std::size_t item) const noexcept { return item / pool_.heads(); }
+    [[nodiscard]] KVARN_INLINE std::size_t step_of_attend(std::size_t item) const noexcept { return tasks_[task_of(item)].step; }
+    [[nodiscard]] KVARN_INLINE std::size_t step_of_finish(std::size_t item) const noexcept { return tasks_[item].step; }
+
     /// Item `item` of a phase; all of a phase may run at the same time, each phase after the one before. `scratch`: cache_scratch_bytes.
     /// Errors: those of store(), attend(), attend_item() and combine_items(); bad_argument (no such item, drafts that are not stored).
     template <class Arch = simd::native_arch>
@@ -95,9 +101,21 @@ public:
     [[nodiscard]] status run(std::span<std::byte> scratch) const noexcept;
 
     friend result<layer_items> plan_layer(const cache_pool&, std::size_t, std::span<const sequence_step>, const layer_options&,
-                                          std::span<std::byte>) noexcept;
+                                          std::span<std::byte>, std::size_t*) noexcept;
 
 private:
+    /// The last task that begins at or before an item of the attend phase.
+    [[nodiscard]] KVARN_INLINE std::size_t task_of(std::size_t item) const noexcept
+    {
+        std::size_t low = 0, high = tasks_.size() - 1;
+        while (low < high) {
+            const std::size_t middle = low + (high - low + 1) / 2;
+            if (tasks_[middle].first_item <= item) low = middle;
+            else high = middle - 1;
+        }
+        return low;
+    }
+
     cache_pool pool_{};
     std::size_t layer_ = 0, items_ = 0, split_ = 0;  // the first split_ tasks have more than one item
     attention_options attention_{};
@@ -107,11 +125,13 @@ private:
     std::span<std::byte> workspace_{};
 };
 
-/// Plans one layer of a step. `steps` and `memory` must live until its items are done, and the sequences stay as they are (reserve before).
-/// Errors: stale_handle, bad_argument (no such layer; options), shape_mismatch (query heads are no multiple of KV heads; more queries than tokens),
-/// buffer_too_small.
+/// Plans one layer of a step. `steps` and `memory` must live until its items are done, and the sequences stay as they are (reserve before). A
+/// sequence comes once. A step may have no queries (q of zero tokens): its K and V are stored.
+/// Errors, and `failed`, if given, is set to the step that has it: stale_handle, shape_mismatch (of k, v, q, out with the formats and each other; query
+/// heads that are no multiple of KV heads; more queries than tokens), null_pointer, bad_argument (no such layer; options; more query heads
+/// than 1024 times the KV heads), buffer_too_small. Values are looked at by the items.
 [[nodiscard]] result<layer_items> plan_layer(const cache_pool& pool, std::size_t layer, std::span<const sequence_step> steps,
-                                             const layer_options& options, std::span<std::byte> memory) noexcept;
+                                             const layer_options& options, std::span<std::byte> memory, std::size_t* failed = nullptr) noexcept;
 
 // --- implementation ----------------------------------------------------------------------------------------------------
 
@@ -130,6 +150,21 @@ template <bool Const>
 {
     const std::size_t rows = rows_per_task < max_query_rows ? rows_per_task : max_query_rows;
     return rows > group_heads ? rows / group_heads : 1;
+}
+
+/// Whether span i goes on in the same segment as the one before: a run of records, each where the one before ended, at the end of its tile.
+[[nodiscard]] KVARN_INLINE bool continues_run(const pool_state& s, const cache_span* spans, std::size_t i) noexcept
+{
+    return spans[i].sealed && spans[i - 1].sealed && spans[i].first == 0 && spans[i].position == spans[i - 1].end() &&
+           spans[i - 1].first + spans[i - 1].count == static_cast<int>(s.group);
+}
+
+[[nodiscard]] KVARN_INLINE std::size_t count_segments(const pool_state& s, std::uint32_t slot) noexcept
+{
+    const cache_span* const spans = s.spans_of(slot);
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < s.sequences[slot].spans; ++i) n += i == 0 || !continues_run(s, spans, i);
+    return n;
 }
 
 }  // namespace detail
@@ -155,12 +190,8 @@ KVARN_INLINE result<std::size_t> history_of(const cache_pool& pool, sequence_id 
             ++i;
             continue;
         }
-        // A run of records: each goes on where the one before ended, at the end of its tile.
         std::size_t end = i + 1, tokens = begin.count;
-        for (; end < q->spans && spans[end].sealed && spans[end].first == 0 && spans[end].position == spans[end - 1].end() &&
-               spans[end - 1].first + spans[end - 1].count == static_cast<int>(s.group);
-             ++end)
-            tokens += spans[end].count;
+        for (; end < q->spans && detail::continues_run(s, spans, end); ++end) tokens += spans[end].count;
         const auto run = paged_tiles(place.f, place.records, static_cast<std::ptrdiff_t>(place.record_bytes), std::span(table + i, end - i));
         out[n++] = at_position(token_range(place.f, run, begin.first, tokens), begin.position);
         i = end;
@@ -190,45 +221,91 @@ KVARN_INLINE constexpr std::size_t layer_memory_bound(const cache_config& config
     return cut.used() + 63;
 }
 
+namespace detail {
+
+/// What a layer's items take.
+struct layer_sizes {
+    std::size_t tasks = 0, segments = 0, workspace = 0;
+    bool may_split = false;  ///< histories, over threads
+
+    [[nodiscard]] KVARN_INLINE std::size_t bytes() const noexcept
+    {
+        memory_cutter cut(nullptr);
+        cut.bytes(tasks * sizeof(layer_task));
+        cut.bytes(segments * sizeof(kv_segment));
+        cut.bytes(workspace);
+        return cut.used() + 63;
+    }
+};
+
+/// Steps that plan_layer would refuse take nothing.
+[[nodiscard]] KVARN_INLINE layer_sizes sizes_of(const cache_pool& pool, std::span<const sequence_step> steps, const layer_options& options) noexcept
+{
+    const pool_state& s = pool.state();
+    layer_sizes sizes;
+    for (const bool workspace : {false, true}) {
+        for (const sequence_step& step : steps) {
+            const sequence_state* const q = pool.find(step.sequence);
+            if (q == nullptr || step.q.heads < s.heads || step.q.tokens == 0) continue;
+            const std::size_t group_heads = step.q.heads / s.heads;
+            const std::size_t blocks = divide_up(step.q.tokens, tokens_per_task(options.rows_per_task, group_heads));
+            const std::size_t segments = count_segments(s, step.sequence.slot);
+            if (!workspace) {
+                sizes.tasks += s.heads * blocks;
+                sizes.segments += s.heads * segments;
+            } else if (blocks == 1) {
+                const std::size_t rows = step.q.tokens * group_heads;
+                sizes.workspace += s.heads * (attention_workspace_bound(s.places[0].f, 1, rows, q->committed + q->drafts, segments) + 64);
+            }
+        }
+        sizes.may_split = sizes.tasks < 4 * options.threads;
+        if (!sizes.may_split) break;
+    }
+    return sizes;
+}
+
+/// Everything about a step but its values.
+[[nodiscard]] KVARN_INLINE status check_step(const cache_pool& pool, const sequence_step& step) noexcept
+{
+    const pool_state& s = pool.state();
+    const sequence_state* const q = pool.find(step.sequence);
+    if (q == nullptr) return status::stale_handle;
+    const format& f = s.places[0].f;
+    const auto keys = static_cast<std::size_t>(f.key_channels()), values = static_cast<std::size_t>(f.head_dim_v());
+    if (step.k.data == nullptr && step.v.data != nullptr) return status::shape_mismatch;
+    if (step.k.data != nullptr && !has_shape(step.k, step.k.tokens, s.heads, keys)) return status::shape_mismatch;
+    if (step.k.data != nullptr && (f.has_values() ? !has_shape(step.v, step.k.tokens, s.heads, values) : step.v.data != nullptr))
+        return status::shape_mismatch;
+    if (step.k.data != nullptr && f.has_values() && step.v.data == nullptr) return status::null_pointer;
+    if (step.q.tokens == 0) return status::ok;
+    if (step.q.heads == 0 || step.q.heads % s.heads != 0 || step.q.channels != keys) return status::shape_mismatch;
+    if (step.q.tokens > q->committed + q->drafts) return status::shape_mismatch;
+    const auto out = static_cast<std::size_t>(output_channels(f));
+    if (step.out.tokens != step.q.tokens || step.out.heads != step.q.heads || step.out.channels != out) return status::shape_mismatch;
+    if (step.q.data == nullptr || step.out.data == nullptr) return status::null_pointer;
+    return step.q.heads / s.heads > max_query_rows ? status::bad_argument : status::ok;
+}
+
+}  // namespace detail
+
 KVARN_INLINE std::size_t layer_memory_bytes(const cache_pool& pool, std::span<const sequence_step> steps, const layer_options& options) noexcept
 {
-    const detail::pool_state& s = pool.state();
-    std::size_t tasks = 0, segments = 0, workspace = 0;
-    for (const sequence_step& step : steps) {
-        const detail::sequence_state* const q = pool.find(step.sequence);
-        if (q == nullptr || step.q.heads < s.heads) continue;
-        const std::size_t group_heads = step.q.heads / s.heads, each = detail::tokens_per_task(options.rows_per_task, group_heads);
-        const std::size_t blocks = detail::divide_up(step.q.tokens, each);
-        tasks += s.heads * blocks;
-        segments += s.heads * q->spans;
-        if (blocks == 1) {  // its history may be split
-            const std::size_t rows = step.q.tokens * group_heads;
-            workspace += s.heads * (attention_workspace_bound(s.places[0].f, 1, rows, q->committed + q->drafts, q->spans) + 64);
-        }
-    }
-    detail::memory_cutter cut(nullptr);
-    cut.bytes(tasks * sizeof(detail::layer_task));
-    cut.bytes(segments * sizeof(kv_segment));
-    cut.bytes(workspace);
-    return cut.used() + 63;
+    return detail::sizes_of(pool, steps, options).bytes();
 }
 
 KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t layer, std::span<const sequence_step> steps,
-                                            const layer_options& options, std::span<std::byte> memory) noexcept
+                                            const layer_options& options, std::span<std::byte> memory, std::size_t* failed) noexcept
 {
     const detail::pool_state& s = pool.state();
     if (layer >= s.layers || options.chunks_per_item == 0) return status::bad_argument;
-    std::size_t task_count = 0, segment_count = 0;
-    for (const sequence_step& step : steps) {
-        const detail::sequence_state* const q = pool.find(step.sequence);
-        if (q == nullptr) return status::stale_handle;
-        if (step.q.heads == 0 || step.q.heads % s.heads != 0 || step.q.tokens > q->committed + q->drafts) return status::shape_mismatch;
-        const std::size_t group_heads = step.q.heads / s.heads;
-        if (group_heads > max_query_rows) return status::bad_argument;
-        task_count += s.heads * detail::divide_up(step.q.tokens, detail::tokens_per_task(options.rows_per_task, group_heads));
-        segment_count += s.heads * q->spans;
-    }
-    if (memory.size() < layer_memory_bytes(pool, steps, options)) return status::buffer_too_small;
+    for (std::size_t i = 0; i < steps.size(); ++i)
+        if (const status said = detail::check_step(pool, steps[i]); said != status::ok) {
+            if (failed != nullptr) *failed = i;
+            return said;
+        }
+    const detail::layer_sizes sizes = detail::sizes_of(pool, steps, options);
+    const std::size_t task_count = sizes.tasks, segment_count = sizes.segments;
+    if (memory.size() < sizes.bytes()) return status::buffer_too_small;
     if (memory.data() == nullptr) return status::null_pointer;
     detail::memory_cutter cut(detail::aligned_to_line(memory.data()));
     detail::layer_task* const tasks = cut.array<detail::layer_task>(task_count);
@@ -243,20 +320,23 @@ KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t 
     items.steps_ = steps;
     items.tasks_ = {tasks, task_count};
     items.workspace_ = memory.last(static_cast<std::size_t>(memory.data() + memory.size() - workspace));
-    const bool may_split = task_count < 4 * options.threads;
     std::size_t workspace_bytes = 0, whole = task_count;  // split tasks from the front, whole ones from the back
     for (const sequence_step& step : steps) {
+        const std::size_t m = step.q.tokens;
+        if (m == 0) continue;
         const detail::sequence_state& q = *pool.find(step.sequence);
-        const std::size_t group_heads = step.q.heads / s.heads, each = detail::tokens_per_task(options.rows_per_task, group_heads), m = step.q.tokens;
-        for (std::size_t head = 0; head < s.heads && m != 0; ++head) {
-            const auto history = history_of(pool, step.sequence, layer, head, {segments, q.spans});
+        const std::size_t group_heads = step.q.heads / s.heads, each = detail::tokens_per_task(options.rows_per_task, group_heads);
+        const std::size_t most_segments = detail::count_segments(s, step.sequence.slot);
+        for (std::size_t head = 0; head < s.heads; ++head) {
+            const auto history = history_of(pool, step.sequence, layer, head, {segments, most_segments});
             const std::span<const kv_segment> mine{segments, *history};
-            segments += q.spans;
+            segments += *history;
             for (std::size_t first = 0; first < m; first += each) {
                 const std::size_t count = m - first < each ? m - first : each;
                 detail::layer_task t;
                 t.f = &s.place(layer, head).f;
                 t.sequence = step.sequence;
+                t.step = static_cast<std::uint32_t>(&step - steps.data());
                 t.place = static_cast<std::uint32_t>(layer * s.heads + head);
                 t.task.history = mine;
                 t.task.q = detail::query_block(step.q, head * group_heads, group_heads, first, count);
@@ -269,7 +349,7 @@ KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t 
                 t.task.mask_stride = step.mask_stride;
                 t.task.mask_tokens = step.mask_tokens;
                 const std::span<const attention_task> alone{&t.task, 1};
-                t.items = may_split && m <= each ? kvarn::attention_items(alone, options.chunks_per_item) : 1;
+                t.items = sizes.may_split && m <= each ? kvarn::attention_items(alone, options.chunks_per_item) : 1;
                 if (t.items > 1) {
                     t.workspace = workspace_bytes;
                     workspace_bytes += detail::divide_up(attention_workspace_bytes(*t.f, alone), 64) * 64;
@@ -305,13 +385,7 @@ template <class Arch>
 status layer_items::attend_item(std::size_t item, std::span<std::byte> scratch) const noexcept
 {
     if (item >= items_) return status::bad_argument;
-    std::size_t low = 0, high = tasks_.size() - 1;  // the last task that begins at or before the item
-    while (low < high) {
-        const std::size_t middle = low + (high - low + 1) / 2;
-        if (tasks_[middle].first_item <= item) low = middle;
-        else high = middle - 1;
-    }
-    const detail::layer_task& t = tasks_[low];
+    const detail::layer_task& t = tasks_[task_of(item)];
     const detail::sequence_state* const q = pool_.find(t.sequence);
     if (q == nullptr) return status::stale_handle;
     const detail::pool_state& s = pool_.state();

@@ -64,9 +64,8 @@ KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, 
     begin_rows(team, b);
     row_state state;
     if (b.is_exact()) {
-        const int sinks = b.tokens_of(c.a.sink), tails = b.tokens_of(c.a.tail);
-        attend_exact(team, b, c.a.sink, sinks, b.sealed_begin - sinks, state);
-        attend_exact(team, b, c.a.tail, tails, b.end - tails, state);
+        attend_exact(team, b, c.a.sink, b.sinks, b.sink_position, state);
+        attend_exact(team, b, c.a.tail, b.tails, b.tail_position, state);
     } else {
         attend_records<Group, Latent>(team, b, state);
     }

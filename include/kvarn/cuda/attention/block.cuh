@@ -20,8 +20,8 @@ struct attention_block {
     attention_memory at;
     float* shared;
     int sequence, head, first_row, split;
-    int tiles;
-    int sealed_begin, end;  // the position behind the sink, and the one behind the last token
+    int sinks, tiles, tails;
+    int sink_position = 0, tail_position;  // of the first tokens; with no tail, behind the records
     int warp, lane;
 
     template <class Team>
@@ -34,26 +34,20 @@ struct attention_block {
         first_row = rest % c.row_blocks * block_rows;
         head = rest / c.row_blocks % c.a.kv_heads;
         sequence = rest / c.row_blocks / c.a.kv_heads;
+        sinks = c.a.sink.tokens != nullptr ? c.a.sink.tokens[sequence] : 0;
         tiles = c.a.records.tiles != nullptr ? c.a.records.tiles[sequence] : 0;
-        sealed_begin = begin_of(c.a.sink, 0) + tokens_of(c.a.sink);
-        end = sealed_begin;
+        tails = c.a.tail.tokens != nullptr ? c.a.tail.tokens[sequence] : 0;
+        if (sinks > 0 && c.a.sink.positions != nullptr) sink_position = c.a.sink.positions[sequence];
+        tail_position = sink_position + sinks;
         if (tiles > 0) {
             const tile_span last = span(tiles - 1);
-            end = last.position + last.count;
+            tail_position = last.position + last.count;
         }
-        end = begin_of(c.a.tail, end) + tokens_of(c.a.tail);
+        if (tails > 0 && c.a.tail.positions != nullptr) tail_position = c.a.tail.positions[sequence];
     }
 
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int tokens_of(const exact_pages& x) const noexcept
-    {
-        return x.tokens != nullptr ? x.tokens[sequence] : 0;
-    }
-    /// Position of the first of these tokens if what comes before ends at `before`.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int begin_of(const exact_pages& x, int before) const noexcept
-    {
-        return x.positions != nullptr && tokens_of(x) > 0 ? x.positions[sequence] : before;
-    }
-
+    /// The position behind the last token.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int end() const noexcept { return tail_position + tails; }
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE float* query() const noexcept { return shared + at.query; }
     /// This thread's row of queries, and of their exact channels.
@@ -86,7 +80,7 @@ struct attention_block {
     {
         const record_pages& r = c.a.records;
         if (r.spans != nullptr) return r.spans[static_cast<std::ptrdiff_t>(sequence) * r.max_tiles + tile];
-        return {sealed_begin + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
+        return {sink_position + sinks + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
     }
 
     /// Row `row` of the block among all query rows; rows beyond the last see what that one does.
@@ -94,16 +88,19 @@ struct attention_block {
     {
         return first_row + row < c.rows ? first_row + row : c.rows - 1;
     }
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int query_position(int number) const noexcept
+    {
+        return end() - c.a.new_tokens + number / c.a.heads_per_kv;
+    }
     /// Whether the mask speaks of some of the tokens `part` of those from `position` on.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool in_mask(int position, visible_tokens part) const noexcept
     {
-        return c.a.mask_tokens > 0 && end - c.a.mask_tokens < position + part.end;
+        return c.a.mask_tokens > 0 && end() - c.a.mask_tokens < position + part.end;
     }
     /// What row `row` of the block sees of these, or all that the mask may show it.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
     {
-        const int own = end - c.a.new_tokens + number_of(row) / c.a.heads_per_kv;
-        return find_visible(c, c.a.causal && !in_mask(position, part), own, position, part);
+        return find_visible(c, c.a.causal && !in_mask(position, part), query_position(number_of(row)), position, part);
     }
     /// What any row sees of them: later rows see from later on and to later.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, visible_tokens part) const noexcept
@@ -115,23 +112,28 @@ struct attention_block {
     {
         return in_mask(position, part) || seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
     }
-    /// What row `row` makes of those that a thread has, whose first one is number `own`.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE row_view view(int row, int own, int position, visible_tokens part, int tokens) const noexcept
+    /// What row `row` makes of those that a thread has, whose first one is number `own`. `hides`: whether it may not see all of them.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE row_view view(int row, int own, int position, visible_tokens part, bool hides) const noexcept
     {
         row_view v;
-        const int number = number_of(row), token = number / c.a.heads_per_kv, query = end - c.a.new_tokens + token;
-        v.distance = position + own - query;
+        const int number = number_of(row);
+        v.distance = position + own - query_position(number);
         if (c.a.alibi_slopes != nullptr)
             v.slope = mul(c.a.alibi_slopes[head * c.a.heads_per_kv + number % c.a.heads_per_kv], log2_e);
-        if (!is_masked(position, part, tokens)) return v;
+        v.hides = hides;
+        if (!hides) return v;
         const visible_tokens all = seen(row, position, part);
-        v.shown = low_bits(all.end - own) & ~low_bits(all.begin - own);
-        if (!in_mask(position, part)) return v;
-        const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + token;
-        const int bit = position + own - (end - c.a.mask_tokens);  // of the thread's first token; before the mask begins the rule counts
-        const std::uint32_t before = low_bits(-bit) & (c.a.causal ? low_bits(1 - v.distance) : ~0u);
-        v.shown &= before | mask_bits(c.a.mask + line * c.a.mask_stride, c.a.mask_stride, bit);
+        v.seen = {all.begin - own, all.end - own};
         return v;
+    }
+    /// Bits of those that the mask shows that row; before the mask begins the rule counts.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE std::uint32_t shown(int row, int own, int position, visible_tokens part) const noexcept
+    {
+        if (!in_mask(position, part)) return ~0u;
+        const int number = number_of(row), first = position + own, bit = first - (end() - c.a.mask_tokens);
+        const std::uint32_t before = low_bits(-bit) & (c.a.causal ? low_bits(query_position(number) + 1 - first) : ~0u);
+        const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + number / c.a.heads_per_kv;
+        return before | mask_bits(c.a.mask + line * c.a.mask_stride, c.a.mask_stride, bit);
     }
 };
 

@@ -42,8 +42,9 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
             multiply_exact_keys<T, quad, P>(
                 team, b.own_exact_query(), c.exact_channels, [&](int m) { return key(m) + c.dk; }, b.lane, s);
         const visible_tokens rest{0, tokens - first < exact_span ? tokens - first : exact_span};
-        const row_view view = b.view(g, own, position + first, rest, exact_span);
-        const float factor = absorb_scores(team, c, s, view, 0.0f, state);
+        const row_view view = b.view(g, own, position + first, rest, true);
+        const auto shown = [&] { return b.shown(after(s[0], g), own, position + first, rest); };
+        const float factor = absorb_scores(team, c, s, view, shown, 0.0f, state);
         float sum = 0.0f;
         KVARN_UNROLL
         for (int i = 0; i < 2 * P; ++i) sum = add(sum, s[i]);

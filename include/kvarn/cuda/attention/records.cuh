@@ -140,8 +140,9 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
             team, b.own_exact_query(), c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
     }
     const tile_part of(b.span(tile), first, 8 * P);
-    const row_view view = b.view(g, own, of.position, of.part, 8 * P);
-    const float factor = absorb_scores(team, c, s, view, weight_shift, state);
+    const row_view view = b.view(g, own, of.position, of.part, b.is_masked(of.position, of.part, 8 * P));
+    const auto shown = [&] { return b.shown(after(s[0], g), own, of.position, of.part); };
+    const float factor = absorb_scores(team, c, s, view, shown, weight_shift, state);
     if constexpr (Latent)
         attend_keys_as_values<P, Group>(team, b, record, k, s, factor, state);
     else if (c.value_block == 64)

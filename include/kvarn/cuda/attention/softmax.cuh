@@ -80,11 +80,21 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t mask_bits(const std::uint64_t* row, int 
     return static_cast<std::uint32_t>(bit > 32 && word + 1 < words ? low | row[word + 1] << (64 - bit) : low);
 }
 
-/// What a row makes of up to 32 neighbouring tokens of one thread.
+/// x, unknown before y is: what is computed from it takes no registers while y is still computed.
+KVARN_DEVICE KVARN_INLINE int after([[maybe_unused]] float y, int x) noexcept
+{
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(x) : "f"(y));
+#endif
+    return x;
+}
+
+/// What a row makes of the neighbouring tokens of one thread, counted from its first one.
 struct row_view {
-    std::uint32_t shown = ~0u;  // bit i: it sees the i-th
-    float slope = 0.0f;         // of ALiBi, in base-2 units
-    int distance = 0;           // of the first of them from the query
+    bool hides = false;     // whether it may not see some of them
+    visible_tokens seen{};  // if so, it sees none outside of these
+    float slope = 0.0f;     // of ALiBi, in base-2 units
+    int distance = 0;       // of the first of them from the query
 };
 
 /// A row's largest score so far, and the sum of its weights 2^(s - largest).
@@ -92,10 +102,10 @@ struct row_state {
     float largest = lowest_score, total = 0.0f;
 };
 
-/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much
-/// what came before shrinks; the total is the caller's.
-template <int N, class Team>
-KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], const row_view& view,
+/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. `shown()` are bits of the
+/// tokens that a mask shows. Returns by how much what came before shrinks; the total is the caller's.
+template <int N, class Team, class Shown>
+KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], const row_view& view, Shown&& shown,
                                               float shift, row_state& state) noexcept
 {
     static_assert(N <= 32);
@@ -107,10 +117,16 @@ KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& 
         KVARN_UNROLL
         for (int i = 0; i < N; ++i) s[i] = fma(static_cast<float>(view.distance + i), view.slope, s[i]);
     }
-    if (view.shown != ~0u) {
+    if (view.hides) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i)
-            if ((view.shown >> i & 1u) == 0) s[i] = hidden_score;
+            if (i < view.seen.begin || i >= view.seen.end) s[i] = hidden_score;
+        const std::uint32_t bits = shown();
+        if (bits != ~0u) {
+            KVARN_UNROLL
+            for (int i = 0; i < N; ++i)
+                if ((bits >> i & 1u) == 0) s[i] = hidden_score;
+        }
     }
     float most = s[0];
     KVARN_UNROLL
