@@ -134,8 +134,11 @@ kvarn::status files(std::span<std::byte> buffer, std::span<const std::byte> payl
 }
 
 /// A sequence of a cache from its pool to its end, in steps that are planned as items.
-kvarn::status sequences(const kvarn::cache_config& config, std::span<std::byte> memory, std::span<std::byte> scratch, kvarn::sequence_step step)
+kvarn::status sequences(const kvarn::cache_config& given, std::span<std::byte> memory, std::span<std::byte> scratch, kvarn::sequence_step step)
 {
+    const auto fitted = kvarn::fit_cache(given, memory.size());
+    if (!fitted) return fitted.error;
+    const kvarn::cache_config& config = *fitted;
     if (const auto plan = kvarn::plan_cache(config); !plan || plan->bytes() > memory.size()) return kvarn::status::no_room;
     const auto made = kvarn::make_pool(config, memory);
     if (!made) return made.error;
@@ -153,8 +156,9 @@ kvarn::status sequences(const kvarn::cache_config& config, std::span<std::byte> 
     for (const kvarn::status s : all)
         if (s != kvarn::status::ok) return s;
     const kvarn::layer_options options;
-    const auto items = kvarn::plan_layer(pool, 0, {&step, 1}, options, memory.first(kvarn::layer_memory_bytes(pool, {&step, 1}, options)));
-    if (!items) return items.error;
+    std::size_t failed = 0;
+    const auto items = kvarn::plan_layer(pool, 0, {&step, 1}, options, memory.first(kvarn::layer_memory_bytes(pool, {&step, 1}, options)), &failed);
+    if (!items || items->step_of_store(0) + items->step_of_attend(0) + items->step_of_finish(0) != failed) return items.error;
     kvarn::status done = items->run(scratch);
     if (done == kvarn::status::ok) done = items->store_item(items->store_items() - 1);
     if (done == kvarn::status::ok) done = items->attend_item(items->attend_items() - 1, scratch);
@@ -177,6 +181,7 @@ kvarn::status saved(kvarn::cache_pool& pool, kvarn::sequence_id id, std::span<fl
     for (std::size_t i = 0; s == kvarn::status::ok && i < kvarn::seal_items(pool); ++i)
         s = i % 2 != 0 ? kvarn::seal_item(pool, i, scratch) : kvarn::dispatched::seal_item(pool, i, scratch);
     const kvarn::seal_report report = kvarn::finish_seal(pool, kvarn::seal_items(pool));
+    if (report.unfinished != 0) return kvarn::cancel_seal(pool, id) != 0 ? kvarn::status::bad_argument : s;
     if (s == kvarn::status::ok) s = report.why == kvarn::status::ok ? kvarn::seal(pool, id, scratch).error : kvarn::dispatched::seal(pool, id, scratch).error;
     const auto shifted = kvarn::shift_positions(
         pool, id, 0, 32, 7, [](std::size_t, std::size_t, kvarn::kv_view<float> keys, std::int64_t) { keys.data[0] += 1; },
