@@ -104,7 +104,7 @@ inline constexpr int max_query_rows = 1024;
                                              int multiprocessors) noexcept
 {
     const int blocks = sequences * kv_heads * detail::row_blocks_of(rows),
-              places = detail::resident_blocks(f.group(), !f.has_values()) * multiprocessors;
+              places = detail::resident_blocks * multiprocessors;
     if (blocks <= 0 || places <= 0) return 1;
     const int most = (tiles + detail::attention_warps - 1) / detail::attention_warps;
     int best = 1;
