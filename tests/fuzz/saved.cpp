@@ -393,7 +393,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     saved_files::contents x;
     bool right = draw(in, x);
-    case_of_file test(setup, pieces, x.tame);
+    const std::size_t damages = in.one_in(4) ? in.below(4) : 0;
+    case_of_file test(setup, pieces, x.tame && damages == 0);
     file_bytes file;
     if ((setup & 0x40) == 0) {
         file = saved_files::make(test.pool(), x);
@@ -416,7 +417,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         const file_bytes second = saved_files::make(test.pool(), x);
         file.insert(file.end(), second.begin(), second.end());
     }
-    for (std::size_t i = 0, n = in.one_in(4) ? in.below(4) : 0; i < n; ++i) {
+    for (std::size_t i = 0; i < damages; ++i) {
         file[in.below(file.size())] = static_cast<std::byte>(in.take());
         right = false;
     }
