@@ -158,7 +158,9 @@ TEST_CASE("serving/parts: the digest of a sequence does not depend on where its 
     REQUIRE(loaded.ok());
     CHECK(digest_of(pool, *loaded) == sum);
     // A pool without room says so, and the sequence is still there for later.
-    engine small(b.m, config_for(b.plan, b.m.config, 64, 1, 1), helpers);
+    kvarn::cache_config few = config_for(b.plan, b.m.config, 150, 1, 1);
+    few.exact_blocks = 1;
+    engine small(b.m, few, helpers);
     CHECK(parked.load(small.pool()).error == kvarn::status::no_room);
 }
 

@@ -103,7 +103,7 @@ template <class Void>
 
 #if defined(__CUDACC__)
 template <int Group, bool Latent, class Team>
-__global__ void __launch_bounds__(attention_threads, resident_blocks(Group, Latent))
+__global__ void __launch_bounds__(attention_threads, resident_blocks)
     attention_kernel(const __grid_constant__ attention_call c)
 {
     extern __shared__ float4 kvarn_shared[];

@@ -12,11 +12,9 @@ inline constexpr int attention_threads = 32 * attention_warps;
 inline constexpr int block_rows = 8;  // query rows that one thread block attends with
 inline constexpr int max_splits = 1024;
 
-/// Blocks of a multiprocessor that registers must do for. Of latent attention with 512 channels shared memory holds two.
-[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int resident_blocks(int group, bool latent) noexcept
-{
-    return latent || group == 32 ? 2 : 3;
-}
+/// Blocks of a multiprocessor that registers must do for: with three, those of masks and ALiBi spill. Of latent attention with 512 channels
+/// shared memory holds two.
+inline constexpr int resident_blocks = 2;
 
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int output_dim(const format& f) noexcept
 {
