@@ -313,7 +313,7 @@ void repair(file_bytes& file)
     }
 }
 
-/// Another value: near to this one, a status, or anything.
+/// Another value: near to this one, a small one, or anything.
 template <class Integer>
 Integer another(fuzz::source& in, Integer value)
 {
@@ -322,8 +322,7 @@ Integer another(fuzz::source& in, Integer value)
     case 0: return in.take<Integer>();
     case 1: return static_cast<Integer>(value + 1);
     case 2: return static_cast<Integer>(value - 1);
-    case 3: return static_cast<Integer>(status::not_finite);
-    case 4: return static_cast<Integer>(status::scale_overflow);
+    case 3: return static_cast<Integer>(how >> 3 & 3);
     default: return static_cast<Integer>(value ^ Integer{1} << in.take() % (8 * sizeof value));
     }
 }
@@ -351,7 +350,7 @@ bool draw(fuzz::source& in, saved_files::contents& x)
         const bool again = (how & 3) == 0 && last != nullptr && last->first + last->count < 32;
         s.flags = static_cast<std::uint16_t>(how >> 2 & 1);
         if (s.flags == 0) s.flags = static_cast<std::uint16_t>(how >> 2 & saved_files::sink_flag);
-        if (s.flags == 0 && (how & 0x70) == 0x70) s.kept = static_cast<std::uint16_t>(how >> 7 != 0 ? status::not_finite : status::scale_overflow);
+        if (s.flags == 0 && (how & 0x70) == 0x70) s.kept = how >> 7 != 0 ? kvarn::detail::kept_not_finite : kvarn::detail::kept_overflowed;
         if (again) {
             s.flags = static_cast<std::uint16_t>((last->flags & saved_files::sealed_flag) | (s.flags & ~saved_files::sealed_flag) | saved_files::same_block_flag);
             if ((s.flags & saved_files::sealed_flag) != 0) s.flags &= static_cast<std::uint16_t>(~saved_files::sink_flag);

@@ -141,7 +141,7 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
         const bool same_block = (flags & 4) != 0;
         if (flags > 7 || position < earliest || position > most || span.count == 0 || span.count > s.group || span.first > s.group - span.count ||
             span.end() > static_cast<std::int64_t>(next_position) || (span.sealed && (span.sink || kept != 0)) ||
-            (kept != 0 && kept != static_cast<std::uint16_t>(status::not_finite) && kept != static_cast<std::uint16_t>(status::scale_overflow)))
+            kept > detail::kept_overflowed)
             return status::corrupt;
         if (same_block && (i == 0 || span.sealed != before.sealed || span.first < before.first + before.count)) return status::corrupt;
         tokens += span.count;
@@ -149,20 +149,20 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
             const bool known_same = i != 0 && table[i] == table[i - 1] && spans[i].sealed == before.sealed;
             if (std::memcmp(&spans[i].position, &span.position, sizeof span.position) != 0 || spans[i].first != span.first ||
                 spans[i].count != span.count || spans[i].sealed != span.sealed || spans[i].sink != span.sink || known_same != same_block ||
-                (!span.sealed && s.blocks.kept[table[i]] != static_cast<status>(kept)))
+                (!span.sealed && detail::kept_number(s.blocks.kept[table[i]]) != kept))
                 return status::bad_argument;
             continue;
         }
         const detail::pool_lock lock(s.lock);
         if (same_block) {
-            if (!span.sealed && s.blocks.kept[table[i - 1]] != static_cast<status>(kept)) return status::corrupt;
+            if (!span.sealed && detail::kept_number(s.blocks.kept[table[i - 1]]) != kept) return status::corrupt;
             table[i] = table[i - 1];
             if (span.sealed) s.blocks.records.hold(table[i]);
             else s.blocks.exact.hold(table[i]);
         } else {
             if ((span.sealed ? s.blocks.records : s.blocks.exact).free == 0) return status::no_room;
             table[i] = span.sealed ? s.blocks.records.take() : s.blocks.take_exact();
-            if (!span.sealed) s.blocks.kept[table[i]] = static_cast<status>(kept);
+            if (kept != 0) s.blocks.kept[table[i]] = kept == detail::kept_not_finite ? status::not_finite : status::scale_overflow;
         }
         spans[i] = span;
         ++q.spans;

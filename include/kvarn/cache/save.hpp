@@ -74,6 +74,14 @@ KVARN_INLINE void put_format(const format& f, std::byte (&to)[format_bytes]) noe
     put_u8(to + 3, f.values_rotated() ? 1 : 0);
 }
 
+/// Why a tile stays exact: 0 it does not. Numbers of files, whatever those of `status` become.
+inline constexpr std::uint16_t kept_not_finite = 1, kept_overflowed = 2;
+
+[[nodiscard]] KVARN_INLINE constexpr std::uint16_t kept_number(status why) noexcept
+{
+    return why == status::ok ? std::uint16_t{0} : why == status::not_finite ? kept_not_finite : kept_overflowed;
+}
+
 /// What one chunk holds: the record block of spans [from, to), or the tokens [first, first + count) that one exact span shows.
 struct block_part {
     std::size_t from = 0, to = 0;
@@ -179,7 +187,7 @@ KVARN_INLINE status write_head(Writer& file, const pool_state& s, std::uint32_t 
         put_u16(b + 8, spans[i].first);
         put_u16(b + 10, spans[i].count);
         put_u16(b + 12, static_cast<std::uint16_t>(spans[i].sealed | spans[i].sink << 1 | again << 2));
-        put_u16(b + 14, spans[i].sealed ? 0 : static_cast<std::uint16_t>(s.blocks.kept[table[i]]));
+        put_u16(b + 14, spans[i].sealed ? std::uint16_t{0} : kept_number(s.blocks.kept[table[i]]));
         said = file.append(b);
     }
     return said == status::ok ? file.close_chunk() : said;
