@@ -28,12 +28,16 @@ namespace detail {
     return c.a.sequences * c.a.kv_heads * c.rows;
 }
 
-/// Calls body(group, whether V is read from K), both as integral constants.
+/// Calls body(group, whether V is read from K, whether there is a mask or ALiBi), all as integral constants.
 template <class Body>
 auto with_shape(const attention_call& c, Body&& body) noexcept
 {
+    constexpr std::integral_constant<bool, true> yes{};
+    constexpr std::integral_constant<bool, false> no{};
+    const bool general = c.a.mask_tokens > 0 || c.a.alibi_slopes != nullptr;
     const auto with_group = [&](auto group) {
-        return c.dv == 0 ? body(group, std::integral_constant<bool, true>{}) : body(group, std::integral_constant<bool, false>{});
+        if (general) return c.dv == 0 ? body(group, yes, yes) : body(group, no, yes);
+        return c.dv == 0 ? body(group, yes, no) : body(group, no, no);
     };
     switch (c.group) {
     case 32: return with_group(std::integral_constant<int, 32>{});
@@ -48,7 +52,7 @@ auto with_shape(const attention_call& c, Body&& body) noexcept
 template <class Team>
 void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
-    with_shape(c, [&](auto group, auto latent) { attend_item<group(), latent()>(team, c, item, shared); });
+    with_shape(c, [&](auto group, auto latent, auto general) { attend_item<group(), latent(), general()>(team, c, item, shared); });
 }
 #endif
 
@@ -102,13 +106,13 @@ template <class Void>
 }
 
 #if defined(__CUDACC__)
-template <int Group, bool Latent, class Team>
-__global__ void __launch_bounds__(attention_threads, resident_blocks)
+template <int Group, bool Latent, bool General, class Team>
+__global__ void __launch_bounds__(attention_threads, resident_blocks(Group, Latent, General))
     attention_kernel(const __grid_constant__ attention_call c)
 {
     extern __shared__ float4 kvarn_shared[];
     Team team;
-    attend_item<Group, Latent>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
+    attend_item<Group, Latent, General>(team, c, static_cast<int>(blockIdx.x), reinterpret_cast<float*>(kvarn_shared));
 }
 
 template <class Team>
@@ -131,8 +135,8 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(const __grid_c
     if (const status s = detail::check_attention(f, a, detail::device_shared_bytes()); s != status::ok) return s;
     if (a.sequences == 0 || a.kv_heads == 0 || a.new_tokens == 0 || a.heads_per_kv == 0) return status::ok;
     const detail::attention_call c = detail::make_attention_call(f, a);
-    const status first = detail::with_shape(c, [&](auto group, auto latent) {
-        return detail::launch(detail::attention_kernel<group(), latent(), detail::block_team>, detail::attention_blocks(c),
+    const status first = detail::with_shape(c, [&](auto group, auto latent, auto general) {
+        return detail::launch(detail::attention_kernel<group(), latent(), general(), detail::block_team>, detail::attention_blocks(c),
                               detail::attention_threads, detail::attention_shared_bytes(f), c, stream);
     });
     if (first != status::ok) return first;

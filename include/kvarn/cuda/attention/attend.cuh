@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <kvarn/cuda/attention/exact.cuh>
 #include <kvarn/cuda/attention/records.cuh>
@@ -56,11 +57,11 @@ KVARN_DEVICE KVARN_INLINE void finish_rows(Team& team, const attention_block& b,
 }
 
 /// The body of the first kernel: block `item` of [sequence][kv_head][row block][split, then the exact tokens]. Group is the
-/// format's; Latent: V is read from K.
-template <int Group, bool Latent, class Team>
+/// format's; Latent: V is read from K; General: there is a mask or ALiBi.
+template <int Group, bool Latent, bool General, class Team>
 KVARN_DEVICE KVARN_INLINE void attend_item(Team& team, const attention_call& c, int item, float* shared) noexcept
 {
-    const attention_block b(team, c, item, shared);
+    const std::conditional_t<General, general_block, attention_block> b(team, c, item, shared);
     begin_rows(team, b);
     row_state state;
     if (b.is_exact()) {

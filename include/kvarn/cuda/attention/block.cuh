@@ -46,8 +46,6 @@ struct attention_block {
         if (tails > 0 && c.a.tail.positions != nullptr) tail_position = c.a.tail.positions[sequence];
     }
 
-    /// The position behind the last token.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int end() const noexcept { return tail_position + tails; }
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_exact() const noexcept { return split == c.a.splits; }
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE float* query() const noexcept { return shared + at.query; }
     /// This thread's row of queries, and of their exact channels.
@@ -83,59 +81,69 @@ struct attention_block {
         return {sink_position + sinks + tile * c.group, 0, static_cast<std::uint16_t>(c.group)};
     }
 
-    /// Row `row` of the block among all query rows; rows beyond the last see what that one does.
+    /// Row `row` of the block among all query rows; rows beyond the last are that one.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE int number_of(int row) const noexcept
     {
         return first_row + row < c.rows ? first_row + row : c.rows - 1;
     }
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int query_position(int number) const noexcept
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int query_position(int row) const noexcept
     {
-        return end() - c.a.new_tokens + number / c.a.heads_per_kv;
+        return tail_position + tails - c.a.new_tokens + number_of(row) / c.a.heads_per_kv;
     }
-    /// Whether the mask speaks of some of the tokens `part` of those from `position` on.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool in_mask(int position, visible_tokens part) const noexcept
-    {
-        return c.a.mask_tokens > 0 && end() - c.a.mask_tokens < position + part.end;
-    }
-    /// What row `row` of the block sees of these, or all that the mask may show it.
+    /// What row `row` of the block sees of the tokens `part` of those from `position` on.
     [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
     {
-        return find_visible(c, c.a.causal && !in_mask(position, part), query_position(number_of(row)), position, part);
+        return find_visible(c, c.a.causal, query_position(row), position, part);
     }
-    /// What any row sees of them: later rows see from later on and to later.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(int position, visible_tokens part) const noexcept
+    static constexpr bool general = false;
+};
+
+/// The same of a call with a mask or ALiBi.
+struct general_block : attention_block {
+    using attention_block::attention_block;
+    static constexpr bool general = true;
+
+    /// Where the mask begins.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE int masked() const noexcept
     {
-        return {seen(0, position, part).begin, seen(block_rows - 1, position, part).end};
+        return c.a.mask_tokens > 0 ? tail_position + tails - c.a.mask_tokens : largest_int;
     }
-    /// Whether some row does not see all `tokens` tokens from `position` on, of which only `part` counts.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(int position, visible_tokens part, int tokens) const noexcept
+    /// What row `row` sees, or all that the mask may show it where it speaks of some of the tokens.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen(int row, int position, visible_tokens part) const noexcept
     {
-        return in_mask(position, part) || seen(0, position, part).end < tokens || seen(block_rows - 1, position, part).begin > 0;
+        return find_visible(c, c.a.causal && masked() >= position + part.end, query_position(row), position, part);
     }
-    /// What row `row` makes of those that a thread has, whose first one is number `own`. `hides`: whether it may not see all of them.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE row_view view(int row, int own, int position, visible_tokens part, bool hides) const noexcept
+    /// Bits of what the mask shows a row of a thread's tokens; before the mask begins the rule counts.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE std::uint32_t shown(const thread_tokens& of) const noexcept
     {
-        row_view v;
-        const int number = number_of(row);
-        v.distance = position + own - query_position(number);
-        if (c.a.alibi_slopes != nullptr)
-            v.slope = mul(c.a.alibi_slopes[head * c.a.heads_per_kv + number % c.a.heads_per_kv], log2_e);
-        v.hides = hides;
-        if (!hides) return v;
-        const visible_tokens all = seen(row, position, part);
-        v.seen = {all.begin - own, all.end - own};
-        return v;
-    }
-    /// Bits of those that the mask shows that row; before the mask begins the rule counts.
-    [[nodiscard]] KVARN_DEVICE KVARN_INLINE std::uint32_t shown(int row, int own, int position, visible_tokens part) const noexcept
-    {
-        if (!in_mask(position, part)) return ~0u;
-        const int number = number_of(row), first = position + own, bit = first - (end() - c.a.mask_tokens);
-        const std::uint32_t before = low_bits(-bit) & (c.a.causal ? low_bits(query_position(number) + 1 - first) : ~0u);
-        const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + number / c.a.heads_per_kv;
+        if (masked() >= of.position + of.part.end) return ~0u;
+        const int first = of.position + of.own, bit = first - masked();
+        const std::uint32_t before = low_bits(-bit) & (c.a.causal ? low_bits(query_position(of.row) + 1 - first) : ~0u);
+        const std::ptrdiff_t line = static_cast<std::ptrdiff_t>(sequence) * c.a.new_tokens + number_of(of.row) / c.a.heads_per_kv;
         return before | mask_bits(c.a.mask + line * c.a.mask_stride, c.a.mask_stride, bit);
     }
+    /// ALiBi's slope of a row, in base-2 units; 0: none.
+    [[nodiscard]] KVARN_DEVICE KVARN_INLINE float slope(int row) const noexcept
+    {
+        if (c.a.alibi_slopes == nullptr) return 0.0f;
+        return mul(c.a.alibi_slopes[head * c.a.heads_per_kv + number_of(row) % c.a.heads_per_kv], log2_e);
+    }
 };
+
+/// What any row sees of the tokens `part` of those from `position` on: later rows see from later on and to later.
+template <class Block>
+[[nodiscard]] KVARN_DEVICE KVARN_INLINE visible_tokens seen_by_any(const Block& b, int position, visible_tokens part) noexcept
+{
+    return {b.seen(0, position, part).begin, b.seen(block_rows - 1, position, part).end};
+}
+/// Whether some row does not see all `tokens` tokens from `position` on, of which only `part` counts.
+template <class Block>
+[[nodiscard]] KVARN_DEVICE KVARN_INLINE bool is_masked(const Block& b, int position, visible_tokens part, int tokens) noexcept
+{
+    if constexpr (Block::general)
+        if (b.masked() < position + part.end) return true;
+    return b.seen(0, position, part).end < tokens || b.seen(block_rows - 1, position, part).begin > 0;
+}
 
 /// Fetches bytes into the second-level cache, for a warp.
 KVARN_DEVICE KVARN_INLINE void prefetch([[maybe_unused]] const std::byte* from, [[maybe_unused]] int bytes,

@@ -100,11 +100,11 @@ inline constexpr int max_query_rows = 1024;
 /// A number of splits for `tiles` tiles a sequence: the one with the least work for the multiprocessor that has most, if each takes
 /// as many blocks at a time as registers allow and a block's start and end cost a quarter of a tile. rows: new_tokens *
 /// heads_per_kv; multiprocessors: of the card. At least 1.
-[[nodiscard]] constexpr int suggested_splits([[maybe_unused]] const format& f, int sequences, int kv_heads, int rows, int tiles,
+[[nodiscard]] constexpr int suggested_splits(const format& f, int sequences, int kv_heads, int rows, int tiles,
                                              int multiprocessors) noexcept
 {
     const int blocks = sequences * kv_heads * detail::row_blocks_of(rows),
-              places = detail::resident_blocks * multiprocessors;
+              places = detail::resident_blocks(f.group(), !f.has_values()) * multiprocessors;
     if (blocks <= 0 || places <= 0) return 1;
     const int most = (tiles + detail::attention_warps - 1) / detail::attention_warps;
     int best = 1;

@@ -14,14 +14,14 @@ namespace kvarn::cuda::detail {
 inline constexpr int exact_span = 32;  // tokens that a warp takes at a time
 
 /// The exact tokens of one segment, which starts at `position`.
-template <class T, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b, const exact_pages& x, int tokens, int position,
+template <class T, class Team, class Block>
+KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const Block& b, const exact_pages& x, int tokens, int position,
                                             row_state& state) noexcept
 {
     constexpr int P = exact_span / 8;
     const attention_call& c = b.c;
     const int lane = opaque(b.lane), g = lane / 4, own = 2 * P * (lane % 4);
-    const visible_tokens live = b.seen_by_any(position, {0, tokens});
+    const visible_tokens live = seen_by_any(b, position, {0, tokens});
     if (live.begin >= live.end) return;
     for (int first = live.begin / exact_span * exact_span + b.warp * exact_span; first < live.end;
          first += attention_warps * exact_span) {
@@ -41,10 +41,8 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
         if (c.exact_channels != 0)
             multiply_exact_keys<T, quad, P>(
                 team, b.own_exact_query(), c.exact_channels, [&](int m) { return key(m) + c.dk; }, b.lane, s);
-        const visible_tokens rest{0, tokens - first < exact_span ? tokens - first : exact_span};
-        const row_view view = b.view(g, own, position + first, rest, true);
-        const auto shown = [&] { return b.shown(after(s[0], g), own, position + first, rest); };
-        const float factor = absorb_scores(team, c, s, view, shown, 0.0f, state);
+        const int rest = tokens - first < exact_span ? tokens - first : exact_span;
+        const float factor = absorb_scores(team, b, s, true, {g, own, position + first, {0, rest}}, 0.0f, state);
         float sum = 0.0f;
         KVARN_UNROLL
         for (int i = 0; i < 2 * P; ++i) sum = add(sum, s[i]);
@@ -63,8 +61,8 @@ KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b
     }
 }
 
-template <class Team>
-KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const attention_block& b, const exact_pages& x, int tokens, int position,
+template <class Team, class Block>
+KVARN_DEVICE KVARN_INLINE void attend_exact(Team& team, const Block& b, const exact_pages& x, int tokens, int position,
                                             row_state& state) noexcept
 {
     if (tokens > 0)

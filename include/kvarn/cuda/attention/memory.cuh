@@ -12,9 +12,12 @@ inline constexpr int attention_threads = 32 * attention_warps;
 inline constexpr int block_rows = 8;  // query rows that one thread block attends with
 inline constexpr int max_splits = 1024;
 
-/// Blocks of a multiprocessor that registers must do for: with three, those of masks and ALiBi spill. Of latent attention with 512 channels
-/// shared memory holds two.
-inline constexpr int resident_blocks = 2;
+/// Blocks of a multiprocessor that registers must do for. Of latent attention with 512 channels shared memory holds two; masks and
+/// ALiBi take some registers more.
+[[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int resident_blocks(int group, bool latent, bool general = false) noexcept
+{
+    return latent || general || group == 32 ? 2 : 3;
+}
 
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int output_dim(const format& f) noexcept
 {

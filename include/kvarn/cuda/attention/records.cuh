@@ -113,8 +113,8 @@ KVARN_DEVICE KVARN_INLINE void attend_keys_as_values(Team& team, const attention
 }
 
 /// A warp and a span of a tile's record: its tokens from `first` on.
-template <int Group, bool Latent, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b, const std::byte* record, int tile, int first,
+template <int Group, bool Latent, class Team, class Block>
+KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const Block& b, const std::byte* record, int tile, int first,
                                            row_state& state) noexcept
 {
     constexpr int P = span_tokens<Group> / 8;
@@ -140,9 +140,8 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
             team, b.own_exact_query(), c.exact_channels, [&](int m) { return exact + m * c.exact_channels; }, b.lane, s);
     }
     const tile_part of(b.span(tile), first, 8 * P);
-    const row_view view = b.view(g, own, of.position, of.part, b.is_masked(of.position, of.part, 8 * P));
-    const auto shown = [&] { return b.shown(after(s[0], g), own, of.position, of.part); };
-    const float factor = absorb_scores(team, c, s, view, shown, weight_shift, state);
+    const bool masked = is_masked(b, of.position, of.part, 8 * P);
+    const float factor = absorb_scores(team, b, s, masked, {g, own, of.position, of.part}, weight_shift, state);
     if constexpr (Latent)
         attend_keys_as_values<P, Group>(team, b, record, k, s, factor, state);
     else if (c.value_block == 64)
@@ -152,15 +151,15 @@ KVARN_DEVICE KVARN_INLINE void attend_span(Team& team, const attention_block& b,
 }
 
 /// The block's records, a tile at a time for each warp.
-template <int Group, bool Latent, class Team>
-KVARN_DEVICE KVARN_INLINE void attend_records(Team& team, const attention_block& b, row_state& state) noexcept
+template <int Group, bool Latent, class Team, class Block>
+KVARN_DEVICE KVARN_INLINE void attend_records(Team& team, const Block& b, row_state& state) noexcept
 {
     const attention_call& c = b.c;
     const int share = (b.tiles + c.a.splits - 1) / c.a.splits, begin = b.split * share;
     const int end = begin + share < b.tiles ? begin + share : b.tiles;
     for (int tile = begin + b.warp; tile < end; tile += attention_warps) {
         const tile_part of(b.span(tile), 0, Group);
-        const visible_tokens live = b.seen_by_any(of.position, of.part);
+        const visible_tokens live = seen_by_any(b, of.position, of.part);
         if (live.begin >= live.end) continue;
         const std::byte* const record = b.record(tile);
         if (tile + attention_warps < end) prefetch(b.record(tile + attention_warps), c.content_bytes, b.lane);

@@ -80,21 +80,10 @@ KVARN_DEVICE KVARN_INLINE std::uint32_t mask_bits(const std::uint64_t* row, int 
     return static_cast<std::uint32_t>(bit > 32 && word + 1 < words ? low | row[word + 1] << (64 - bit) : low);
 }
 
-/// x, unknown before y is: what is computed from it takes no registers while y is still computed.
-KVARN_DEVICE KVARN_INLINE int after([[maybe_unused]] float y, int x) noexcept
-{
-#if defined(__CUDA_ARCH__)
-    asm volatile("" : "+r"(x) : "f"(y));
-#endif
-    return x;
-}
-
-/// What a row makes of the neighbouring tokens of one thread, counted from its first one.
-struct row_view {
-    bool hides = false;     // whether it may not see some of them
-    visible_tokens seen{};  // if so, it sees none outside of these
-    float slope = 0.0f;     // of ALiBi, in base-2 units
-    int distance = 0;       // of the first of them from the query
+/// Neighbouring tokens of one thread and its row: its first one is number `own` of those from `position` on, of which only `part` counts.
+struct thread_tokens {
+    int row, own, position;
+    visible_tokens part;
 };
 
 /// A row's largest score so far, and the sum of its weights 2^(s - largest).
@@ -102,30 +91,37 @@ struct row_state {
     float largest = lowest_score, total = 0.0f;
 };
 
-/// Takes the thread's scores s into the state's largest and makes them weights times 2^shift, hidden ones 0. `shown()` are bits of the
-/// tokens that a mask shows. Returns by how much what came before shrinks; the total is the caller's.
-template <int N, class Team, class Shown>
-KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const attention_call& c, float (&s)[N], const row_view& view, Shown&& shown,
-                                              float shift, row_state& state) noexcept
+/// Takes the scores s of `of` into the state's largest and makes them weights times 2^shift, hidden ones 0. Returns by how much what
+/// came before shrinks; the total is the caller's. What the row sees is asked for only with `masked`.
+template <int N, class Team, class Block>
+KVARN_DEVICE KVARN_INLINE float absorb_scores(Team& team, const Block& b, float (&s)[N], bool masked, const thread_tokens& of, float shift,
+                                              row_state& state) noexcept
 {
-    static_assert(N <= 32);
+    const attention_call& c = b.c;
     if (c.cap != 0.0f) {
         KVARN_UNROLL
         for (int i = 0; i < N; ++i) s[i] = soft_capped(s[i], c.cap, c.inverse_cap);
     }
-    if (view.slope != 0.0f) {
-        KVARN_UNROLL
-        for (int i = 0; i < N; ++i) s[i] = fma(static_cast<float>(view.distance + i), view.slope, s[i]);
+    if constexpr (Block::general) {
+        static_assert(N <= 32);
+        const float slope = b.slope(of.row);
+        const int distance = of.position + of.own - b.query_position(of.row);
+        if (slope != 0.0f) {
+            KVARN_UNROLL
+            for (int i = 0; i < N; ++i) s[i] = fma(static_cast<float>(distance + i), slope, s[i]);
+        }
     }
-    if (view.hides) {
+    if (masked) {
+        visible_tokens seen = b.seen(of.row, of.position, of.part);
+        seen = {seen.begin - of.own, seen.end - of.own};
         KVARN_UNROLL
         for (int i = 0; i < N; ++i)
-            if (i < view.seen.begin || i >= view.seen.end) s[i] = hidden_score;
-        const std::uint32_t bits = shown();
-        if (bits != ~0u) {
+            if (i < seen.begin || i >= seen.end) s[i] = hidden_score;
+        if constexpr (Block::general) {
+            const std::uint32_t shown = b.shown(of);
             KVARN_UNROLL
             for (int i = 0; i < N; ++i)
-                if ((bits >> i & 1u) == 0) s[i] = hidden_score;
+                if ((shown >> i & 1u) == 0) s[i] = hidden_score;
         }
     }
     float most = s[0];
