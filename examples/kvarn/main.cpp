@@ -11,6 +11,7 @@
 
 #include <kvarn/version.hpp>
 
+#include "../common/arguments.hpp"
 #include "../common/program.hpp"
 #include "commands.hpp"
 #include "compare.hpp"
@@ -162,26 +163,18 @@ int run(int argc, char** argv)
         ->check(CLI::Range(std::size_t{1}, planned_cache::most_tokens));
     plan_command->add_option("--memory", planned.memory, "also solve for the longest context and the most sequences in this, such as 8GiB")->type_name("SIZE");
 
-    try {
-        app.parse(argc, argv);
-        if (dequantize_command->parsed()) {
-            if (type_option->count() != 0) dequantizing.type = type;
-            const bool shaped = format_option->count() != 0 || heads_option->count() != 0 || dim_option->count() != 0 ||
-                                dim_v_option->count() != 0;
-            if (dequantizing.raw && (format_option->count() == 0 || heads_option->count() == 0 || dim_option->count() == 0))
-                throw failure("--raw needs --format, --heads and --head-dim: bare records do not say what they are");
-            if (!dequantizing.raw &&
-                (shaped || dequantize_command->count("--stride") != 0 || dequantize_command->count("--rotation") != 0 ||
-                 dequantize_command->count("--exact-channels") != 0))
-                throw failure("--format, --heads, --head-dim, --head-dim-v, --stride, --rotation and --exact-channels go with "
-                              "--raw: a container holds them");
-        }
-    } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() != 0) throw failure(e.what());
-        std::ostringstream help, unused;
-        app.exit(e, help, unused);  // --help, --version
-        print(help.str());
-        return 0;
+    if (!parse_arguments(app, argc, argv)) return 0;
+    if (dequantize_command->parsed()) {
+        if (type_option->count() != 0) dequantizing.type = type;
+        const bool shaped = format_option->count() != 0 || heads_option->count() != 0 || dim_option->count() != 0 ||
+                            dim_v_option->count() != 0;
+        if (dequantizing.raw && (format_option->count() == 0 || heads_option->count() == 0 || dim_option->count() == 0))
+            throw failure("--raw needs --format, --heads and --head-dim: bare records do not say what they are");
+        if (!dequantizing.raw &&
+            (shaped || dequantize_command->count("--stride") != 0 || dequantize_command->count("--rotation") != 0 ||
+             dequantize_command->count("--exact-channels") != 0))
+            throw failure("--format, --heads, --head-dim, --head-dim-v, --stride, --rotation and --exact-channels go with "
+                          "--raw: a container holds them");
     }
     if (compared_option->count() != 0) comparing.encoders = {compared};
     if (quantize_command->parsed()) quantize(quantizing);

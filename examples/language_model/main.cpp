@@ -6,13 +6,13 @@
 #include <filesystem>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
 
 #include <CLI/CLI.hpp>
 
 #include <kvarn/version.hpp>
 
+#include "../common/arguments.hpp"
 #include "../common/files.hpp"
 #include "../common/npy.hpp"
 #include "../common/program.hpp"
@@ -236,15 +236,7 @@ int run(int argc, char** argv)
     app.add_option("--csv", given.csv, "also write the likelihoods by cache, sequence and position")
         ->type_name("FILE")
         ->excludes("--generate");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() != 0) throw failure(e.what());
-        std::ostringstream help, unused;
-        app.exit(e, help, unused);  // --help, --version
-        kvarn_cli::print(help.str());
-        return 0;
-    }
+    if (!kvarn_cli::parse_arguments(app, argc, argv)) return 0;
     run_experiment(given);
     return 0;
 }

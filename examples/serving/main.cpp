@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -13,6 +12,7 @@
 
 #include <kvarn/version.hpp>
 
+#include "../common/arguments.hpp"
 #include "../common/files.hpp"
 #include "../common/npy.hpp"
 #include "../common/program.hpp"
@@ -169,15 +169,7 @@ int run(int argc, char** argv)
     app.add_flag("--progress", kvarn_cli::progress::as_lines, "progress and time left as lines on stderr, even if it is no terminal");
     app.add_flag("--json", given.json, "print JSON instead of tables");
     app.add_option("--html", given.html, "also write a report, one self-contained file")->type_name("FILE");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::ParseError& e) {
-        if (e.get_exit_code() != 0) throw failure(e.what());
-        std::ostringstream help, unused;
-        app.exit(e, help, unused);  // --help, --version
-        kvarn_cli::print(help.str());
-        return 0;
-    }
+    if (!kvarn_cli::parse_arguments(app, argc, argv)) return 0;
     run_serving(given);
     return 0;
 }

@@ -156,8 +156,8 @@ private:
     {
         const std::size_t in_sink = std::min(pool_.config().sink_tokens, shared);
         kvarn::block_counts needed;
-        const auto add = [&](std::size_t tokens, std::size_t records, std::size_t exact) {
-            const kvarn::block_counts all = kvarn::blocks_of(pool_.config(), tokens + 1);
+        const auto add = [&](std::size_t count, std::size_t records, std::size_t exact) {
+            const kvarn::block_counts all = kvarn::blocks_of(pool_.config(), count + 1);
             needed.records += all.records - std::min(all.records, records);
             needed.exact += all.exact - std::min(all.exact, exact);
         };

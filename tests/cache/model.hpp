@@ -23,6 +23,7 @@
 #include <kvarn/kvarn.hpp>
 
 #include "../support/guarded_cache.hpp"
+#include "../support/random_source.hpp"
 
 namespace cache_model {
 
@@ -63,32 +64,10 @@ struct operation {
     std::uint32_t seed = 0;
 };
 
-/// splitmix64.
-class numbers {
-public:
-    explicit numbers(std::uint64_t seed) : state_(seed) {}
-    std::uint64_t bits()
-    {
-        std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        return z ^ (z >> 31);
-    }
-    std::size_t below(std::size_t n) { return static_cast<std::size_t>(bits() % n); }
-    template <class T>
-    T pick(std::initializer_list<T> all)
-    {
-        return all.begin()[below(all.size())];
-    }
-
-private:
-    std::uint64_t state_;
-};
-
 /// A small cache: few blocks and spans, so that they run out often.
 inline support::cache_setup setup_of(std::uint64_t seed)
 {
-    numbers random(seed);
+    support::random_source random(seed);
     support::cache_setup x;
     kvarn::format_spec spec;
     spec.group = 32;
@@ -552,7 +531,7 @@ private:
     }
     void commit_path(sequence& q, const operation& o)
     {
-        numbers random(o.seed);
+        support::random_source random(o.seed);
         std::vector<std::size_t> path;
         const std::size_t skip = 1 + random.below(3);
         for (std::size_t draft = random.below(skip); draft < q.drafts + (o.b % 16 == 0); draft += 1 + random.below(skip)) path.push_back(draft);
@@ -782,7 +761,7 @@ private:
         const std::size_t finish = o.a == 65535 ? open : o.a % (open + 1);
         // What is to be finished, and some of the rest, in any order.
         std::vector<std::size_t> order;
-        numbers random(o.seed);
+        support::random_source random(o.seed);
         for (std::size_t i = 0; i < open; ++i) {
             const std::size_t number = finished_ + i;
             const bool done = jobs_[number / places()].done[number % places()];
@@ -821,7 +800,7 @@ private:
                                            "save");
         expect_equal<std::uint64_t>(kvarn::saved_bytes(cache_.pool(), q.id), saved == status::ok ? file.size() : 0, "saved_bytes");
         if (saved != status::ok) return;
-        numbers random(o.seed);
+        support::random_source random(o.seed);
         const bool damaged = random.below(4) == 0;
         if (damaged) {
             if (random.below(2) == 0) file.resize(random.below(file.size()));
@@ -1061,7 +1040,7 @@ private:
     {
         const std::size_t layer = o.a % layers_, dk = static_cast<std::size_t>(base().key_channels()),
                           dv = static_cast<std::size_t>(base().has_values() ? base().head_dim_v() : base().head_dim_k());
-        numbers random(o.seed);
+        support::random_source random(o.seed);
         kvarn::layer_options options;
         options.threads = random.pick<std::size_t>({1, 4, 64});
         options.rows_per_task = random.pick<std::size_t>({1, 3, 8, 32});

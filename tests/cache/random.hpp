@@ -38,7 +38,7 @@ inline action action_at(const weights& w, std::size_t at)
 /// What a script of this seed does. One in some has few or many of one kind of operation, so that states come up that the average does not reach.
 inline script random_script(std::uint64_t seed, std::size_t operations)
 {
-    numbers random(seed ^ 0x517cc1b727220a95u);
+    support::random_source random(seed ^ 0x517cc1b727220a95u);
     script s{seed, {}};
     weights mine = usual_weights;
     for (unsigned& w : mine) {

@@ -144,7 +144,7 @@ public:
             x = values(key, stream, first, tokens, layer);
             const auto channels = static_cast<std::size_t>(key ? config_.policy.base().key_channels() : config_.policy.base().head_dim_v());
             kvarn::input_view view = kvarn::token_major<const float>(x.data(), tokens, pool_.heads(), channels);
-            view = kvarn::detail::head_of(view, first_head);
+            view = view.head(first_head);
             view.heads = heads;
             return view;
         };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Reproducible random numbers and K/V tiles with the features that caches of real models show.
+// Reproducible K/V tiles with the features that caches of real models show.
 
 #include <cmath>
 #include <cstddef>
@@ -8,33 +8,9 @@
 #include <vector>
 
 #include "../reference/half_precision.hpp"
+#include "random_source.hpp"
 
 namespace support {
-
-/// splitmix64; the same numbers on every platform.
-class random_source {
-public:
-    explicit random_source(std::uint64_t seed) : state_(seed) {}
-
-    std::uint64_t bits()
-    {
-        std::uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        return z ^ (z >> 31);
-    }
-    std::size_t below(std::size_t n) { return static_cast<std::size_t>(bits() % n); }
-    double uniform() { return static_cast<double>(bits() >> 11) * 0x1p-53; }
-    double uniform(double low, double high) { return low + (high - low) * uniform(); }
-    double gaussian()
-    {
-        const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));
-        return radius * std::cos(6.283185307179586 * uniform());
-    }
-
-private:
-    std::uint64_t state_;
-};
 
 enum class tile_kind { gaussian, channel_outliers, channel_offsets, token_outliers, token_scales };
 

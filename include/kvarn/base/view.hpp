@@ -98,6 +98,22 @@ struct any_view {
     {
     }
 
+    /// One head of it.
+    [[nodiscard]] KVARN_INLINE constexpr any_view head(std::size_t h) const noexcept
+    {
+        any_view x = part(static_cast<std::ptrdiff_t>(h) * head_stride);
+        x.heads = 1;
+        return x;
+    }
+    /// The same view `elements` further on.
+    [[nodiscard]] KVARN_INLINE constexpr any_view part(std::ptrdiff_t elements) const noexcept
+    {
+        using byte = std::conditional_t<Const, const std::byte, std::byte>;
+        any_view x = *this;
+        if (data != nullptr) x.data = static_cast<byte*>(data) + elements * (type == element_type::f32 ? 4 : 2);
+        return x;
+    }
+
     /// What was written may be read.
     KVARN_INLINE constexpr operator any_view<true>() const noexcept
         requires(!Const)
@@ -123,14 +139,12 @@ struct any_view {
 
 /// Tokens [first, first + count) of a view, clipped to what it has.
 template <bool Const>
-[[nodiscard]] KVARN_INLINE constexpr any_view<Const> token_range(any_view<Const> x, std::size_t first, std::size_t count) noexcept
+[[nodiscard]] KVARN_INLINE constexpr any_view<Const> token_range(const any_view<Const>& x, std::size_t first, std::size_t count) noexcept
 {
-    using byte = std::conditional_t<Const, const std::byte, std::byte>;
-    const std::ptrdiff_t element = x.type == any_view<Const>::element_type::f32 ? 4 : 2;
     if (first > x.tokens) first = x.tokens;
-    x.tokens = count < x.tokens - first ? count : x.tokens - first;
-    if (x.data != nullptr) x.data = static_cast<byte*>(x.data) + static_cast<std::ptrdiff_t>(first) * x.token_stride * element;
-    return x;
+    any_view<Const> range = x.part(static_cast<std::ptrdiff_t>(first) * x.token_stride);
+    range.tokens = count < x.tokens - first ? count : x.tokens - first;
+    return range;
 }
 
 /// What is read, and what is written.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The basis of every head of a cache by its data: each head of each layer keeps K and V in the basis that its first tile and the queries so far
-// ask for (cache/choose.hpp). In: queries of each step, then a sequence whose first tile is ready. Out: the formats of the pool, set before
-// its first record. The caller owns the moments; no allocation.
+// The basis of every head of a cache by its data: each head of each layer keeps K and V in the basis that its first tile and the
+// queries so far ask for (cache/choose.hpp). In: queries of each step, then a sequence whose first tile is ready. Out: the
+// formats of the pool, set before its first record. The caller owns the moments; no allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -23,14 +23,16 @@ namespace kvarn {
     return pool.layers() * pool.heads() * static_cast<std::size_t>(pool.format_of(0, 0).head_dim_k());
 }
 
-/// Adds a layer's queries, [tokens][query heads][at least head_dim_k channels] in the original basis. Different layers may be added at the
-/// same time. Errors: bad_argument (no such layer), shape_mismatch, null_pointer, buffer_too_small (moments).
+/// Adds a layer's queries, [tokens][query heads][at least head_dim_k channels] in the original basis. Different layers may be
+/// added at the same time. Errors: bad_argument (no such layer), shape_mismatch, null_pointer, buffer_too_small (moments).
 template <class Arch = simd::native_arch, element T>
-[[nodiscard]] status add_query_moments(const cache_pool& pool, std::size_t layer, kv_view<T> q, std::span<std::uint64_t> moments) noexcept;
+[[nodiscard]] status add_query_moments(const cache_pool& pool, std::size_t layer, kv_view<T> q,
+                                       std::span<std::uint64_t> moments) noexcept;
 
-/// Sets the bases of all heads by the first ready tile of a sequence; says how many changed. Only bases change: `options` must not ask for
-/// bits. A head whose tile no record can hold keeps its bases. scratch: choose_bases_scratch_bytes. Errors: stale_handle, bad_argument (no tile is ready, there are records
-/// already, tokens are stored in a rotated basis, options), buffer_too_small.
+/// Sets the bases of all heads by the first ready tile of a sequence; says how many changed. Only bases change: `options` must
+/// not ask for bits. A head whose tile no record can hold keeps its bases. scratch: choose_bases_scratch_bytes. Errors:
+/// stale_handle, bad_argument (no tile is ready, there are records already, tokens are stored in a rotated basis, options),
+/// buffer_too_small.
 template <class Arch = simd::native_arch>
 [[nodiscard]] result<std::size_t> choose_bases(cache_pool& pool, sequence_id id, std::span<const std::uint64_t> moments,
                                                std::span<std::byte> scratch, const choose_options& options = {}) noexcept;
@@ -62,8 +64,8 @@ status add_query_moments(const cache_pool& pool, std::size_t layer, kv_view<T> q
 }
 
 template <class Arch>
-result<std::size_t> choose_bases(cache_pool& pool, sequence_id id, std::span<const std::uint64_t> moments, std::span<std::byte> scratch,
-                                 const choose_options& options) noexcept
+result<std::size_t> choose_bases(cache_pool& pool, sequence_id id, std::span<const std::uint64_t> moments,
+                                 std::span<std::byte> scratch, const choose_options& options) noexcept
 {
     if (!pool.is_open(id)) return status::stale_handle;
     const detail::pool_state& s = pool.state();
@@ -77,7 +79,8 @@ result<std::size_t> choose_bases(cache_pool& pool, sequence_id id, std::span<con
     const auto dk = static_cast<std::size_t>(any.key_channels()), dv = static_cast<std::size_t>(any.head_dim_v());
     const auto quantized = static_cast<std::size_t>(any.head_dim_k());
     float* const tile = reinterpret_cast<float*>(detail::aligned_to_line(scratch.data()));
-    const kv_view<float> k = token_major(tile, s.group, 1, dk), v = dv != 0 ? token_major(tile + s.group * dk, s.group, 1, dv) : kv_view<float>{};
+    const kv_view<float> k = token_major(tile, s.group, 1, dk),
+                         v = dv != 0 ? token_major(tile + s.group * dk, s.group, 1, dv) : kv_view<float>{};
     const std::span<std::byte> rest = scratch.subspan(s.group * (dk + dv) * sizeof(float) + 63);
     const auto last = first + static_cast<std::int64_t>(s.group);
     std::size_t changed = 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The blocks of a pool and who holds them: reference counts, free blocks, which record was made from which exact block; a lock for all of
-// it. In: arrays in the pool's memory. No allocation. Functions that say so are called under the lock.
+// The blocks of a pool and who holds them: reference counts, free blocks, which record was made from which exact block; a lock
+// for all of it. In: arrays in the pool's memory. No allocation. Functions that say so are called under the lock.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -18,8 +18,7 @@ public:
     KVARN_INLINE explicit pool_lock(std::uint32_t& word) noexcept : word_(&word)
     {
         while (__atomic_exchange_n(word_, 1u, __ATOMIC_ACQUIRE) != 0)
-            while (__atomic_load_n(word_, __ATOMIC_RELAXED) != 0) {
-            }
+            while (__atomic_load_n(word_, __ATOMIC_RELAXED) != 0) {}
     }
     pool_lock(const pool_lock&) = delete;
     pool_lock& operator=(const pool_lock&) = delete;
@@ -32,8 +31,8 @@ private:
 inline constexpr std::int32_t no_block = -1;
 inline constexpr std::int32_t being_sealed = -2;  // link of an exact block whose record is on its way
 
-/// Blocks of one kind. `link`: of an exact block the record made from it, of a record block the exact block that it was made from, while
-/// both live and the exact tokens are the same.
+/// Blocks of one kind. `link`: of an exact block the record made from it, of a record block the exact block that it was made
+/// from, while both live and the exact tokens are the same.
 struct block_list {
     std::uint32_t* holders = nullptr;  // [total], 0: free
     std::int32_t* link = nullptr;      // [total]

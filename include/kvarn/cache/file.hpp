@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The files of kvarn: a little-endian, versioned stream of chunks with checksums (docs/record-format.md), written and read from its
-// beginning to its end without seeking, through functions of the caller or in a buffer. In: chunks, their payloads in one piece or
-// several. Out: the same, or a status: no change of a byte, and no missing byte, goes unseen. Of what is read, heads are verified
-// before they are believed, payloads when their chunk ends. Never allocates; an object takes about 700 bytes; one thread at a time.
-// Needs xxhash.h (file_format.hpp).
+// The files of kvarn: a little-endian, versioned stream of chunks with checksums (docs/record-format.md), written and read from
+// its beginning to its end without seeking, through functions of the caller or in a buffer. In: chunks, their payloads in one
+// piece or several. Out: the same, or a status: no change of a byte, and no missing byte, goes unseen. Of what is read, heads
+// are verified before they are believed, payloads when their chunk ends. Never allocates; an object takes about 700 bytes; one
+// thread at a time. Needs xxhash.h (file_format.hpp).
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -20,9 +20,9 @@
 
 namespace kvarn {
 
-/// Writes a file through `Write`: `bool(std::span<const std::byte>)`, false where it could not write all of it, or `status(...)` for
-/// a reason of its own; it must not throw. The order is begin, then chunks, then finish; a call out of order, or with more bytes than
-/// were announced, is a bad_argument that changes nothing. After a failure to write every call returns that failure.
+/// Writes a file through `Write`: `bool(std::span<const std::byte>)`, false where it could not write all of it, or `status(...)`
+/// for a reason of its own; it must not throw. The order is begin, then chunks, then finish; a call out of order, or with more
+/// bytes than were announced, is a bad_argument that changes nothing. After a failure to write every call returns that failure.
 template <class Write>
 class file_writer {
 public:
@@ -134,10 +134,11 @@ private:
     Write write_;
 };
 
-/// Reads a file through `Read`: `std::size_t(std::span<std::byte>)`, the bytes it has read, at most as many as asked for and 0 where the
-/// stream has ended, or `result<std::size_t>(...)` for failures; it must not throw. The order is begin, then next for each chunk, with
-/// read and end_chunk, or skip, or payload, until next gives the end. A call out of order is a bad_argument that changes nothing. Errors
-/// that come from the file (truncated, corrupt, unsupported_version) or from `Read` (io_error) stay: every later call returns them.
+/// Reads a file through `Read`: `std::size_t(std::span<std::byte>)`, the bytes it has read, at most as many as asked for and 0
+/// where the stream has ended, or `result<std::size_t>(...)` for failures; it must not throw. The order is begin, then next for
+/// each chunk, with read and end_chunk, or skip, or payload, until next gives the end. A call out of order is a bad_argument
+/// that changes nothing. Errors that come from the file (truncated, corrupt, unsupported_version) or from `Read` (io_error)
+/// stay: every later call returns them.
 template <class Read>
 class file_reader {
 public:
@@ -167,8 +168,8 @@ public:
         return !kind ? kind.error : *kind == expected ? status::ok : fail(status::corrupt);
     }
 
-    /// The next chunk, or with is_end() the end, by which everything before it has been verified. The payload of the chunk before must
-    /// have been read or skipped.
+    /// The next chunk, or with is_end() the end, by which everything before it has been verified. The payload of the chunk
+    /// before must have been read or skipped.
     KVARN_INLINE result<chunk_head> next() noexcept
     {
         if (const status s = expect(place::between); s != status::ok) return s;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// A sequence of a cache from a file that save() wrote, whole or by layers. In: the caller's function that reads. Out: a sequence, when every byte
-// of it has been verified; until then nothing of it can be seen. No allocation, and no length is believed that was not compared.
-// The checksums find damage, not malice: a file made on purpose can hold any values. A prompt cache: load once, then fork.
+// A sequence of a cache from a file that save() wrote, whole or by layers. In: the caller's function that reads. Out: a
+// sequence, when every byte of it has been verified; until then nothing of it can be seen. No allocation, and no length is
+// believed that was not compared. The checksums find damage, not malice: a file made on purpose can hold any values. A prompt
+// cache: load once, then fork.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -15,13 +16,16 @@
 
 namespace kvarn {
 
-/// Makes a sequence from a file. It exists when all of the file has been read and verified, and otherwise nothing of it is left. `differs`, if given, is set
-/// to the field of the identity that does not fit, static storage, or null. `whole`: nothing may follow the file.
-/// Errors: other_configuration, no_room, sequence_full (more tokens or spans than the pool allows), corrupt, truncated, unsupported_version, or what `read` says (io_error).
+/// Makes a sequence from a file. It exists when all of the file has been read and verified, and otherwise nothing of it is left.
+/// `differs`, if given, is set to the field of the identity that does not fit, static storage, or null. `whole`: nothing may
+/// follow the file. Errors: other_configuration, no_room, sequence_full (more tokens or spans than the pool allows), corrupt,
+/// truncated, unsupported_version, or what `read` says (io_error).
 template <class Read>
-[[nodiscard]] result<sequence_id> load(const cache_pool& pool, Read&& read, const char** differs = nullptr, bool whole = true) noexcept;
+[[nodiscard]] result<sequence_id> load(const cache_pool& pool, Read&& read, const char** differs = nullptr,
+                                       bool whole = true) noexcept;
 
-/// Loads a sequence from several files, each with the layers behind those of the one before. What is not finished is given back at its end.
+/// Loads a sequence from several files, each with the layers behind those of the one before. What is not finished is given back
+/// at its end.
 class sequence_loader {
 public:
     KVARN_INLINE explicit sequence_loader(const cache_pool& pool) noexcept : pool_(pool) {}
@@ -29,7 +33,8 @@ public:
     sequence_loader& operator=(const sequence_loader&) = delete;
     KVARN_INLINE ~sequence_loader() { drop(); }
 
-    /// The next file. After an error all is given back, and the loader is as new. Errors as for load; bad_argument: other layers were to come, or another sequence.
+    /// The next file. After an error all is given back, and the loader is as new. Errors as for load; bad_argument: other layers
+    /// were to come, or another sequence.
     template <class Read>
     [[nodiscard]] status part(Read&& read, bool whole = true) noexcept;
 
@@ -76,7 +81,8 @@ KVARN_INLINE status sequence_loader::read_identity(Reader& file) noexcept
     const detail::pool_state& s = pool_.state();
     const auto head = file.next();
     if (!head) return head.error;
-    if (head->type != detail::identity_chunk || head->number != 0 || head->bytes < 8 * detail::identity_fields) return status::corrupt;
+    if (head->type != detail::identity_chunk || head->number != 0 || head->bytes < 8 * detail::identity_fields)
+        return status::corrupt;
     const detail::cache_identity identity(s);
     for (const detail::identity_field& field : identity.fields) {
         std::byte value[8];
@@ -104,10 +110,12 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
     detail::pool_state& s = pool_.state();
     const auto chunk = file.next();
     if (!chunk) return chunk.error;
-    if (chunk->type != detail::spans_chunk || chunk->number != 0 || chunk->bytes < detail::span_head_bytes) return status::corrupt;
+    if (chunk->type != detail::spans_chunk || chunk->number != 0 || chunk->bytes < detail::span_head_bytes)
+        return status::corrupt;
     std::byte head[detail::span_head_bytes];
     if (const status said = file.read(head); said != status::ok) return said;
-    const std::uint64_t first_position = get_u64(head), next_position = get_u64(head + 8), committed = get_u64(head + 16), count = get_u64(head + 24);
+    const std::uint64_t first_position = get_u64(head), next_position = get_u64(head + 8), committed = get_u64(head + 16),
+                        count = get_u64(head + 24);
     const std::uint64_t first_layer = get_u64(head + 32), layer_count = get_u64(head + 40);
     constexpr auto largest = static_cast<std::uint64_t>(detail::largest_position), most = largest * 2;
     if (first_position > largest || next_position > most || next_position < first_position) return status::corrupt;
@@ -137,19 +145,21 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
         const std::uint16_t flags = get_u16(b + 12), kept = get_u16(b + 14);
         const detail::cache_span before = i != 0 ? spans[i - 1] : detail::cache_span{};
         const std::uint64_t earliest = i != 0 ? static_cast<std::uint64_t>(before.end()) : first_position;
-        const detail::cache_span span{static_cast<std::int64_t>(position), get_u16(b + 8), get_u16(b + 10), (flags & 1) != 0, (flags & 2) != 0};
+        const detail::cache_span span{static_cast<std::int64_t>(position), get_u16(b + 8), get_u16(b + 10), (flags & 1) != 0,
+                                      (flags & 2) != 0};
         const bool same_block = (flags & 4) != 0;
-        if (flags > 7 || position < earliest || position > most || span.count == 0 || span.count > s.group || span.first > s.group - span.count ||
-            span.end() > static_cast<std::int64_t>(next_position) || (span.sealed && (span.sink || kept != 0)) ||
-            kept > detail::kept_overflowed)
+        if (flags > 7 || position < earliest || position > most || span.count == 0 || span.count > s.group ||
+            span.first > s.group - span.count || span.end() > static_cast<std::int64_t>(next_position) ||
+            (span.sealed && (span.sink || kept != 0)) || kept > detail::kept_overflowed)
             return status::corrupt;
-        if (same_block && (i == 0 || span.sealed != before.sealed || span.first < before.first + before.count)) return status::corrupt;
+        if (same_block && (i == 0 || span.sealed != before.sealed || span.first < before.first + before.count))
+            return status::corrupt;
         tokens += span.count;
         if (again) {
             const bool known_same = i != 0 && table[i] == table[i - 1] && spans[i].sealed == before.sealed;
             if (std::memcmp(&spans[i].position, &span.position, sizeof span.position) != 0 || spans[i].first != span.first ||
-                spans[i].count != span.count || spans[i].sealed != span.sealed || spans[i].sink != span.sink || known_same != same_block ||
-                (!span.sealed && detail::kept_number(s.blocks.kept[table[i]]) != kept))
+                spans[i].count != span.count || spans[i].sealed != span.sealed || spans[i].sink != span.sink ||
+                known_same != same_block || (!span.sealed && detail::kept_number(s.blocks.kept[table[i]]) != kept))
                 return status::bad_argument;
             continue;
         }
@@ -157,12 +167,12 @@ KVARN_INLINE status sequence_loader::read_spans(Reader& file, layer_range& layer
         if (same_block) {
             if (!span.sealed && detail::kept_number(s.blocks.kept[table[i - 1]]) != kept) return status::corrupt;
             table[i] = table[i - 1];
-            if (span.sealed) s.blocks.records.hold(table[i]);
-            else s.blocks.exact.hold(table[i]);
+            detail::hold_block(s, span, table[i]);
         } else {
             if ((span.sealed ? s.blocks.records : s.blocks.exact).free == 0) return status::no_room;
             table[i] = span.sealed ? s.blocks.records.take() : s.blocks.take_exact();
-            if (kept != 0) s.blocks.kept[table[i]] = kept == detail::kept_not_finite ? status::not_finite : status::scale_overflow;
+            if (kept != 0)
+                s.blocks.kept[table[i]] = kept == detail::kept_not_finite ? status::not_finite : status::scale_overflow;
         }
         spans[i] = span;
         ++q.spans;
@@ -204,7 +214,7 @@ KVARN_INLINE status sequence_loader::read_part(Reader& file, bool whole) noexcep
                     if (said == status::ok && !sealed) detail::to_little_endian(data, bytes, element_bytes(s.config.exact));
                     return said;
                 };
-                const status said = sealed ? get(place.records + static_cast<std::size_t>(table[i]) * place.record_bytes, place.record_bytes)
+                const status said = sealed ? get(place.record(table[i]).data, place.record_bytes)
                                            : detail::for_exact(s, place, table[i], part, get);
                 if (said != status::ok) return said;
             }

@@ -112,8 +112,9 @@ struct sequence_plan {
     }
 };
 
-/// The real bytes of a sequence of `tokens` tokens, where exact ones take what they fill: the first `sink_tokens` exact, then as many whole tiles as there are, then an exact
-/// tail. `exact_element_bytes` is 2 for half and bfloat16, 4 for float. Overflow of std::size_t is the caller's concern.
+/// The real bytes of a sequence of `tokens` tokens, where exact ones take what they fill: the first `sink_tokens` exact, then as
+/// many whole tiles as there are, then an exact tail. (What a pool takes, whose exact blocks have room for a tile, plan_cache says.)
+/// `exact_element_bytes` is 2 for half and bfloat16, 4 for float. Overflow of std::size_t is the caller's concern.
 [[nodiscard]] KVARN_INLINE constexpr sequence_plan plan_sequence(const bit_policy& policy, std::size_t tokens, std::size_t sink_tokens = 128,
                                                            std::size_t exact_element_bytes = 2,
                                                            record_stride stride = record_stride::packed) noexcept

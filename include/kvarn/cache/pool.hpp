@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The cache of an engine: sequences that grow by drafts, are committed, rolled back, cut, forked and closed, over blocks in the caller's
-// memory. In: a cache_config and memory of plan_cache(config).bytes() bytes. Nothing allocates after make_pool.
+// The cache of an engine: sequences that grow by drafts, are committed, rolled back, cut, forked and closed, over blocks in the
+// caller's memory. In: a cache_config and memory of plan_cache(config).bytes() bytes. Nothing allocates after make_pool.
 //
-// The life of a token: reserve() makes room for drafts in all layers, store() (cache/tokens.hpp) writes them layer by layer, commit() lets the
-// first of them count and drops the others, sealing (cache/seal.hpp) turns full tiles into records. Attention is in cache/tasks.hpp.
-// Every operation does all of what it says, or nothing and returns a status.
+// The life of a token: reserve() makes room for drafts in all layers, store() (cache/tokens.hpp) writes them layer by layer,
+// commit() lets the first of them count and drops the others, sealing (cache/seal.hpp) turns full tiles into records. Attention
+// is in cache/tasks.hpp. Every operation does all of what it says, or nothing and returns a status.
 //
-// Threads: operations on different sequences may run at the same time; one sequence belongs to one thread at a time, but for store() of
-// different layers or heads, items of sealing and items of attention.
+// Threads: operations on different sequences may run at the same time; one sequence belongs to one thread at a time, but for
+// store() of different layers or heads, items of sealing and items of attention.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -20,23 +20,23 @@
 
 namespace kvarn {
 
-/// Blocks of one kind: used + free is what the pool has, shared are held more than once: by forks, by the parts of a tile that erase() has cut in
-/// two, by the queue of sealing.
+/// Blocks of one kind: used + free is what the pool has, shared are held more than once: by forks, by the parts of a tile that
+/// erase() has cut in two, by the queue of sealing.
 struct block_usage {
     std::size_t used = 0, free = 0, shared = 0;
 };
 
 struct pool_statistics {
     block_usage records, exact;
-    std::size_t bytes_used = 0;              ///< of blocks
-    std::size_t tiles_sealed = 0;            ///< since the pool was made
-    std::size_t tiles_kept_not_finite = 0;   ///< tiles that sealing refused, since the pool was made: they stay exact
+    std::size_t bytes_used = 0;             ///< of blocks
+    std::size_t tiles_sealed = 0;           ///< since the pool was made
+    std::size_t tiles_kept_not_finite = 0;  ///< tiles that sealing refused, since the pool was made: they stay exact
     std::size_t tiles_kept_overflowed = 0;
-    std::size_t sequences = 0;               ///< open
+    std::size_t sequences = 0;  ///< open
 };
 
 struct sequence_statistics {
-    std::size_t tokens = 0;         ///< committed
+    std::size_t tokens = 0;  ///< committed
     std::size_t drafts = 0;
     std::size_t sealed_tokens = 0;  ///< of the committed ones, those in records
     std::size_t dead_tokens = 0;    ///< places of its record blocks that it does not see: behind rollbacks and erasures
@@ -56,44 +56,53 @@ public:
     [[nodiscard]] KVARN_INLINE const cache_plan& plan() const noexcept { return s_->plan; }
     [[nodiscard]] KVARN_INLINE std::size_t layers() const noexcept { return s_->layers; }
     [[nodiscard]] KVARN_INLINE std::size_t heads() const noexcept { return s_->heads; }  ///< KV heads of a layer
-    [[nodiscard]] KVARN_INLINE const format& format_of(std::size_t layer, std::size_t head) const noexcept { return s_->place(layer, head).f; }
+    [[nodiscard]] KVARN_INLINE const format& format_of(std::size_t layer, std::size_t head) const noexcept
+    {
+        return s_->place(layer, head).f;
+    }
 
-    /// Other bases for one head, as choose_format finds them; the sizes of the pool stay as they are. Errors, nothing changes: bad_argument
-    /// (no such head, another format but for its rotations, or there are records already, or exact tokens in the basis of the records: they
-    /// would be read in the wrong one).
+    /// Other bases for one head, as choose_format finds them; the sizes of the pool stay as they are. Errors, nothing changes:
+    /// bad_argument (no such head, another format but for its rotations, or there are records already, or exact tokens in the
+    /// basis of the records: they would be read in the wrong one).
     [[nodiscard]] status set_format(std::size_t layer, std::size_t head, const format& f) noexcept;
 
     /// A new sequence, its first token at `first_position` (left padding needs no tokens: begin behind it).
     /// Errors: no_room (all sequences are open), bad_argument (a position below 0 or beyond 2^60).
     [[nodiscard]] result<sequence_id> open(std::int64_t first_position = 0) noexcept;
-    /// Gives its blocks back; tiles in the queue of sealing hold theirs until finish_seal, or cancel_seal before. Error: stale_handle, as for
-    /// all functions below.
+    /// Gives its blocks back; tiles in the queue of sealing hold theirs until finish_seal, or cancel_seal before. Error:
+    /// stale_handle, as for all functions below.
     [[nodiscard]] status close(sequence_id id) noexcept;
 
     /// Room for `tokens` more drafts in all layers. Errors: no_room (blocks), sequence_full (most_tokens, most_spans).
     [[nodiscard]] status reserve(sequence_id id, std::size_t tokens) noexcept;
-    /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some of them were
-    /// not stored in some layer and head).
+    /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some
+    /// of them were not stored in some layer and head).
     [[nodiscard]] status commit(sequence_id id, std::size_t tokens) noexcept;
-    /// The same for a path through a tree of drafts: those with the given numbers, in rising order, follow each other from now on.
+    /// The same for a path through a tree of drafts: those with the given numbers, in rising order, follow each other from now
+    /// on.
     [[nodiscard]] status commit(sequence_id id, std::span<const std::size_t> drafts) noexcept;
-    /// Drops all drafts and every token at or behind `position`; the next one goes there, or where it would have gone, if that is before. Sealed
-    /// tiles are cut, not decoded.
-    /// Errors: bad_argument (before the first position).
+    /// Drops all drafts and every token at or behind `position`; the next one goes there, or where it would have gone, if that
+    /// is before. Sealed tiles are cut, not decoded. Errors: bad_argument (before the first position).
     [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;
-    /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there are drafts),
-    /// sequence_full (most_spans: a span would become two).
+    /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there
+    /// are drafts), sequence_full (most_spans: a span would become two).
     [[nodiscard]] status erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept;
     /// Drops the `tokens` oldest tokens behind the sink. Errors as for erase, and bad_argument (there are not so many).
     [[nodiscard]] status evict_front(sequence_id id, std::size_t tokens) noexcept;
-    /// A second sequence with the same tokens; they share all blocks until one of them changes. Errors: no_room (all sequences are open),
-    /// bad_argument (there are drafts).
+    /// A second sequence with the same tokens; they share all blocks until one of them changes. Errors: no_room (all sequences
+    /// are open), bad_argument (there are drafts).
     [[nodiscard]] result<sequence_id> fork(sequence_id id) noexcept;
 
     [[nodiscard]] KVARN_INLINE bool is_open(sequence_id id) const noexcept { return find(id) != nullptr; }
     /// Committed tokens; 0 for a stale handle.
-    [[nodiscard]] KVARN_INLINE std::size_t tokens(sequence_id id) const noexcept { return find(id) != nullptr ? find(id)->committed : 0; }
-    [[nodiscard]] KVARN_INLINE std::size_t drafts(sequence_id id) const noexcept { return find(id) != nullptr ? find(id)->drafts : 0; }
+    [[nodiscard]] KVARN_INLINE std::size_t tokens(sequence_id id) const noexcept
+    {
+        return find(id) != nullptr ? find(id)->committed : 0;
+    }
+    [[nodiscard]] KVARN_INLINE std::size_t drafts(sequence_id id) const noexcept
+    {
+        return find(id) != nullptr ? find(id)->drafts : 0;
+    }
     /// Where the next draft goes; -1 for a stale handle.
     [[nodiscard]] KVARN_INLINE std::int64_t next_position(sequence_id id) const noexcept
     {
@@ -118,8 +127,9 @@ private:
     detail::pool_state* s_ = nullptr;
 };
 
-/// Makes a pool in `memory`, of at least plan_cache(config).bytes() bytes at any alignment, which must outlive it; nothing needs to be
-/// zero. The pool ends with its memory: there is nothing to destroy. Errors: those of plan_cache, null_pointer, buffer_too_small.
+/// Makes a pool in `memory`, of at least plan_cache(config).bytes() bytes at any alignment, which must outlive it; nothing needs
+/// to be zero. The pool ends with its memory: there is nothing to destroy. Errors: those of plan_cache, null_pointer,
+/// buffer_too_small.
 [[nodiscard]] result<cache_pool> make_pool(const cache_config& config, std::span<std::byte> memory) noexcept;
 
 // --- implementation ----------------------------------------------------------------------------------------------------
@@ -235,7 +245,8 @@ KVARN_INLINE result<sequence_statistics> cache_pool::statistics(sequence_id id) 
     };
     const detail::pool_lock lock(s_->lock);
     for (std::size_t i = 0; i < q->spans; ++i) {
-        const bool again = i != 0 && spans[i].sealed == spans[i - 1].sealed && table[i] == table[i - 1];  // two parts of one block
+        const bool again =
+            i != 0 && spans[i].sealed == spans[i - 1].sealed && table[i] == table[i - 1];  // two parts of one block
         if (spans[i].sealed) {
             n.record_blocks += !again;
             n.own_records += !again && s_->blocks.records.holders[table[i]] == parts_of(i);

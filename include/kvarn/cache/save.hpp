@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// A sequence of a cache as a file, written through the caller's function without seeking. In: the committed tokens as the pool holds them. Out:
-// records and exact tokens byte for byte, little-endian, with the identity of the cache (cache/file.hpp has the framing and its checksums).
-// No allocation. cache/load.hpp reads it.
+// A sequence of a cache as a file, written through the caller's function without seeking. In: the committed tokens as the pool
+// holds them. Out: records and exact tokens byte for byte, little-endian, with the identity of the cache (cache/file.hpp has the
+// framing and its checksums). No allocation. cache/load.hpp reads it.
 //
-// Chunks: `idnt` the identity; `span` positions and spans; then for each layer, in the order of the spans, `rcrd` for a block (the records of its
-// heads) or `exct` for a span (for each head the tokens of K, then of V); number = layer * chunks of a layer + chunk.
+// Chunks: `idnt` the identity; `span` positions and spans; then for each layer, in the order of the spans, `rcrd` for a block
+// (the records of its heads) or `exct` for a span (for each head the tokens of K, then of V); number = layer * chunks of a layer
+// + chunk.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -37,8 +38,8 @@ template <class Write>
 
 namespace detail {
 
-inline constexpr std::uint32_t identity_chunk = chunk_type("idnt"), spans_chunk = chunk_type("span"), records_chunk = chunk_type("rcrd"),
-                               exact_chunk = chunk_type("exct");
+inline constexpr std::uint32_t identity_chunk = chunk_type("idnt"), spans_chunk = chunk_type("span"),
+                               records_chunk = chunk_type("rcrd"), exact_chunk = chunk_type("exct");
 
 /// One field of the identity, and what it is called where it differs.
 struct identity_field {
@@ -58,11 +59,11 @@ struct cache_identity {
                  {static_cast<std::uint64_t>(s.places[0].f.head_dim_v()), "head_dim of V"},
                  {static_cast<std::uint64_t>(s.places[0].f.exact_channels()), "exact channels"},
                  {static_cast<std::uint64_t>(s.config.exact), "type of exact tokens"},
-                 {static_cast<std::uint64_t>(s.config.key_basis) << 1 | static_cast<std::uint64_t>(s.config.value_basis), "bases of exact tokens"},
+                 {static_cast<std::uint64_t>(s.config.key_basis) << 1 | static_cast<std::uint64_t>(s.config.value_basis),
+                  "bases of exact tokens"},
                  {s.config.sink_tokens, "sink_tokens"},
                  {s.config.recent_tokens, "recent_tokens"}}
-    {
-    }
+    {}
 };
 
 /// Bits and rotations of one layer and head.
@@ -89,14 +90,16 @@ struct block_part {
 };
 
 /// The chunk that begins with span `from`.
-[[nodiscard]] KVARN_INLINE block_part block_at(const sequence_state& q, const cache_span* spans, const std::int32_t* table, std::size_t from) noexcept
+[[nodiscard]] KVARN_INLINE block_part block_at(const sequence_state& q, const cache_span* spans, const std::int32_t* table,
+                                               std::size_t from) noexcept
 {
     block_part b{from, from + 1, spans[from].first, spans[from].count};
     while (spans[from].sealed && b.to < q.spans && table[b.to] == table[from] && spans[b.to].sealed) ++b.to;
     return b;
 }
 
-[[nodiscard]] KVARN_INLINE std::uint64_t block_count(const sequence_state& q, const cache_span* spans, const std::int32_t* table) noexcept
+[[nodiscard]] KVARN_INLINE std::uint64_t block_count(const sequence_state& q, const cache_span* spans,
+                                                     const std::int32_t* table) noexcept
 {
     std::uint64_t n = 0;
     for (std::size_t i = 0; i < q.spans; i = block_at(q, spans, table, i).to) ++n;
@@ -104,7 +107,8 @@ struct block_part {
 }
 
 /// Swaps the bytes of elements on machines that keep them the other way round.
-KVARN_INLINE void to_little_endian([[maybe_unused]] std::byte* data, [[maybe_unused]] std::size_t bytes, [[maybe_unused]] std::size_t element) noexcept
+KVARN_INLINE void to_little_endian([[maybe_unused]] std::byte* data, [[maybe_unused]] std::size_t bytes,
+                                   [[maybe_unused]] std::size_t element) noexcept
 {
 #if defined(KVARN_BIG_ENDIAN)
     for (std::size_t i = 0; i < bytes; i += element)
@@ -117,7 +121,8 @@ KVARN_INLINE void to_little_endian([[maybe_unused]] std::byte* data, [[maybe_unu
 }
 
 template <class Writer>
-KVARN_INLINE status append_exact(Writer& file, const std::byte* data, std::size_t bytes, [[maybe_unused]] std::size_t element) noexcept
+KVARN_INLINE status append_exact(Writer& file, const std::byte* data, std::size_t bytes,
+                                 [[maybe_unused]] std::size_t element) noexcept
 {
 #if defined(KVARN_BIG_ENDIAN)
     std::byte buffer[4096];
@@ -135,14 +140,16 @@ KVARN_INLINE status append_exact(Writer& file, const std::byte* data, std::size_
 
 /// Where the exact tokens of one head of a block lie: calls body(data, bytes) for K, then for V.
 template <class F>
-KVARN_INLINE status for_exact(const pool_state& s, const head_place& place, std::int32_t block, const block_part& part, F&& body) noexcept
+KVARN_INLINE status for_exact(const pool_state& s, const head_place& place, std::int32_t block, const block_part& part,
+                              F&& body) noexcept
 {
-    const std::size_t at = static_cast<std::size_t>(block) * s.group + part.first;
-    if (const status said = body(place.keys + at * s.key_row, part.count * s.key_row); said != status::ok) return said;
-    return s.value_row == 0 ? status::ok : body(place.values + at * s.value_row, part.count * s.value_row);
+    const status said = body(s.token_at(place.keys, s.key_row, block, part.first), part.count * s.key_row);
+    if (said != status::ok || s.value_row == 0) return said;
+    return body(s.token_at(place.values, s.value_row, block, part.first), part.count * s.value_row);
 }
 
-[[nodiscard]] KVARN_INLINE std::uint64_t payload_bytes(const pool_state& s, std::size_t layer, bool sealed, const block_part& part) noexcept
+[[nodiscard]] KVARN_INLINE std::uint64_t payload_bytes(const pool_state& s, std::size_t layer, bool sealed,
+                                                       const block_part& part) noexcept
 {
     if (!sealed) return s.heads * part.count * (s.key_row + s.value_row);
     std::uint64_t n = 0;
@@ -211,7 +218,7 @@ KVARN_INLINE status write_sequence(Writer& file, const pool_state& s, std::uint3
             for (std::size_t h = 0; h < s.heads && said == status::ok; ++h) {
                 const head_place& place = s.place(layer, h);
                 if (sealed)
-                    said = file.append({place.records + static_cast<std::size_t>(table[i]) * place.record_bytes, place.record_bytes});
+                    said = file.append({place.record(table[i]).data, place.record_bytes});
                 else
                     said = for_exact(s, place, table[i], part, [&](const std::byte* data, std::size_t bytes) KVARN_LAMBDA {
                         return append_exact(file, data, bytes, element_bytes(s.config.exact));

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Full tiles of a cache become records. In: sequences whose tiles are ready (full, committed, older than recent_tokens, not sink). Out: spans of
-// record blocks in their place. A record is a function of the tile's exact tokens and the format alone.
+// Full tiles of a cache become records. In: sequences whose tiles are ready (full, committed, older than recent_tokens, not
+// sink). Out: spans of record blocks in their place. A record is a function of the tile's exact tokens and the format alone.
 //
-// At once: seal(). As work items for the engine's threads, a few in each step if it likes: begin_seal() queues tiles, seal_item() encodes
-// one tile of one layer and head, finish_seal() puts finished tiles in place. Between those the sequences go on as ever. No allocation.
+// At once: seal(). As work items for the engine's threads, a few in each step if it likes: begin_seal() queues tiles,
+// seal_item() encodes one tile of one layer and head, finish_seal() puts finished tiles in place. Between those the sequences go
+// on as ever. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -20,44 +21,48 @@ namespace kvarn {
 
 /// What sealing did.
 struct seal_report {
-    std::size_t sealed = 0;       ///< tiles that are records now, but for those that a fork had sealed
-    std::size_t kept_exact = 0;   ///< tiles that a record cannot hold: they stay exact
-    std::size_t dropped = 0;      ///< tiles that their sequence cut or left meanwhile
-    std::size_t unfinished = 0;   ///< tiles whose items were said to be done and were not: they stay in the queue, all items to be done
+    std::size_t sealed = 0;      ///< tiles that are records now, but for those that a fork had sealed
+    std::size_t kept_exact = 0;  ///< tiles that a record cannot hold: they stay exact
+    std::size_t dropped = 0;     ///< tiles that their sequence cut or left meanwhile
+    std::size_t unfinished =
+        0;  ///< tiles whose items were said to be done and were not: they stay in the queue, all items to be done
     // The first tile that was kept, where there is one.
     sequence_id sequence{};
-    std::int64_t position = 0;    ///< of its first token
+    std::int64_t position = 0;  ///< of its first token
     std::size_t layer = 0, head = 0;
-    status why = status::ok;      ///< not_finite or scale_overflow
+    status why = status::ok;  ///< not_finite or scale_overflow
 };
 
 /// Tiles of a sequence that are ready.
 [[nodiscard]] std::size_t ready_tiles(const cache_pool& pool, sequence_id id) noexcept;
 
-/// Queues up to `most` ready tiles of a sequence, the oldest first; each takes a record block. Tiles that a fork has sealed already are taken
-/// from there at once. Says how many were queued. Errors: stale_handle, no_room (tiles are ready, but nothing could be done: no record block is free).
+/// Queues up to `most` ready tiles of a sequence, the oldest first; each takes a record block. Tiles that a fork has sealed
+/// already are taken from there at once. Says how many were queued. Errors: stale_handle, no_room (tiles are ready, but nothing
+/// could be done: no record block is free).
 [[nodiscard]] result<std::size_t> begin_seal(const cache_pool& pool, sequence_id id, std::size_t most = SIZE_MAX) noexcept;
 
 /// Work items in the queue that are not done.
 [[nodiscard]] std::size_t seal_items(const cache_pool& pool) noexcept;
 
-/// Does item `item`, counted from the first that is not done. Different items may run at the same time, and beside everything but finish_seal
-/// and set_format. `scratch`: scratch_bytes(format). Errors: bad_argument (no such item), buffer_too_small. That a tile cannot be sealed is no error here.
+/// Does item `item`, counted from the first that is not done. Different items may run at the same time, and beside everything
+/// but finish_seal and set_format. `scratch`: scratch_bytes(format). Errors: bad_argument (no such item), buffer_too_small. That
+/// a tile cannot be sealed is no error here.
 template <class Arch = simd::native_arch>
 [[nodiscard]] status seal_item(const cache_pool& pool, std::size_t item, std::span<std::byte> scratch) noexcept;
 
-/// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other thread may use their
-/// sequences meanwhile. It stops at a tile that has an item which was not done, or failed.
+/// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other thread may use
+/// their sequences meanwhile. It stops at a tile that has an item which was not done, or failed.
 seal_report finish_seal(const cache_pool& pool, std::size_t items) noexcept;
 
-/// Takes a sequence's tiles out of the queue, closed or not, so that close() gives back all that it holds; says how many. No item may run
-/// meanwhile.
+/// Takes a sequence's tiles out of the queue, closed or not, so that close() gives back all that it holds; says how many. No
+/// item may run meanwhile.
 std::size_t cancel_seal(const cache_pool& pool, sequence_id id) noexcept;
 
 /// All ready tiles of a sequence, in this thread, without the queue; stops early where no record block is free.
 /// Errors: stale_handle, buffer_too_small (scratch_bytes(format)), no_room (tiles are ready, but nothing could be done).
 template <class Arch = simd::native_arch>
-[[nodiscard]] result<seal_report> seal(const cache_pool& pool, sequence_id id, std::span<std::byte> scratch, std::size_t most = SIZE_MAX) noexcept;
+[[nodiscard]] result<seal_report> seal(const cache_pool& pool, sequence_id id, std::span<std::byte> scratch,
+                                       std::size_t most = SIZE_MAX) noexcept;
 
 // --- implementation ----------------------------------------------------------------------------------------------------
 
@@ -66,7 +71,8 @@ namespace detail {
 /// Whether a span of committed tokens, old enough, is a tile to seal.
 [[nodiscard]] KVARN_INLINE bool is_ready(const pool_state& s, const cache_span& span, std::int32_t block) noexcept
 {
-    return !span.sealed && !span.sink && span.count == s.group && s.blocks.kept[block] == status::ok && s.blocks.exact.link[block] != being_sealed;
+    return !span.sealed && !span.sink && span.count == s.group && s.blocks.kept[block] == status::ok &&
+           s.blocks.exact.link[block] != being_sealed;
 }
 
 /// Calls body(index) for ready spans, oldest first, until it says false. Under the lock.
@@ -120,8 +126,8 @@ KVARN_INLINE void forget_items(const pool_state& s, seal_job& job) noexcept
     return true;
 }
 
-/// Takes the oldest ready tile of a sequence that has no record; those before it get theirs, and `changed` says that there were any.
-/// False: nothing is left, or no record block; `out` says no_room if that is all that happened.
+/// Takes the oldest ready tile of a sequence that has no record; those before it get theirs, and `changed` says that there were
+/// any. False: nothing is left, or no record block; `out` says no_room if that is all that happened.
 KVARN_INLINE bool take_tile(pool_state& s, sequence_id id, seal_job& job, bool& changed, status& out) noexcept
 {
     bool taken = false;
@@ -154,17 +160,16 @@ KVARN_NOINLINE status encode_item(const pool_state& s, seal_job& job, std::size_
 {
     const head_place& place = s.places[item];
     if (scratch.size() < scratch_bytes(place.f)) return status::buffer_too_small;
-    const record_grid<std::byte> record{place.records + static_cast<std::size_t>(job.record) * place.record_bytes,
-                                        place.record_bytes, 1, 1, place.record_bytes, place.record_bytes, place.record_bytes};
     encode_options options = s.config.encode;
     options.key_basis = s.config.key_basis;
     options.value_basis = s.config.value_basis;
     const auto tile = [&]<class T>(std::type_identity<T>, std::byte* base, std::size_t row) KVARN_LAMBDA {
         if (row == 0) return kv_view<const T>{};
-        return token_major(reinterpret_cast<const T*>(base + static_cast<std::size_t>(job.exact) * s.group * row), s.group, 1, row / sizeof(T));
+        return token_major(reinterpret_cast<const T*>(s.token_at(base, row, job.exact, 0)), s.group, 1, row / sizeof(T));
     };
     const auto encode = [&](auto type) KVARN_LAMBDA {
-        return quantize_kv<Arch>(place.f, tile(type, place.keys, s.key_row), tile(type, place.values, s.value_row), record, scratch, options);
+        return quantize_kv<Arch>(place.f, tile(type, place.keys, s.key_row), tile(type, place.values, s.value_row),
+                                 place.record(job.record), scratch, options);
     };
     const status said = s.config.exact == exact_type::f32   ? encode(std::type_identity<float>{})
                         : s.config.exact == exact_type::f16 ? encode(std::type_identity<half>{})
@@ -172,8 +177,8 @@ KVARN_NOINLINE status encode_item(const pool_state& s, seal_job& job, std::size_
     if (said != status::ok) {
         const std::uint64_t mine = std::uint64_t{item} << 8 | static_cast<std::uint64_t>(said);
         std::uint64_t known = __atomic_load_n(&job.failure, __ATOMIC_RELAXED);
-        while (mine < known && !__atomic_compare_exchange_n(&job.failure, &known, mine, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-        }
+        while (mine < known &&
+               !__atomic_compare_exchange_n(&job.failure, &known, mine, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
     }
     __atomic_fetch_or(s.items_of(job.record) + item / 64, std::uint64_t{1} << item % 64, __ATOMIC_RELEASE);
     return status::ok;
@@ -188,7 +193,9 @@ KVARN_INLINE void settle(pool_state& s, const seal_job& job, seal_report& report
     if (q.open && q.generation == job.generation) {
         const cache_span* const spans = s.spans_of(job.slot);
         for (std::size_t i = 0; i < q.spans && span == q.spans; ++i)
-            if (spans[i].position == job.position && !spans[i].sealed && s.table_of(job.slot)[i] == job.exact && spans[i].count == s.group) span = i;
+            if (spans[i].position == job.position && !spans[i].sealed && s.table_of(job.slot)[i] == job.exact &&
+                spans[i].count == s.group)
+                span = i;
     }
     s.blocks.exact.link[job.exact] = no_block;
     if (job.failure != ~std::uint64_t{0}) {

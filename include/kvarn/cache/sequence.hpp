@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What the operations of cache_pool on sequences do: spans are made, cut and shared, blocks taken and given back; no value is looked at, and
-// none is copied but where a shared exact block is written to. In: a pool. The interface is in cache/pool.hpp, which includes this.
+// What the operations of cache_pool on sequences do: spans are made, cut and shared, blocks taken and given back; no value is
+// looked at, and none is copied but where a shared exact block is written to. In: a pool. The interface is in cache/pool.hpp,
+// which includes this.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -15,6 +16,18 @@ namespace kvarn {
 
 namespace detail {
 
+/// Where the last `tokens` tokens of a sequence, one at least, begin: a span, and a token of it.
+struct span_place {
+    std::size_t span = 0, token = 0;
+};
+[[nodiscard]] KVARN_INLINE span_place place_from_end(const pool_state& s, std::uint32_t slot, std::size_t tokens) noexcept
+{
+    const cache_span* const spans = s.spans_of(slot);
+    std::size_t i = s.sequences[slot].spans;
+    while (spans[--i].count < tokens) tokens -= spans[i].count;
+    return {i, spans[i].count - tokens};
+}
+
 /// A token of an exact block.
 struct exact_place {
     std::int32_t block = no_block;
@@ -22,11 +35,8 @@ struct exact_place {
 };
 [[nodiscard]] KVARN_INLINE exact_place place_of_draft(const pool_state& s, std::uint32_t slot, std::size_t draft) noexcept
 {
-    const sequence_state& q = s.sequences[slot];
-    const cache_span* const spans = s.spans_of(slot);
-    std::size_t behind = q.drafts - draft, i = q.spans;  // from this draft to the end
-    while (spans[--i].count < behind) behind -= spans[i].count;
-    return {s.table_of(slot)[i], spans[i].first + spans[i].count - behind};
+    const span_place at = place_from_end(s, slot, s.sequences[slot].drafts - draft);
+    return {s.table_of(slot)[at.span], s.spans_of(slot)[at.span].first + at.token};
 }
 
 /// Copies `count` tokens of an exact block in all layers and heads.
@@ -34,8 +44,7 @@ KVARN_INLINE void copy_exact(const pool_state& s, exact_place from, exact_place 
 {
     const auto copy = [&](std::byte* base, std::size_t row) KVARN_LAMBDA {
         if (row == 0) return;
-        std::memcpy(base + (static_cast<std::size_t>(to.block) * s.group + to.token) * row,
-                    base + (static_cast<std::size_t>(from.block) * s.group + from.token) * row, count * row);
+        std::memcpy(s.token_at(base, row, to.block, to.token), s.token_at(base, row, from.block, from.token), count * row);
     };
     for (std::size_t i = 0; i < s.layers * s.heads; ++i) {
         copy(s.places[i].keys, s.key_row);
@@ -43,11 +52,34 @@ KVARN_INLINE void copy_exact(const pool_state& s, exact_place from, exact_place 
     }
 }
 
-/// Under the lock.
+/// One holder more, or one less, of a span's block. Under the lock.
+KVARN_INLINE void hold_block(pool_state& s, const cache_span& span, std::int32_t block) noexcept
+{
+    (span.sealed ? s.blocks.records : s.blocks.exact).hold(block);
+}
 KVARN_INLINE void release_block(pool_state& s, const cache_span& span, std::int32_t block) noexcept
 {
-    if (span.sealed) s.blocks.release_record(block);
-    else s.blocks.release_exact(block);
+    if (span.sealed)
+        s.blocks.release_record(block);
+    else
+        s.blocks.release_exact(block);
+}
+
+/// Cuts span i in two behind `count` tokens; there is room for one more. Under the lock.
+KVARN_INLINE void split_span(pool_state& s, std::uint32_t slot, std::size_t i, std::size_t count) noexcept
+{
+    sequence_state& q = s.sequences[slot];
+    cache_span* const spans = s.spans_of(slot);
+    std::int32_t* const table = s.table_of(slot);
+    std::memmove(spans + i + 1, spans + i, (q.spans - i) * sizeof(*spans));
+    std::memmove(table + i + 1, table + i, (q.spans - i) * sizeof(*table));
+    ++q.spans;
+    hold_block(s, spans[i], table[i]);
+    spans[i].count = static_cast<std::uint16_t>(count);
+    cache_span& rest = spans[i + 1];
+    rest.first = static_cast<std::uint16_t>(rest.first + count);
+    rest.count = static_cast<std::uint16_t>(rest.count - count);
+    rest.position += static_cast<std::int64_t>(count);
 }
 
 /// Takes `tokens` tokens off the end of a sequence. Under the lock.
@@ -136,8 +168,10 @@ KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noex
         const detail::pool_lock lock(s_->lock);
         const bool copy = left != 0 && s_->blocks.exact.holders[table[q->spans - 1]] > 1;
         if (more + copy > s_->blocks.exact.free) return status::no_room;
-        if (copy) copied = s_->blocks.take_exact();
-        else if (left != 0) s_->blocks.unlink_exact(table[q->spans - 1]);
+        if (copy)
+            copied = s_->blocks.take_exact();
+        else if (left != 0)
+            s_->blocks.unlink_exact(table[q->spans - 1]);
         const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
         std::size_t rest = tokens - (tokens < left ? tokens : left);
         std::int64_t position = q->next_position + static_cast<std::int64_t>(tokens - rest);
@@ -194,7 +228,8 @@ KVARN_INLINE status cache_pool::commit(sequence_id id, std::span<const std::size
         if (stored[i] < end) return status::bad_argument;
     // Blocks with drafts have one holder. A draft moves forwards, to where one was that is gone or has moved already.
     for (std::size_t i = 0; i < drafts.size(); ++i)
-        if (drafts[i] != i) detail::copy_exact(*s_, detail::place_of_draft(*s_, id.slot, drafts[i]), detail::place_of_draft(*s_, id.slot, i), 1);
+        if (drafts[i] != i)
+            detail::copy_exact(*s_, detail::place_of_draft(*s_, id.slot, drafts[i]), detail::place_of_draft(*s_, id.slot, i), 1);
     return commit(id, drafts.size());
 }
 
@@ -241,11 +276,7 @@ KVARN_INLINE status cache_pool::erase(sequence_id id, std::int64_t begin, std::i
 
     const detail::pool_lock lock(s_->lock);
     if (split) {
-        std::memmove(spans + from + 1, spans + from, (q->spans - from) * sizeof(*spans));
-        std::memmove(table + from + 1, table + from, (q->spans - from) * sizeof(*table));
-        if (spans[from].sealed) s_->blocks.records.hold(table[from]);
-        else s_->blocks.exact.hold(table[from]);
-        ++q->spans;
+        detail::split_span(*s_, id.slot, from, head);
         ++to;
     }
     std::size_t first = from, last = to;  // what goes entirely
@@ -296,11 +327,7 @@ KVARN_INLINE result<sequence_id> cache_pool::fork(sequence_id id) noexcept
     std::memcpy(s_->spans_of(made->slot), s_->spans_of(id.slot), q->spans * sizeof(detail::cache_span));
     std::memcpy(s_->table_of(made->slot), s_->table_of(id.slot), q->spans * sizeof(std::int32_t));
     const detail::pool_lock lock(s_->lock);
-    for (std::size_t i = 0; i < q->spans; ++i) {
-        const std::int32_t block = s_->table_of(id.slot)[i];
-        if (s_->spans_of(id.slot)[i].sealed) s_->blocks.records.hold(block);
-        else s_->blocks.exact.hold(block);
-    }
+    for (std::size_t i = 0; i < q->spans; ++i) detail::hold_block(*s_, s_->spans_of(id.slot)[i], s_->table_of(id.slot)[i]);
     return made;
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Tokens of a cache at other positions ("context shift"): keys hold their rotary position, so the engine turns them by the difference and they
-// are kept anew. In: a range of positions, how far, and the engine's rotation. Exact tokens are rounded once more; keys of sealed tiles
-// are decoded, turned and encoded again, which costs accuracy each time: erase() and positions with gaps cost none. Values of V do not change,
-// and their part of a record is copied. No allocation; works in scratch.
+// Tokens of a cache at other positions ("context shift"): keys hold their rotary position, so the engine turns them by the
+// difference and they are kept anew. In: a range of positions, how far, and the engine's rotation. Exact tokens are rounded once
+// more; keys of sealed tiles are decoded, turned and encoded again, which costs accuracy each time: erase() and positions with
+// gaps cost none. Values of V do not change, and their part of a record is copied. No allocation; works in scratch.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -20,9 +20,10 @@
 namespace kvarn {
 
 struct shift_report {
-    std::size_t tokens = 0;          ///< that moved
-    std::size_t sealed_tokens = 0;   ///< of those, in records: encoded again
-    double relative_error = 0;       ///< of the keys of those, that the new encoding adds: |decoded - turned| / |turned|, all layers and heads
+    std::size_t tokens = 0;         ///< that moved
+    std::size_t sealed_tokens = 0;  ///< of those, in records: encoded again
+    double relative_error =
+        0;  ///< of the keys of those, that the new encoding adds: |decoded - turned| / |turned|, all layers and heads
 };
 
 /// Scratch for shift_positions, at any alignment.
@@ -31,15 +32,15 @@ struct shift_report {
     return read_scratch_bytes(f) + 2 * static_cast<std::size_t>(f.group() * f.key_channels()) * sizeof(float) + 63;
 }
 
-/// Moves the tokens at positions [begin, end) by `by`, which leaves their order as it is. `turn(layer, head, keys, position)` turns
-/// keys [tokens][1][key_channels], of consecutive positions from `position` on, in place, from there to position + by; it is called
-/// for each run of tokens, layer and KV head, with keys in the basis of cache_config. next_position moves along with the last token.
-/// Other holders of the blocks keep theirs: it takes a free sequence slot, a free block for each block with tokens in the range, and one exact block.
-/// Errors, nothing changes: stale_handle, bad_argument (end < begin, drafts, positions that would overlap others or leave [first position, 2^60]),
-/// no_room, sequence_full (most_spans), buffer_too_small.
+/// Moves the tokens at positions [begin, end) by `by`, which leaves their order as it is. `turn(layer, head, keys, position)`
+/// turns keys [tokens][1][key_channels], of consecutive positions from `position` on, in place, from there to position + by; it
+/// is called for each run of tokens, layer and KV head, with keys in the basis of cache_config. next_position moves along with
+/// the last token. Other holders of the blocks keep theirs: it takes a free sequence slot, a free block for each block with
+/// tokens in the range, and one exact block. Errors, nothing changes: stale_handle, bad_argument (end < begin, drafts, positions
+/// that would overlap others or leave [first position, 2^60]), no_room, sequence_full (most_spans), buffer_too_small.
 template <class Arch = simd::native_arch, class Turn>
-[[nodiscard]] result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end, std::int64_t by,
-                                                   Turn&& turn, std::span<std::byte> scratch) noexcept;
+[[nodiscard]] result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end,
+                                                   std::int64_t by, Turn&& turn, std::span<std::byte> scratch) noexcept;
 
 namespace detail {
 
@@ -55,30 +56,10 @@ struct shift_sums {
     return list.free == 0 ? no_block : record ? list.take() : s.blocks.take_exact();
 }
 
-/// Cuts span i of a fork in two behind `count` tokens.
-KVARN_INLINE bool split_span(pool_state& s, std::uint32_t slot, std::size_t i, std::size_t count) noexcept
-{
-    sequence_state& q = s.sequences[slot];
-    cache_span* const spans = s.spans_of(slot);
-    std::int32_t* const table = s.table_of(slot);
-    if (q.spans == s.config.most_spans) return false;
-    std::memmove(spans + i + 1, spans + i, (q.spans - i) * sizeof(*spans));
-    std::memmove(table + i + 1, table + i, (q.spans - i) * sizeof(*table));
-    ++q.spans;
-    spans[i].count = static_cast<std::uint16_t>(count);
-    spans[i + 1].first = static_cast<std::uint16_t>(spans[i + 1].first + count);
-    spans[i + 1].count = static_cast<std::uint16_t>(spans[i + 1].count - count);
-    spans[i + 1].position += static_cast<std::int64_t>(count);
-    const pool_lock lock(s.lock);
-    if (spans[i].sealed) s.blocks.records.hold(table[i]);
-    else s.blocks.exact.hold(table[i]);
-    return true;
-}
-
 /// Span i of a sequence in a block of its own with turned keys: exact, or, where it is a whole record, a record again.
 template <class Arch, class Turn>
-status turn_span(const cache_pool& pool, sequence_id id, std::size_t i, Turn& turn, std::span<std::byte> scratch, shift_report& report,
-                 shift_sums& sums) noexcept
+status turn_span(const cache_pool& pool, sequence_id id, std::size_t i, Turn& turn, std::span<std::byte> scratch,
+                 shift_report& report, shift_sums& sums) noexcept
 {
     pool_state& s = pool.state();
     cache_span& span = s.spans_of(id.slot)[i];
@@ -108,18 +89,19 @@ status turn_span(const cache_pool& pool, sequence_id id, std::size_t i, Turn& tu
         if (said != status::ok || !whole) continue;
         said = encode_item<Arch>(s, job, p, rest);
         if (said != status::ok || job.failure != ~std::uint64_t{0}) break;
-        std::byte* const made = place.records + static_cast<std::size_t>(job.record) * place.record_bytes;
+        const record_grid<std::byte> made = place.record(job.record);
         const record_layout at = layout_of(place.f);
-        std::memcpy(made + at.v_codes, place.records + static_cast<std::size_t>(block) * place.record_bytes + at.v_codes, at.exact - at.v_codes);
-        const record_grid<const std::byte> record{made, place.record_bytes, 1, 1, place.record_bytes, place.record_bytes, place.record_bytes};
-        said = dequantize_kv<Arch>(place.f, record, token_major(again, s.group, 1, channels), kv_view<float>{}, s.config.key_basis, rest);
+        std::memcpy(made.data + at.v_codes, place.record(block).data + at.v_codes, at.exact - at.v_codes);
+        said = dequantize_kv<Arch>(place.f, made, token_major(again, s.group, 1, channels), kv_view<float>{}, s.config.key_basis,
+                                   rest);
         for (std::size_t c = 0; c < s.group * channels; ++c) {
             const auto x = static_cast<double>(keys[c]), d = static_cast<double>(again[c]) - x;
             sums.error += d * d;
             sums.square += x * x;
         }
     }
-    if (said == status::ok && job.failure != ~std::uint64_t{0}) said = status::scale_overflow;  // turned keys are no larger: only in records on the edge
+    if (said == status::ok && job.failure != ~std::uint64_t{0})
+        said = status::scale_overflow;  // turned keys are no larger: only in records on the edge
     const pool_lock lock(s.lock);
     if (said != status::ok) {
         s.blocks.release_exact(job.exact);
@@ -143,12 +125,13 @@ status turn_span(const cache_pool& pool, sequence_id id, std::size_t i, Turn& tu
 }  // namespace detail
 
 template <class Arch, class Turn>
-result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end, std::int64_t by, Turn&& turn,
-                                     std::span<std::byte> scratch) noexcept
+result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end,
+                                     std::int64_t by, Turn&& turn, std::span<std::byte> scratch) noexcept
 {
     detail::sequence_state* const q = pool.find(id);
     if (q == nullptr) return status::stale_handle;
-    if (end < begin || q->drafts != 0 || by < -detail::largest_position || by > detail::largest_position) return status::bad_argument;
+    if (end < begin || q->drafts != 0 || by < -detail::largest_position || by > detail::largest_position)
+        return status::bad_argument;
     detail::pool_state& s = pool.state();
     if (scratch.size() < shift_scratch_bytes(s.places[0].f)) return status::buffer_too_small;
     shift_report report;
@@ -162,24 +145,27 @@ result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std
     detail::cache_span* const spans = s.spans_of(fork->slot);
     std::size_t from = 0;
     status said = status::ok;
-    while (spans[from].end() <= begin) ++from;
-    if (spans[from].position < begin) {
-        if (!detail::split_span(s, fork->slot, from, static_cast<std::size_t>(begin - spans[from].position))) said = status::sequence_full;
-        ++from;
-    }
-    std::size_t to = from;
-    while (said == status::ok && to < f.spans && spans[to].position < end) {
-        if (spans[to].end() > end && !detail::split_span(s, fork->slot, to, static_cast<std::size_t>(end - spans[to].position)))
+    const auto split = [&](std::size_t i, std::int64_t position) KVARN_LAMBDA {
+        if (f.spans == s.config.most_spans) {
             said = status::sequence_full;
-        ++to;
-    }
+            return;
+        }
+        const detail::pool_lock lock(s.lock);
+        detail::split_span(s, fork->slot, i, static_cast<std::size_t>(position - spans[i].position));
+    };
+    while (spans[from].end() <= begin) ++from;
+    if (spans[from].position < begin) split(from++, begin);
+    std::size_t to = from;
+    for (; said == status::ok && to < f.spans && spans[to].position < end; ++to)
+        if (spans[to].end() > end) split(to, end);
     if (said == status::ok) {
         const std::int64_t least = from != 0 ? spans[from - 1].end() : f.first_position;
         const std::int64_t most = to != f.spans ? spans[to].position : detail::largest_position;
         if (spans[from].position + by < least || spans[to - 1].end() + by > most) said = status::bad_argument;
     }
     detail::shift_sums sums;
-    for (std::size_t i = from; i < to && said == status::ok; ++i) said = detail::turn_span<Arch>(pool, *fork, i, turn, scratch, report, sums);
+    for (std::size_t i = from; i < to && said == status::ok; ++i)
+        said = detail::turn_span<Arch>(pool, *fork, i, turn, scratch, report, sums);
     if (said == status::ok) {
         const bool last = to == f.spans;
         for (std::size_t i = from; i < to; ++i) spans[i].position += by;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// What a pool keeps in the caller's memory, and where: plan_cache says how much, make_state lays it out. In: a completed configuration.
-// Records of one layer and head lie one after the other, [layer][head][block], and so do exact tokens, [layer][head][block][token]: a
-// history is read in order, whatever its blocks.
+// What a pool keeps in the caller's memory, and where: plan_cache says how much, make_pool lays it out. In: a completed
+// configuration. Records of one layer and head lie one after the other, [layer][head][block], and so do exact tokens,
+// [layer][head][block][token]: a history is read in order, whatever its blocks.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -64,6 +64,11 @@ struct head_place {
     std::byte *records = nullptr, *keys = nullptr, *values = nullptr;
 
     KVARN_INLINE head_place() noexcept {}
+    /// The record of a block, as a grid of one.
+    [[nodiscard]] KVARN_INLINE record_grid<std::byte> record(std::int32_t block) const noexcept
+    {
+        return tile_major_records(f, records + static_cast<std::size_t>(block) * record_bytes, record_bytes, 1, 1);
+    }
 };
 
 struct seal_counts {
@@ -76,15 +81,16 @@ struct pool_state {
     std::size_t key_row = 0, value_row = 0;  // bytes of one exact token
     cache_plan plan{};
     pool_blocks blocks{};
-    head_place* places = nullptr;        // [layers][heads]
-    sequence_state* sequences = nullptr; // [sequences]
-    std::uint32_t* unused = nullptr;     // [sequences], a stack of slots
+    head_place* places = nullptr;         // [layers][heads]
+    sequence_state* sequences = nullptr;  // [sequences]
+    std::uint32_t* unused = nullptr;      // [sequences], a stack of slots
     std::size_t free_slots = 0;
-    cache_span* spans = nullptr;         // [sequences][most_spans]
-    std::int32_t* tables = nullptr;      // [sequences][most_spans]
-    std::uint32_t* stored = nullptr;     // [sequences][layers][heads]: drafts that are written
-    seal_job* jobs = nullptr;            // [record_blocks]
-    std::uint64_t* sealed_items = nullptr;  // [record_blocks][item_words]: a bit for each layer and head that is encoded; set atomically
+    cache_span* spans = nullptr;      // [sequences][most_spans]
+    std::int32_t* tables = nullptr;   // [sequences][most_spans]
+    std::uint32_t* stored = nullptr;  // [sequences][layers][heads]: drafts that are written
+    seal_job* jobs = nullptr;         // [record_blocks]
+    std::uint64_t* sealed_items =
+        nullptr;  // [record_blocks][item_words]: a bit for each layer and head that is encoded; set atomically
     std::size_t item_words = 0;
     std::size_t job_count = 0, items_done = 0;
     seal_counts sealing{};
@@ -92,14 +98,32 @@ struct pool_state {
 
     KVARN_INLINE pool_state() noexcept {}
 
-    [[nodiscard]] KVARN_INLINE cache_span* spans_of(std::uint32_t slot) const noexcept { return spans + slot * config.most_spans; }
-    [[nodiscard]] KVARN_INLINE std::int32_t* table_of(std::uint32_t slot) const noexcept { return tables + slot * config.most_spans; }
-    [[nodiscard]] KVARN_INLINE std::uint32_t* stored_of(std::uint32_t slot) const noexcept { return stored + slot * layers * heads; }
+    [[nodiscard]] KVARN_INLINE cache_span* spans_of(std::uint32_t slot) const noexcept
+    {
+        return spans + slot * config.most_spans;
+    }
+    [[nodiscard]] KVARN_INLINE std::int32_t* table_of(std::uint32_t slot) const noexcept
+    {
+        return tables + slot * config.most_spans;
+    }
+    [[nodiscard]] KVARN_INLINE std::uint32_t* stored_of(std::uint32_t slot) const noexcept
+    {
+        return stored + slot * layers * heads;
+    }
     [[nodiscard]] KVARN_INLINE std::uint64_t* items_of(std::int32_t record) const noexcept
     {
         return sealed_items + static_cast<std::size_t>(record) * item_words;
     }
-    [[nodiscard]] KVARN_INLINE const head_place& place(std::size_t layer, std::size_t head) const noexcept { return places[layer * heads + head]; }
+    /// A token of an exact block, among the keys or values of a head: `base` and `row` are those of either.
+    [[nodiscard]] KVARN_INLINE std::byte* token_at(std::byte* base, std::size_t row, std::int32_t block,
+                                                   std::size_t token) const noexcept
+    {
+        return base + (static_cast<std::size_t>(block) * group + token) * row;
+    }
+    [[nodiscard]] KVARN_INLINE const head_place& place(std::size_t layer, std::size_t head) const noexcept
+    {
+        return places[layer * heads + head];
+    }
 };
 
 /// Hands out pieces of memory one after the other, each at a multiple of 64 bytes; without memory it only counts.
@@ -176,8 +200,8 @@ KVARN_INLINE T* construct(T* at, std::size_t count) noexcept
 
 }  // namespace detail
 
-/// What a pool of this configuration takes. Errors: bad_argument (no layers, sequences, blocks or tokens, or more of them than 2^31; options of the
-/// encoder; bases), buffer_too_small (the sizes do not fit std::size_t).
+/// What a pool of this configuration takes. Errors: bad_argument (no layers, sequences, blocks or tokens, or more of them than
+/// 2^31; options of the encoder; bases), buffer_too_small (the sizes do not fit std::size_t).
 [[nodiscard]] KVARN_INLINE constexpr result<cache_plan> plan_cache(const cache_config& given) noexcept
 {
     if (given.policy.layers() < 1 || given.policy.heads() < 1) return status::bad_argument;
@@ -186,7 +210,8 @@ KVARN_INLINE T* construct(T* at, std::size_t count) noexcept
     if (c.sequences > detail::most_blocks || c.record_blocks > detail::most_blocks || c.exact_blocks > detail::most_blocks ||
         c.most_tokens > detail::most_blocks || c.most_spans > detail::most_blocks)
         return status::bad_argument;
-    if (c.exact > exact_type::bf16 || c.key_basis > basis::rotated || c.value_basis > basis::rotated || !detail::is_valid(c.encode))
+    if (c.exact > exact_type::bf16 || c.key_basis > basis::rotated || c.value_basis > basis::rotated ||
+        !detail::is_valid(c.encode))
         return status::bad_argument;
     cache_plan plan;
     for (int layer = 0; layer < c.policy.layers(); ++layer)
@@ -198,12 +223,13 @@ KVARN_INLINE T* construct(T* at, std::size_t count) noexcept
     detail::memory_cutter cut(nullptr);
     detail::cut_arrays(c, cut);
     plan.state = detail::add_sizes(cut.used(), 3 * 63);  // and where memory, records and exact tokens begin
-    if (detail::add_sizes(detail::add_sizes(plan.records, plan.exact), plan.state) > SIZE_MAX / 2) return status::buffer_too_small;
+    if (detail::add_sizes(detail::add_sizes(plan.records, plan.exact), plan.state) > SIZE_MAX / 2)
+        return status::buffer_too_small;
     return plan;
 }
 
-/// The configuration, completed, with as many record blocks as fit into `bytes` beside its exact blocks, but no more than it has. Errors:
-/// those of plan_cache, no_room (not one fits).
+/// The configuration, completed, with as many record blocks as fit into `bytes` beside its exact blocks, but no more than it
+/// has. Errors: those of plan_cache, no_room (not one fits).
 [[nodiscard]] KVARN_INLINE constexpr result<cache_config> fit_cache(const cache_config& given, std::size_t bytes) noexcept
 {
     cache_config c = completed(given);
@@ -211,8 +237,10 @@ KVARN_INLINE T* construct(T* at, std::size_t count) noexcept
     std::size_t low = 0, high = c.record_blocks;
     while (low < high) {
         c.record_blocks = low + (high - low + 1) / 2;
-        if (plan_cache(c)->bytes() <= bytes) low = c.record_blocks;
-        else high = c.record_blocks - 1;
+        if (plan_cache(c)->bytes() <= bytes)
+            low = c.record_blocks;
+        else
+            high = c.record_blocks - 1;
     }
     c.record_blocks = low;
     if (low == 0) return status::no_room;

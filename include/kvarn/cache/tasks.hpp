@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Attention of a layer over the sequences of a cache. In: for each sequence new K and V, queries and where the output goes. Out: work items
-// in three phases that any thread pool can run, with a barrier after each: store, attend, finish. history_of() gives the segments alone.
+// Attention of a layer over the sequences of a cache. In: for each sequence new K and V, queries and where the output goes. Out:
+// work items in three phases that any thread pool can run, with a barrier after each: store, attend, finish.
 //
-// A short step (up to rows_per_task query rows a KV head) splits over the history, a prompt over blocks of queries; the result is the
-// same bits either way, for any number of threads. Works in the caller's memory; no allocation.
+// A short step (up to rows_per_task query rows a KV head) splits over the history, a prompt over blocks of queries; the result
+// is the same bits either way, for any number of threads. Works in the caller's memory; no allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -13,48 +13,47 @@
 #include <span>
 
 #include <kvarn/attention.hpp>
+#include <kvarn/cache/history.hpp>
 #include <kvarn/cache/pool.hpp>
 #include <kvarn/cache/tokens.hpp>
 
 namespace kvarn {
 
-/// The history of one sequence, layer and KV head as segments for attention, drafts included, in out[0, n). They point into the pool and
-/// hold until the sequence changes. Drafts must be stored before they are attended to. Says n. Errors: stale_handle, bad_argument (no such layer or head),
-/// buffer_too_small (as many segments as the sequence has spans are enough).
-[[nodiscard]] result<std::size_t> history_of(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head,
-                                             std::span<kv_segment> out) noexcept;
-
 /// One sequence in one layer for one step.
 struct sequence_step {
     sequence_id sequence{};
-    input_view k{}, v{};                 ///< its drafts from `first_draft` on, [tokens][KV heads][channels]; empty: stored already
+    input_view k{}, v{};  ///< its drafts from `first_draft` on, [tokens][KV heads][channels]; empty: stored already
     std::size_t first_draft = 0;
-    input_view q{};                      ///< [m][query heads][key_channels]: the newest m positions, drafts included
-    output_view out{};                   ///< [m][query heads][channels]
-    float* log_sum_exp = nullptr;        ///< [KV heads][m][query heads of each]; may be null
-    const float* sink_logits = nullptr;  ///< [query heads]; may be null
-    const float* alibi_slopes = nullptr;     ///< [query heads], as attention_task has them; may be null
-    const std::uint64_t* mask = nullptr;     ///< [m][mask_stride] words over the newest mask_tokens positions, as attention_task has it; may be null
+    input_view q{};                       ///< [m][query heads][key_channels]: the newest m positions, drafts included
+    output_view out{};                    ///< [m][query heads][channels]
+    float* log_sum_exp = nullptr;         ///< [KV heads][m][query heads of each]; may be null
+    const float* sink_logits = nullptr;   ///< [query heads]; may be null
+    const float* alibi_slopes = nullptr;  ///< [query heads], as attention_task has them; may be null
+    const std::uint64_t* mask =
+        nullptr;  ///< [m][mask_stride] words over the newest mask_tokens positions, as attention_task has it; may be null
     std::size_t mask_stride = 0, mask_tokens = 0;
 };
 
 struct layer_options {
     attention_options attention{};
-    std::size_t threads = 1;          ///< that will run the items: from four tasks a thread on, histories are not split
-    std::size_t rows_per_task = 32;   ///< query rows (tokens x query heads of a KV head) that a task has at most; at least the heads
+    std::size_t threads = 1;  ///< that will run the items: from four tasks a thread on, histories are not split
+    std::size_t rows_per_task =
+        32;  ///< query rows (tokens x query heads of a KV head) that a task has at most; at least the heads
     std::size_t chunks_per_item = 4;  ///< of 1024 tokens, where a history is split
 };
 
 /// Bytes of memory for plan_layer, at any alignment, for these steps.
-[[nodiscard]] std::size_t layer_memory_bytes(const cache_pool& pool, std::span<const sequence_step> steps, const layer_options& options) noexcept;
+[[nodiscard]] std::size_t layer_memory_bytes(const cache_pool& pool, std::span<const sequence_step> steps,
+                                             const layer_options& options) noexcept;
 
 /// Bytes that are enough for any `steps` sequences of up to `rows` query rows a KV head (m x its query heads, `group_heads`).
-[[nodiscard]] constexpr std::size_t layer_memory_bound(const cache_config& config, std::size_t steps, std::size_t rows, std::size_t group_heads,
-                                                       const layer_options& options = {}) noexcept;
+[[nodiscard]] constexpr std::size_t layer_memory_bound(const cache_config& config, std::size_t steps, std::size_t rows,
+                                                       std::size_t group_heads, const layer_options& options = {}) noexcept;
 
 /// Bytes of scratch that each thread needs for every item of a layer, sealing and reading included, at any alignment.
 /// `rows`: rows_per_task, or the query heads of a KV head where those are more.
-[[nodiscard]] constexpr std::size_t cache_scratch_bytes(const cache_config& config, std::size_t rows = layer_options{}.rows_per_task) noexcept;
+[[nodiscard]] constexpr std::size_t cache_scratch_bytes(const cache_config& config,
+                                                        std::size_t rows = layer_options{}.rows_per_task) noexcept;
 
 namespace detail {
 
@@ -65,7 +64,7 @@ struct layer_task {
     std::size_t first_item = 0, items = 0;  // of the attend phase; one item does the whole task
     std::size_t workspace = 0;              // bytes before its part
     sequence_id sequence{};
-    std::uint32_t place = 0;                // layer and head
+    std::uint32_t place = 0;  // layer and head
     std::uint32_t step = 0;
 
     KVARN_INLINE layer_task() noexcept {}
@@ -87,8 +86,9 @@ public:
     [[nodiscard]] KVARN_INLINE std::size_t step_of_attend(std::size_t item) const noexcept { return tasks_[task_of(item)].step; }
     [[nodiscard]] KVARN_INLINE std::size_t step_of_finish(std::size_t item) const noexcept { return tasks_[item].step; }
 
-    /// Item `item` of a phase; all of a phase may run at the same time, each phase after the one before. `scratch`: cache_scratch_bytes.
-    /// Errors: those of store(), attend(), attend_item() and combine_items(); bad_argument (no such item, drafts that are not stored).
+    /// Item `item` of a phase; all of a phase may run at the same time, each phase after the one before. `scratch`:
+    /// cache_scratch_bytes. Errors: those of store(), attend(), attend_item() and combine_items(); bad_argument (no such item,
+    /// drafts that are not stored).
     template <class Arch = simd::native_arch>
     [[nodiscard]] status store_item(std::size_t item) const noexcept;
     template <class Arch = simd::native_arch>
@@ -110,8 +110,10 @@ private:
         std::size_t low = 0, high = tasks_.size() - 1;
         while (low < high) {
             const std::size_t middle = low + (high - low + 1) / 2;
-            if (tasks_[middle].first_item <= item) low = middle;
-            else high = middle - 1;
+            if (tasks_[middle].first_item <= item)
+                low = middle;
+            else
+                high = middle - 1;
         }
         return low;
     }
@@ -125,13 +127,14 @@ private:
     std::span<std::byte> workspace_{};
 };
 
-/// Plans one layer of a step. `steps` and `memory` must live until its items are done, and the sequences stay as they are (reserve before). A
-/// sequence comes once. A step may have no queries (q of zero tokens): its K and V are stored.
-/// Errors, and `failed`, if given, is set to the step that has it: stale_handle, shape_mismatch (of k, v, q, out with the formats and each other; query
-/// heads that are no multiple of KV heads; more queries than tokens), null_pointer, bad_argument (no such layer; options; more query heads
-/// than 1024 times the KV heads), buffer_too_small. Values are looked at by the items.
+/// Plans one layer of a step. `steps` and `memory` must live until its items are done, and the sequences stay as they are
+/// (reserve before). A sequence comes once. A step may have no queries (q of zero tokens): its K and V are stored. Errors, and
+/// `failed`, if given, is set to the step that has it: stale_handle, shape_mismatch (of k, v, q, out with the formats and each
+/// other; query heads that are no multiple of KV heads; more queries than tokens), null_pointer, bad_argument (no such layer;
+/// options; more query heads than 1024 times the KV heads), buffer_too_small. Values are looked at by the items.
 [[nodiscard]] result<layer_items> plan_layer(const cache_pool& pool, std::size_t layer, std::span<const sequence_step> steps,
-                                             const layer_options& options, std::span<std::byte> memory, std::size_t* failed = nullptr) noexcept;
+                                             const layer_options& options, std::span<std::byte> memory,
+                                             std::size_t* failed = nullptr) noexcept;
 
 // --- implementation ----------------------------------------------------------------------------------------------------
 
@@ -139,9 +142,10 @@ namespace detail {
 
 /// The heads of a group of queries or outputs, and a range of its tokens.
 template <bool Const>
-[[nodiscard]] KVARN_INLINE any_view<Const> query_block(any_view<Const> x, std::size_t head, std::size_t heads, std::size_t first, std::size_t count) noexcept
+[[nodiscard]] KVARN_INLINE any_view<Const> query_block(any_view<Const> x, std::size_t head, std::size_t heads, std::size_t first,
+                                                       std::size_t count) noexcept
 {
-    x = token_range(head_of(x, head), first, count);
+    x = token_range(x.head(head), first, count);
     x.heads = heads;
     return x;
 }
@@ -152,62 +156,18 @@ template <bool Const>
     return rows > group_heads ? rows / group_heads : 1;
 }
 
-/// Whether span i goes on in the same segment as the one before: a run of records, each where the one before ended, at the end of its tile.
-[[nodiscard]] KVARN_INLINE bool continues_run(const pool_state& s, const cache_span* spans, std::size_t i) noexcept
-{
-    return spans[i].sealed && spans[i - 1].sealed && spans[i].first == 0 && spans[i].position == spans[i - 1].end() &&
-           spans[i - 1].first + spans[i - 1].count == static_cast<int>(s.group);
-}
-
-[[nodiscard]] KVARN_INLINE std::size_t count_segments(const pool_state& s, std::uint32_t slot) noexcept
-{
-    const cache_span* const spans = s.spans_of(slot);
-    std::size_t n = 0;
-    for (std::size_t i = 0; i < s.sequences[slot].spans; ++i) n += i == 0 || !continues_run(s, spans, i);
-    return n;
-}
-
 }  // namespace detail
-
-KVARN_INLINE result<std::size_t> history_of(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head,
-                                            std::span<kv_segment> out) noexcept
-{
-    const detail::sequence_state* const q = pool.find(id);
-    if (q == nullptr) return status::stale_handle;
-    const detail::pool_state& s = pool.state();
-    if (layer >= s.layers || head >= s.heads) return status::bad_argument;
-    const detail::head_place& place = s.place(layer, head);
-    const detail::cache_span* const spans = s.spans_of(id.slot);
-    const std::int32_t* const table = s.table_of(id.slot);
-    std::size_t n = 0;
-    for (std::size_t i = 0; i < q->spans;) {
-        if (n == out.size()) return status::buffer_too_small;
-        const detail::cache_span& begin = spans[i];
-        if (!begin.sealed) {
-            const input_view k = detail::exact_rows<true>(s, place.keys, s.key_row, table[i], begin.first, begin.count);
-            const input_view v = detail::exact_rows<true>(s, place.values, s.value_row, table[i], begin.first, begin.count);
-            out[n++] = at_position(exact_tokens(k, v, 0, s.config.key_basis, s.config.value_basis), begin.position);
-            ++i;
-            continue;
-        }
-        std::size_t end = i + 1, tokens = begin.count;
-        for (; end < q->spans && detail::continues_run(s, spans, end); ++end) tokens += spans[end].count;
-        const auto run = paged_tiles(place.f, place.records, static_cast<std::ptrdiff_t>(place.record_bytes), std::span(table + i, end - i));
-        out[n++] = at_position(token_range(place.f, run, begin.first, tokens), begin.position);
-        i = end;
-    }
-    return n;
-}
 
 KVARN_INLINE constexpr std::size_t cache_scratch_bytes(const cache_config& config, std::size_t rows) noexcept
 {
     const format f = config.policy.base();  // neither bits nor bases change what is needed
-    const std::size_t attention = attention_scratch_bytes(f, rows < max_query_rows ? rows : max_query_rows), reading = read_scratch_bytes(f);
+    const std::size_t attention = attention_scratch_bytes(f, rows < max_query_rows ? rows : max_query_rows),
+                      reading = read_scratch_bytes(f);
     return attention > reading ? attention : reading;
 }
 
-KVARN_INLINE constexpr std::size_t layer_memory_bound(const cache_config& config, std::size_t steps, std::size_t rows, std::size_t group_heads,
-                                                      const layer_options& options) noexcept
+KVARN_INLINE constexpr std::size_t layer_memory_bound(const cache_config& config, std::size_t steps, std::size_t rows,
+                                                      std::size_t group_heads, const layer_options& options) noexcept
 {
     const cache_config c = completed(config);
     const auto heads = static_cast<std::size_t>(c.policy.heads());
@@ -239,7 +199,8 @@ struct layer_sizes {
 };
 
 /// Steps that plan_layer would refuse take nothing.
-[[nodiscard]] KVARN_INLINE layer_sizes sizes_of(const cache_pool& pool, std::span<const sequence_step> steps, const layer_options& options) noexcept
+[[nodiscard]] KVARN_INLINE layer_sizes sizes_of(const cache_pool& pool, std::span<const sequence_step> steps,
+                                                const layer_options& options) noexcept
 {
     const pool_state& s = pool.state();
     layer_sizes sizes;
@@ -255,7 +216,8 @@ struct layer_sizes {
                 sizes.segments += s.heads * segments;
             } else if (blocks == 1) {
                 const std::size_t rows = step.q.tokens * group_heads;
-                sizes.workspace += s.heads * (attention_workspace_bound(s.places[0].f, 1, rows, q->committed + q->drafts, segments) + 64);
+                sizes.workspace +=
+                    s.heads * (attention_workspace_bound(s.places[0].f, 1, rows, q->committed + q->drafts, segments) + 64);
             }
         }
         sizes.may_split = sizes.tasks < 4 * options.threads;
@@ -281,20 +243,23 @@ struct layer_sizes {
     if (step.q.heads == 0 || step.q.heads % s.heads != 0 || step.q.channels != keys) return status::shape_mismatch;
     if (step.q.tokens > q->committed + q->drafts) return status::shape_mismatch;
     const auto out = static_cast<std::size_t>(output_channels(f));
-    if (step.out.tokens != step.q.tokens || step.out.heads != step.q.heads || step.out.channels != out) return status::shape_mismatch;
+    if (step.out.tokens != step.q.tokens || step.out.heads != step.q.heads || step.out.channels != out)
+        return status::shape_mismatch;
     if (step.q.data == nullptr || step.out.data == nullptr) return status::null_pointer;
     return step.q.heads / s.heads > max_query_rows ? status::bad_argument : status::ok;
 }
 
 }  // namespace detail
 
-KVARN_INLINE std::size_t layer_memory_bytes(const cache_pool& pool, std::span<const sequence_step> steps, const layer_options& options) noexcept
+KVARN_INLINE std::size_t layer_memory_bytes(const cache_pool& pool, std::span<const sequence_step> steps,
+                                            const layer_options& options) noexcept
 {
     return detail::sizes_of(pool, steps, options).bytes();
 }
 
 KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t layer, std::span<const sequence_step> steps,
-                                            const layer_options& options, std::span<std::byte> memory, std::size_t* failed) noexcept
+                                            const layer_options& options, std::span<std::byte> memory,
+                                            std::size_t* failed) noexcept
 {
     const detail::pool_state& s = pool.state();
     if (layer >= s.layers || options.chunks_per_item == 0) return status::bad_argument;
@@ -325,7 +290,8 @@ KVARN_INLINE result<layer_items> plan_layer(const cache_pool& pool, std::size_t 
         const std::size_t m = step.q.tokens;
         if (m == 0) continue;
         const detail::sequence_state& q = *pool.find(step.sequence);
-        const std::size_t group_heads = step.q.heads / s.heads, each = detail::tokens_per_task(options.rows_per_task, group_heads);
+        const std::size_t group_heads = step.q.heads / s.heads,
+                          each = detail::tokens_per_task(options.rows_per_task, group_heads);
         const std::size_t most_segments = detail::count_segments(s, step.sequence.slot);
         for (std::size_t head = 0; head < s.heads; ++head) {
             const auto history = history_of(pool, step.sequence, layer, head, {segments, most_segments});
@@ -377,8 +343,8 @@ status layer_items::store_item(std::size_t item) const noexcept
     const std::size_t head = item % pool_.heads();
     if (step.k.data == nullptr) return status::ok;
     if (step.k.heads != pool_.heads() || (step.v.data != nullptr && step.v.heads != pool_.heads())) return status::shape_mismatch;
-    const input_view v = step.v.data != nullptr ? detail::head_of(step.v, head) : step.v;
-    return store<Arch>(pool_, step.sequence, layer_, detail::head_of(step.k, head), v, step.first_draft, head);
+    const input_view v = step.v.data != nullptr ? step.v.head(head) : step.v;
+    return store<Arch>(pool_, step.sequence, layer_, step.k.head(head), v, step.first_draft, head);
 }
 
 template <class Arch>
@@ -391,7 +357,8 @@ status layer_items::attend_item(std::size_t item, std::span<std::byte> scratch) 
     const detail::pool_state& s = pool_.state();
     if (s.stored_of(t.sequence.slot)[t.place] < q->drafts) return status::bad_argument;
     if (t.items == 1) return attend<Arch>(*t.f, t.task, attention_, scratch);
-    return kvarn::attend_item<Arch>(*t.f, {&t.task, 1}, attention_, item - t.first_item, chunks_per_item_, workspace_.subspan(t.workspace), scratch);
+    return kvarn::attend_item<Arch>(*t.f, {&t.task, 1}, attention_, item - t.first_item, chunks_per_item_,
+                                    workspace_.subspan(t.workspace), scratch);
 }
 
 template <class Arch>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The cache's calls by dispatch, as dispatch/calls.hpp has the library's: what looks at values runs on the best instruction set that
-// kvarn_add_kernels(<target> ... CACHE) built into this target and that the running processor has. Everything else of a cache is the same
-// on all of them. No allocation; threads as in the headers of cache/.
+// The cache's calls by dispatch, as dispatch/calls.hpp has the library's: what looks at values runs on the best instruction set
+// that kvarn_add_kernels(<target> ... CACHE) built into this target and that the running processor has. Everything else of a
+// cache is the same on all of them. No allocation; threads as in the headers of cache/.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -38,17 +38,20 @@ KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512)
 namespace dispatched {
 
 template <unsigned Built = kvarn::detail::built_archs>
-[[nodiscard]] KVARN_INLINE status store(const cache_pool& pool, sequence_id id, std::size_t layer, const input_view& k, const input_view& v,
-                                        std::size_t first_draft = 0, std::size_t first_head = 0) noexcept
+[[nodiscard]] KVARN_INLINE status store(const cache_pool& pool, sequence_id id, std::size_t layer, const input_view& k,
+                                        const input_view& v, std::size_t first_draft = 0, std::size_t first_head = 0) noexcept
 {
-    return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::store<decltype(arch)>(pool, id, layer, k, v, first_draft, first_head); });
+    return dispatch<Built>(
+        [&](auto arch) KVARN_LAMBDA { return kvarn::store<decltype(arch)>(pool, id, layer, k, v, first_draft, first_head); });
 }
 
 template <unsigned Built = kvarn::detail::built_archs>
-[[nodiscard]] KVARN_INLINE status read(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head, std::int64_t begin,
-                                       std::int64_t end, const output_view& k, const output_view& v, std::span<std::byte> scratch) noexcept
+[[nodiscard]] KVARN_INLINE status read(const cache_pool& pool, sequence_id id, std::size_t layer, std::size_t head,
+                                       std::int64_t begin, std::int64_t end, const output_view& k, const output_view& v,
+                                       std::span<std::byte> scratch) noexcept
 {
-    return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::read<decltype(arch)>(pool, id, layer, head, begin, end, k, v, scratch); });
+    return dispatch<Built>(
+        [&](auto arch) KVARN_LAMBDA { return kvarn::read<decltype(arch)>(pool, id, layer, head, begin, end, k, v, scratch); });
 }
 
 template <unsigned Built = kvarn::detail::built_archs>
