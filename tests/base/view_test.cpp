@@ -56,3 +56,22 @@ TEST_CASE("base/view: a range of tokens ends where the view does", "[unit]")
     CHECK(kvarn::first_tokens(kvarn::kv_view<float>{}, 3).data == nullptr);
     static_assert(kvarn::first_tokens(kvarn::kv_view<float>{nullptr, 7, 1, 64, 64, 0}, 3).tokens == 3);
 }
+
+TEST_CASE("base/view: heads and tokens of views whose type is a run-time value", "[unit]")
+{
+    std::vector<float> floats(5 * 3 * 4);
+    std::vector<kvarn::half> halves(5 * 3 * 4);
+    const auto check = [](const auto& x) {
+        const kvarn::input_view any = x;
+        const kvarn::input_view one = any.head(2), some = kvarn::token_range(any, 3, 9);
+        CHECK((one.heads == 1 && one.tokens == 5 && one.channels == 4));
+        CHECK(one.data == x.at(0, 2));
+        CHECK((some.tokens == 2 && some.heads == 3));
+        CHECK(some.data == x.at(3, 0));
+        CHECK(kvarn::token_range(one, 1, 2).data == x.at(1, 2));
+    };
+    check(kvarn::token_major(floats.data(), 5, 3, 4));
+    check(kvarn::head_major(halves.data(), 5, 3, 4));
+    CHECK(kvarn::input_view{}.head(3).data == nullptr);
+    CHECK(kvarn::token_range(kvarn::output_view{}, 1, 2).data == nullptr);
+}
