@@ -33,16 +33,16 @@ struct cache_config {
     exact_type exact = exact_type::f16;   ///< of sink and tail
     basis key_basis = basis::original;    ///< of K as it is stored; rotated: in the basis of the records
     basis value_basis = basis::original;  ///< the same of V
-    std::size_t sink_tokens =
-        128;  ///< at the start of each sequence, never sealed; rounded up to whole tiles, whose room they take anyway
+    /// At the start of each sequence, never sealed; rounded up to whole tiles, whose room they take anyway.
+    std::size_t sink_tokens = 128;
     std::size_t recent_tokens = 0;   ///< the newest committed tokens, not sealed yet
     std::size_t sequences = 1;       ///< open at once
     std::size_t most_tokens = 4096;  ///< of one sequence, drafts included
     std::size_t most_step = 1;       ///< tokens of one step at most, for the default of exact_blocks
     std::size_t record_blocks = 0;   ///< of the pool; 0: enough for all sequences at most_tokens
     std::size_t exact_blocks = 0;    ///< of the pool; 0: the same, where sealing follows each step at once
-    std::size_t most_spans =
-        0;                    ///< of one sequence; 0: twice its tiles and 16. Rollbacks into sealed tiles and erasures add spans
+    /// Of one sequence; 0: twice its tiles and 16. Rollbacks into sealed tiles and erasures add spans.
+    std::size_t most_spans = 0;
     encode_options encode{};  ///< of the records
 };
 

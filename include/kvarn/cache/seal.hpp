@@ -24,8 +24,7 @@ struct seal_report {
     std::size_t sealed = 0;      ///< tiles that are records now, but for those that a fork had sealed
     std::size_t kept_exact = 0;  ///< tiles that a record cannot hold: they stay exact
     std::size_t dropped = 0;     ///< tiles that their sequence cut or left meanwhile
-    std::size_t unfinished =
-        0;  ///< tiles whose items were said to be done and were not: they stay in the queue, all items to be done
+    std::size_t unfinished = 0;  ///< tiles that were said to be done and were not: all their items are still to be done
     // The first tile that was kept, where there is one.
     sequence_id sequence{};
     std::int64_t position = 0;  ///< of its first token
@@ -45,7 +44,7 @@ struct seal_report {
 [[nodiscard]] std::size_t seal_items(const cache_pool& pool) noexcept;
 
 /// Does item `item`, counted from the first that is not done. Different items may run at the same time, and beside everything
-/// but finish_seal and set_format. `scratch`: scratch_bytes(format). Errors: bad_argument (no such item), buffer_too_small. That
+/// but finish_seal, cancel_seal and set_format. `scratch`: scratch_bytes(format). Errors: bad_argument (no such item), buffer_too_small. That
 /// a tile cannot be sealed is no error here.
 template <class Arch = simd::native_arch>
 [[nodiscard]] status seal_item(const cache_pool& pool, std::size_t item, std::span<std::byte> scratch) noexcept;

@@ -22,8 +22,7 @@ namespace kvarn {
 struct shift_report {
     std::size_t tokens = 0;         ///< that moved
     std::size_t sealed_tokens = 0;  ///< of those, in records: encoded again
-    double relative_error =
-        0;  ///< of the keys of those, that the new encoding adds: |decoded - turned| / |turned|, all layers and heads
+    double relative_error = 0;      ///< that their new encoding adds to keys, all heads: |decoded - turned| / |turned|
 };
 
 /// Scratch for shift_positions, at any alignment.
@@ -37,7 +36,8 @@ struct shift_report {
 /// is called for each run of tokens, layer and KV head, with keys in the basis of cache_config. next_position moves along with
 /// the last token. Other holders of the blocks keep theirs: it takes a free sequence slot, a free block for each block with
 /// tokens in the range, and one exact block. Errors, nothing changes: stale_handle, bad_argument (end < begin, drafts, positions
-/// that would overlap others or leave [first position, 2^60]), no_room, sequence_full (most_spans), buffer_too_small.
+/// that would overlap others or leave [first position, 2^60]), no_room, sequence_full (most_spans), buffer_too_small,
+/// scale_overflow (turned keys that no record can hold).
 template <class Arch = simd::native_arch, class Turn>
 [[nodiscard]] result<shift_report> shift_positions(const cache_pool& pool, sequence_id id, std::int64_t begin, std::int64_t end,
                                                    std::int64_t by, Turn&& turn, std::span<std::byte> scratch) noexcept;

@@ -89,8 +89,7 @@ struct pool_state {
     std::int32_t* tables = nullptr;   // [sequences][most_spans]
     std::uint32_t* stored = nullptr;  // [sequences][layers][heads]: drafts that are written
     seal_job* jobs = nullptr;         // [record_blocks]
-    std::uint64_t* sealed_items =
-        nullptr;  // [record_blocks][item_words]: a bit for each layer and head that is encoded; set atomically
+    std::uint64_t* sealed_items = nullptr;  // [record_blocks][item_words]: bits of the heads that are encoded; set atomically
     std::size_t item_words = 0;
     std::size_t job_count = 0, items_done = 0;
     seal_counts sealing{};

@@ -29,16 +29,15 @@ struct sequence_step {
     float* log_sum_exp = nullptr;         ///< [KV heads][m][query heads of each]; may be null
     const float* sink_logits = nullptr;   ///< [query heads]; may be null
     const float* alibi_slopes = nullptr;  ///< [query heads], as attention_task has them; may be null
-    const std::uint64_t* mask =
-        nullptr;  ///< [m][mask_stride] words over the newest mask_tokens positions, as attention_task has it; may be null
-    std::size_t mask_stride = 0, mask_tokens = 0;
+    const std::uint64_t* mask = nullptr;  ///< [m][mask_stride] words, as attention_task has them; may be null
+    std::size_t mask_stride = 0;
+    std::size_t mask_tokens = 0;  ///< newest positions that the mask speaks of
 };
 
 struct layer_options {
     attention_options attention{};
-    std::size_t threads = 1;  ///< that will run the items: from four tasks a thread on, histories are not split
-    std::size_t rows_per_task =
-        32;  ///< query rows (tokens x query heads of a KV head) that a task has at most; at least the heads
+    std::size_t threads = 1;          ///< that will run the items: from four tasks a thread on, histories are not split
+    std::size_t rows_per_task = 32;   ///< most query rows of a task (tokens x query heads of a KV head); one token at least
     std::size_t chunks_per_item = 4;  ///< of 1024 tokens, where a history is split
 };
 
