@@ -42,6 +42,13 @@
 #define KVARN_C_CHECKED
 #endif
 
+// A function that keeps an address and does not look at what lies there, which may be written later.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define KVARN_C_ADDRESS(parameter) __attribute__((access(none, parameter)))
+#else
+#define KVARN_C_ADDRESS(parameter)
+#endif
+
 #if defined(__cplusplus)
 #define KVARN_C_NOEXCEPT noexcept
 extern "C" {
@@ -139,9 +146,11 @@ typedef struct kvarn_view {
 #define KVARN_VIEW_INIT {NULL, 0, 0, 0, 0, 0, 1, KVARN_F32, 0}
 
 /// A dense array [token][head][channel], as most engines project K and V.
-KVARN_C_API kvarn_view kvarn_token_major(const void* data, int32_t type, size_t tokens, size_t heads, size_t channels) KVARN_C_NOEXCEPT;
+KVARN_C_API kvarn_view kvarn_token_major(const void* data, int32_t type, size_t tokens, size_t heads,
+                                         size_t channels) KVARN_C_NOEXCEPT KVARN_C_ADDRESS(1);
 /// A dense array [head][token][channel], as most frameworks keep a cache.
-KVARN_C_API kvarn_view kvarn_head_major(const void* data, int32_t type, size_t tokens, size_t heads, size_t channels) KVARN_C_NOEXCEPT;
+KVARN_C_API kvarn_view kvarn_head_major(const void* data, int32_t type, size_t tokens, size_t heads,
+                                         size_t channels) KVARN_C_NOEXCEPT KVARN_C_ADDRESS(1);
 /// Tokens [first, first + count) of a view, clipped to what it has; an empty view of null.
 KVARN_C_API kvarn_view kvarn_view_tokens(const kvarn_view* view, size_t first, size_t count) KVARN_C_NOEXCEPT;
 /// One head of a view; an empty view of null, or where there is no such head.
@@ -239,9 +248,9 @@ typedef struct kvarn_records {
 /// Dense grids at kvarn_record_bytes(format, round_to): all heads of tile 0, then of tile 1; or all tiles of head 0, then of head 1, the
 /// order in which attention reads. Empty for no format, or where sizes overflow.
 KVARN_C_API kvarn_records kvarn_tile_major_records(const kvarn_format* format, const void* data, size_t bytes, size_t tiles, size_t heads,
-                                                   size_t round_to) KVARN_C_NOEXCEPT;
+                                                   size_t round_to) KVARN_C_NOEXCEPT KVARN_C_ADDRESS(2);
 KVARN_C_API kvarn_records kvarn_head_major_records(const kvarn_format* format, const void* data, size_t bytes, size_t tiles, size_t heads,
-                                                   size_t round_to) KVARN_C_NOEXCEPT;
+                                                   size_t round_to) KVARN_C_NOEXCEPT KVARN_C_ADDRESS(2);
 
 /// How to encode. The record is the same on every machine for the same options.
 typedef struct kvarn_encode_options {
