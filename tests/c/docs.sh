@@ -18,7 +18,7 @@ case $language in
             -o "$work/program_c"
         ;;
     rust)
-        ln -sf "$library" "$work/libkvarn.so"
+        ln -sf "$library" "$work/libkvarn_c.so"
         "$compiler" --edition 2021 -D warnings -L "$work" -C link-arg=-Wl,-rpath,"$folder" -o "$work/program_rust" "$work/program.rust"
         ;;
 esac
