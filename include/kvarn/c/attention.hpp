@@ -79,7 +79,7 @@ KVARN_INLINE void give_segment(const kv_segment& s, kvarn_segment* to) noexcept
 [[nodiscard]] KVARN_INLINE status to_history(const kvarn_attention_task& given, kv_segment* segments, attention_task& t) noexcept
 {
     const array_of<kvarn_segment> history{given.history, given.history_count};
-    if (const status s = history.check(); s != status::ok) return s;
+    if (const status s = history.sound(); s != status::ok) return s;
     for (std::size_t i = 0; i < history.count; ++i) {
         kvarn_segment one;
         if (const status s = history.at(i, one); s != status::ok) return s;
@@ -108,7 +108,7 @@ struct batch_sizes {
             if (one.format != nullptr)
                 if (const status s = to_format(one.format, own); s != status::ok) return s;
             const array_of<kvarn_segment> history{one.history, one.history_count};
-            if (const status s = history.check(); s != status::ok) return s;
+            if (const status s = history.sound(); s != status::ok) return s;
             if (rows_of(t) > max_query_rows) return status::bad_argument;
             std::size_t chunks = 0;
             for (std::size_t j = 0; j < history.count; ++j) {
@@ -175,7 +175,7 @@ struct batch_memory {
     batch_sizes sizes;
     if (const status s = to_format(format, f); s != status::ok) return s;
     if (const status s = to_attention_options(options, o); s != status::ok) return s;
-    if (const status s = given.check(); s != status::ok) return s;
+    if (const status s = given.sound(); s != status::ok) return s;
     if (const status s = sizes.read(f, given); s != status::ok) return s;
     if (memory == nullptr) return status::null_pointer;
     if (bytes < batch_bytes(sizes)) return status::buffer_too_small;
@@ -326,7 +326,7 @@ size_t kvarn_attention_bytes(const kvarn_format* format, const kvarn_attention_t
     kvarn::format f;
     batch_sizes sizes;
     const array_of<kvarn_attention_task> given{tasks, count};
-    if (to_format(format, f) != kvarn::status::ok || given.check() != kvarn::status::ok) return 0;
+    if (to_format(format, f) != kvarn::status::ok || given.sound() != kvarn::status::ok) return 0;
     return sizes.read(f, given) == kvarn::status::ok ? batch_bytes(sizes) : 0;
 }
 

@@ -96,7 +96,7 @@ inline constexpr std::size_t most_threads = std::size_t{1} << 20;
     detail::layer_sizes sizes;
     if (layer >= pool.layers()) return status::bad_argument;
     if (const status s = to_layer_options(options, o); s != status::ok) return s;
-    if (const status s = given.check(); s != status::ok) return s;
+    if (const status s = given.sound(); s != status::ok) return s;
     if (const status s = layer_sizes_of(pool, given, o, sizes, failed); s != status::ok) return s;
     if (memory == nullptr) return status::null_pointer;
     if (bytes < detail::add_sizes(layer_head_bytes(given.count), sizes.bytes())) return status::buffer_too_small;
@@ -145,7 +145,7 @@ size_t kvarn_layer_bytes(const kvarn_pool* pool, const kvarn_step* steps, size_t
     kvarn::detail::layer_sizes sizes;
     const array_of<kvarn_step> given{steps, count};
     if (check_handle(pool) != kvarn::status::ok || to_layer_options(options, o) != kvarn::status::ok) return 0;
-    if (given.check() != kvarn::status::ok || layer_sizes_of(pool->pool, given, o, sizes, nullptr) != kvarn::status::ok) return 0;
+    if (given.sound() != kvarn::status::ok || layer_sizes_of(pool->pool, given, o, sizes, nullptr) != kvarn::status::ok) return 0;
     return kvarn::detail::add_sizes(layer_head_bytes(count), sizes.bytes());
 }
 

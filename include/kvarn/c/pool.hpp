@@ -65,7 +65,7 @@ struct configuration {
         if (given.reserved != 0 || given.layers < 1 || given.heads < 1 || given.rule_count > KVARN_MOST_RULES) return status::bad_argument;
         if (static_cast<std::size_t>(given.layers) > most_heads / static_cast<std::size_t>(given.heads)) return status::bad_argument;
         const array_of<kvarn_bit_rule> all{given.rules, given.rule_count};
-        if (const status s = all.check(); s != status::ok) return s;
+        if (const status s = all.sound(); s != status::ok) return s;
         for (std::size_t i = 0; i < all.count; ++i) {
             kvarn_bit_rule one;
             if (const status s = all.at(i, one); s != status::ok) return s;

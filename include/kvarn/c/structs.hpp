@@ -153,14 +153,14 @@ struct array_of {
     const T* data;
     std::size_t count;
 
-    [[nodiscard]] KVARN_INLINE status check() const noexcept
+    [[nodiscard]] KVARN_INLINE status sound() const noexcept
     {
         if (count == 0) return status::ok;
         if (data == nullptr) return status::null_pointer;
         const std::size_t size = size_of(data);
         return size == 0 || count > SIZE_MAX / 2 / size ? status::bad_argument : status::ok;
     }
-    /// After check(): element i, where i < count.
+    /// After sound(): element i, where i < count.
     [[nodiscard]] KVARN_INLINE status at(std::size_t i, T& full) const noexcept
     {
         const std::size_t size = size_of(data);
