@@ -9,7 +9,7 @@
 #   ARCHS            as for kvarn_add_kernels
 #   NO_FILES         without saving and loading, and so without xxhash.h
 # A shared library exports what the header declares and nothing else, with versions where the linker knows them; its SOVERSION is the
-# header's KVARN_C_ABI.
+# header's KVARN_C_ABI. The target's property KVARN_C_HEADER is the header's path, for who installs it.
 
 cmake_policy(VERSION 3.20)  # for this file alone, also where a project with older policies includes it by find_package
 
@@ -72,18 +72,24 @@ function(kvarn_add_c_library target)
   configure_file("${templates}/kvarn_c.cpp.in" "${build}/kvarn_c.cpp" COPYONLY)
   add_library(${target} ${type} "${build}/kvarn_c.cpp")
 
-  # Nothing of kvarn::kvarn reaches who links this: there is nothing to link, and a C compiler could do nothing with it.
-  target_link_libraries(${target} PRIVATE "$<BUILD_INTERFACE:kvarn::kvarn>")
+  # What kvarn::kvarn consists of, without linking it: there is nothing to link, and a static library would name it to who links that.
+  set(parts kvarn::kvarn)
+  if(NOT arg_NO_FILES)
+    list(APPEND parts kvarn::cache_files)
+  endif()
+  foreach(part IN LISTS parts)
+    target_include_directories(${target} SYSTEM PRIVATE "$<TARGET_PROPERTY:${part},INTERFACE_INCLUDE_DIRECTORIES>")
+    target_compile_definitions(${target} PRIVATE "$<TARGET_PROPERTY:${part},INTERFACE_COMPILE_DEFINITIONS>")
+  endforeach()
+  target_compile_features(${target} PRIVATE cxx_std_20)
   target_compile_definitions(${target} PRIVATE KVARN_KERNELS_C)
   if(arg_NO_FILES)
     target_compile_definitions(${target} PRIVATE KVARN_C_NO_FILES)
-  else()
-    target_link_libraries(${target} PRIVATE "$<BUILD_INTERFACE:kvarn::cache_files>")
   endif()
   target_include_directories(${target} INTERFACE "$<BUILD_INTERFACE:${include_dir}>")
   kvarn_add_kernels(${target} ARCHS ${arg_ARCHS} ELEMENTS float half bfloat16 CACHE)
   set_target_properties(${target} PROPERTIES CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON CXX_EXTENSIONS OFF
-    SKIP_PRECOMPILE_HEADERS ON)
+    SKIP_PRECOMPILE_HEADERS ON KVARN_C_HEADER "${header}")
   if(NOT MSVC AND NOT CMAKE_CXX_COMPILER_FRONTEND_VARIANT STREQUAL "MSVC")
     # No exceptions, so that nothing of the C++ library is needed when it runs; -O2 because checksums are slow without.
     target_compile_options(${target} PRIVATE -fno-exceptions -fno-rtti)

@@ -57,7 +57,7 @@ inline constexpr std::size_t most_threads = std::size_t{1} << 20;
                                                  detail::layer_sizes& all, std::size_t* failed) noexcept
 {
     const std::size_t threads = options.threads;
-    options.threads = most_threads * 1024;  // what a history that is split takes
+    options.threads = SIZE_MAX / 4;  // what a history that is split takes
     for (std::size_t i = 0; i < steps.count; ++i) {
         kvarn_step one;
         sequence_step step;
