@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, second part: attention on records. Compiled once, by c/implementation.hpp. In and out: as kvarn.h says. What the
-// library wants as arrays of its own structs is made of the caller's in scratch, or in the memory of a plan. No allocation.
+// The C interface, second part: attention on records. Compiled once, by c/implementation.hpp. In and out: as kvarn.h
+// says. What the library wants as arrays of its own structs is made of the caller's in scratch, or in the memory of a
+// plan. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -29,7 +30,10 @@ template <class Handle>
     return handle == nullptr ? status::null_pointer : handle->kind != Handle::its_kind ? status::bad_argument : status::ok;
 }
 
-[[nodiscard]] KVARN_INLINE std::byte* aligned(void* memory) noexcept { return detail::aligned_to_line(static_cast<std::byte*>(memory)); }
+[[nodiscard]] KVARN_INLINE std::byte* aligned(void* memory) noexcept
+{
+    return detail::aligned_to_line(static_cast<std::byte*>(memory));
+}
 
 [[nodiscard]] KVARN_INLINE status to_segment(const kvarn_segment& given, kv_segment& s) noexcept
 {
@@ -52,11 +56,13 @@ template <class Handle>
 KVARN_INLINE void give_segment(const kv_segment& s, kvarn_segment* to) noexcept
 {
     const auto view = [](const input_view& x) {
-        return kvarn_view{const_cast<void*>(x.data), x.tokens, x.heads, x.channels, x.token_stride, x.head_stride, x.channel_stride,
-                          static_cast<std::int32_t>(x.type), 0};
+        return kvarn_view{
+            const_cast<void*>(x.data),         x.tokens, x.heads, x.channels, x.token_stride, x.head_stride, x.channel_stride,
+            static_cast<std::int32_t>(x.type), 0};
     };
     give({sizeof(kvarn_segment), s.tokens, s.position, view(s.k), view(s.v), s.head, static_cast<std::int32_t>(s.key_basis),
-          static_cast<std::int32_t>(s.value_basis), s.data, s.stride, s.table, reinterpret_cast<const void* const*>(s.list), s.records, s.skip},
+          static_cast<std::int32_t>(s.value_basis), s.data, s.stride, s.table, reinterpret_cast<const void* const*>(s.list),
+          s.records, s.skip},
          to);
 }
 
@@ -90,7 +96,10 @@ KVARN_INLINE void give_segment(const kv_segment& s, kvarn_segment* to) noexcept
     return status::ok;
 }
 
-[[nodiscard]] KVARN_INLINE std::size_t rows_of(const attention_task& t) noexcept { return detail::multiply_sizes(t.q.tokens, t.q.heads); }
+[[nodiscard]] KVARN_INLINE std::size_t rows_of(const attention_task& t) noexcept
+{
+    return detail::multiply_sizes(t.q.tokens, t.q.heads);
+}
 
 /// What a batch takes: its handle, tasks, formats, segments, and floats of workspace.
 struct batch_sizes {
@@ -208,7 +217,8 @@ struct batch_memory {
 }
 
 [[nodiscard]] KVARN_INLINE status attend_once(const kvarn_format* format, const kvarn_attention_task* task,
-                                              const kvarn_attention_options* options, void* scratch, std::size_t scratch_bytes) noexcept
+                                              const kvarn_attention_options* options, void* scratch,
+                                              std::size_t scratch_bytes) noexcept
 {
     kvarn::format f, own;
     attention_options o;
@@ -237,8 +247,8 @@ struct batch_memory {
 
 extern "C" {
 
-kvarn_status kvarn_exact_tokens(const kvarn_view* k, const kvarn_view* v, size_t head, std::int32_t key_basis, std::int32_t value_basis,
-                                kvarn_segment* segment) noexcept
+kvarn_status kvarn_exact_tokens(const kvarn_view* k, const kvarn_view* v, size_t head, std::int32_t key_basis,
+                                std::int32_t value_basis, kvarn_segment* segment) noexcept
 {
     using namespace kvarn::c;
     kvarn::input_view keys, values;
@@ -278,7 +288,8 @@ kvarn_status kvarn_paged_tiles(const kvarn_format* format, const void* base, std
     return KVARN_OK;
 }
 
-kvarn_status kvarn_listed_tiles(const kvarn_format* format, const void* const* records, size_t count, kvarn_segment* segment) noexcept
+kvarn_status kvarn_listed_tiles(const kvarn_format* format, const void* const* records, size_t count,
+                                kvarn_segment* segment) noexcept
 {
     using namespace kvarn::c;
     kvarn::format f;
@@ -352,8 +363,9 @@ kvarn_status kvarn_attend_item(const kvarn_attention* attention, size_t item, vo
     using namespace kvarn::c;
     if (const kvarn::status s = check_handle(attention); s != kvarn::status::ok) return code(s);
     if (scratch == nullptr) return KVARN_NULL_POINTER;
-    return code(kvarn::dispatched::attend_item(attention->format, attention->tasks, attention->options, item, attention->chunks_per_item,
-                                               attention->workspace, bytes_at(scratch, scratch_bytes)));
+    return code(kvarn::dispatched::attend_item(attention->format, attention->tasks, attention->options, item,
+                                               attention->chunks_per_item, attention->workspace,
+                                               bytes_at(scratch, scratch_bytes)));
 }
 
 kvarn_status kvarn_combine_item(const kvarn_attention* attention, size_t task, void* scratch, size_t scratch_bytes) noexcept
@@ -361,8 +373,8 @@ kvarn_status kvarn_combine_item(const kvarn_attention* attention, size_t task, v
     using namespace kvarn::c;
     if (const kvarn::status s = check_handle(attention); s != kvarn::status::ok) return code(s);
     if (scratch == nullptr) return KVARN_NULL_POINTER;
-    return code(kvarn::dispatched::combine_items(attention->format, attention->tasks, attention->options, task, attention->workspace,
-                                                 bytes_at(scratch, scratch_bytes)));
+    return code(kvarn::dispatched::combine_items(attention->format, attention->tasks, attention->options, task,
+                                                 attention->workspace, bytes_at(scratch, scratch_bytes)));
 }
 
 }  // extern "C"

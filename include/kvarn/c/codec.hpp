@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, first part: the library itself, views, formats, records, and the choice of a basis. Compiled once, by
-// c/implementation.hpp. In and out: as kvarn.h says. No allocation.
+// The C interface, first part: the library itself, views, formats, records, and the choice of a basis. Compiled once,
+// by c/implementation.hpp. In and out: as kvarn.h says. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -48,8 +48,9 @@ namespace kvarn::c {
     return (content + unit - 1) / unit * unit;
 }
 
-[[nodiscard]] KVARN_INLINE kvarn_records dense_grid(const kvarn_format* format, const void* data, std::size_t bytes, std::size_t tiles,
-                                                    std::size_t heads, std::size_t round_to, bool by_heads) noexcept
+[[nodiscard]] KVARN_INLINE kvarn_records dense_grid(const kvarn_format* format, const void* data, std::size_t bytes,
+                                                    std::size_t tiles, std::size_t heads, std::size_t round_to,
+                                                    bool by_heads) noexcept
 {
     kvarn_records grid = KVARN_RECORDS_INIT;
     kvarn::format f;
@@ -93,7 +94,8 @@ struct tile_call {
     record_grid<std::byte> grid{};
     std::span<std::byte> scratch{};
 
-    [[nodiscard]] KVARN_INLINE status read(const kvarn_format* format, const kvarn_records* records, void* memory, std::size_t bytes) noexcept
+    [[nodiscard]] KVARN_INLINE status read(const kvarn_format* format, const kvarn_records* records, void* memory,
+                                           std::size_t bytes) noexcept
     {
         if (const status s = to_format(format, f); s != status::ok) return s;
         if (records == nullptr || (memory == nullptr && records->tiles != 0 && records->heads != 0)) return status::null_pointer;
@@ -103,9 +105,10 @@ struct tile_call {
     }
 };
 
-[[nodiscard]] KVARN_INLINE status quantize(const kvarn_format* format, const kvarn_view* k, const kvarn_view* v, const kvarn_records* records,
-                                           const kvarn_encode_options* options, std::size_t begin, std::size_t end, void* scratch,
-                                           std::size_t scratch_bytes, kvarn_record_errors* errors, std::size_t error_count) noexcept
+[[nodiscard]] KVARN_INLINE status quantize(const kvarn_format* format, const kvarn_view* k, const kvarn_view* v,
+                                           const kvarn_records* records, const kvarn_encode_options* options, std::size_t begin,
+                                           std::size_t end, void* scratch, std::size_t scratch_bytes, kvarn_record_errors* errors,
+                                           std::size_t error_count) noexcept
 {
     tile_call call;
     encode_options o;
@@ -118,7 +121,8 @@ struct tile_call {
     if (const status s = same_type(keys.data, k->type, values.data, v != nullptr ? v->type : k->type); s != status::ok) return s;
     const std::span<record_errors> lost(reinterpret_cast<record_errors*>(errors), errors != nullptr ? error_count : 0);
     return with_type(keys, [&]<class T>(std::type_identity<T>) {
-        return dispatched::quantize_kv(call.f, typed<const T>(keys), typed<const T>(values), call.grid, call.scratch, o, {begin, end}, lost);
+        return dispatched::quantize_kv(call.f, typed<const T>(keys), typed<const T>(values), call.grid, call.scratch, o,
+                                       {begin, end}, lost);
     });
 }
 
@@ -133,7 +137,9 @@ struct tile_call {
     if (const status s = to_basis(wanted_basis, wanted); s != status::ok) return s;
     if (const status s = to_view(k, keys); s != status::ok) return s;
     if (const status s = to_view(v, values); s != status::ok) return s;
-    if (const status s = same_type(keys.data, k != nullptr ? k->type : 0, values.data, v != nullptr ? v->type : 0); s != status::ok) return s;
+    if (const status s = same_type(keys.data, k != nullptr ? k->type : 0, values.data, v != nullptr ? v->type : 0);
+        s != status::ok)
+        return s;
     return with_type(keys.data != nullptr ? keys : values, [&]<class T>(std::type_identity<T>) {
         return dispatched::dequantize_kv(call.f, call.grid, typed<T>(keys), typed<T>(values), wanted, call.scratch, {begin, end});
     });
@@ -162,7 +168,7 @@ template <class F>
 
 extern "C" {
 
-// --- library -----------------------------------------------------------------------------------------------------------------
+// --- library -------------------------------------------------------------------------------------------------------
 
 const char* kvarn_message(kvarn_status status) noexcept
 {
@@ -170,10 +176,19 @@ const char* kvarn_message(kvarn_status status) noexcept
     return number <= kvarn::c::last_status ? kvarn::message(static_cast<kvarn::status>(number)) : "unknown status";
 }
 
-const char* kvarn_version(void) noexcept { return KVARN_VERSION_STRING; }
-std::int32_t kvarn_abi(void) noexcept { return KVARN_C_ABI; }
+const char* kvarn_version(void) noexcept
+{
+    return KVARN_VERSION_STRING;
+}
+std::int32_t kvarn_abi(void) noexcept
+{
+    return KVARN_C_ABI;
+}
 
-const char* kvarn_active_arch(void) noexcept { return kvarn::active_arch_name(); }
+const char* kvarn_active_arch(void) noexcept
+{
+    return kvarn::active_arch_name();
+}
 
 const char* kvarn_usable_arch(size_t number) noexcept
 {
@@ -191,7 +206,7 @@ kvarn_status kvarn_select_arch(const char* name) noexcept
     return kvarn::c::code(kvarn::select_arch(std::string_view(name, std::strlen(name))));
 }
 
-// --- views -------------------------------------------------------------------------------------------------------------------
+// --- views ---------------------------------------------------------------------------------------------------------
 
 kvarn_view kvarn_token_major(const void* data, std::int32_t type, size_t tokens, size_t heads, size_t channels) noexcept
 {
@@ -241,7 +256,7 @@ kvarn_status kvarn_unrotate(const kvarn_view* x) noexcept
     return kvarn::c::code(kvarn::c::in_place(x, [](auto view) { return kvarn::dispatched::unrotate(view); }));
 }
 
-// --- formats -----------------------------------------------------------------------------------------------------------------
+// --- formats -------------------------------------------------------------------------------------------------------
 
 kvarn_status kvarn_format_parse(const char* name, std::int32_t head_dim_k, std::int32_t head_dim_v, kvarn_format* format) noexcept
 {
@@ -316,12 +331,13 @@ kvarn_status kvarn_kernel_path_of(const kvarn_format* format, kvarn_kernel_path*
     kvarn::format f;
     if (const kvarn::status s = can_give(path); s != kvarn::status::ok) return code(s);
     if (const kvarn::status s = to_format(format, f); s != kvarn::status::ok) return code(s);
-    const kvarn::kernel_path p = kvarn::dispatch([&](auto arch) KVARN_LAMBDA { return kvarn::kernel_path_of<decltype(arch)>(f); });
+    const kvarn::kernel_path p =
+        kvarn::dispatch([&](auto arch) KVARN_LAMBDA { return kvarn::kernel_path_of<decltype(arch)>(f); });
     give({sizeof(kvarn_kernel_path), p.arch, p.reason, p.keys_specialised, p.values_specialised}, path);
     return KVARN_OK;
 }
 
-// --- records -----------------------------------------------------------------------------------------------------------------
+// --- records -------------------------------------------------------------------------------------------------------
 
 kvarn_records kvarn_tile_major_records(const kvarn_format* format, const void* data, size_t bytes, size_t tiles, size_t heads,
                                        size_t round_to) noexcept
@@ -341,11 +357,12 @@ kvarn_status kvarn_quantize(const kvarn_format* format, const kvarn_view* k, con
     return kvarn::c::code(kvarn::c::quantize(format, k, v, records, options, 0, SIZE_MAX, scratch, scratch_bytes, nullptr, 0));
 }
 
-kvarn_status kvarn_quantize_items(const kvarn_format* format, const kvarn_view* k, const kvarn_view* v, const kvarn_records* records,
-                                  const kvarn_encode_options* options, size_t begin, size_t end, void* scratch, size_t scratch_bytes,
-                                  kvarn_record_errors* errors, size_t error_count) noexcept
+kvarn_status kvarn_quantize_items(const kvarn_format* format, const kvarn_view* k, const kvarn_view* v,
+                                  const kvarn_records* records, const kvarn_encode_options* options, size_t begin, size_t end,
+                                  void* scratch, size_t scratch_bytes, kvarn_record_errors* errors, size_t error_count) noexcept
 {
-    return kvarn::c::code(kvarn::c::quantize(format, k, v, records, options, begin, end, scratch, scratch_bytes, errors, error_count));
+    return kvarn::c::code(
+        kvarn::c::quantize(format, k, v, records, options, begin, end, scratch, scratch_bytes, errors, error_count));
 }
 
 kvarn_status kvarn_dequantize(const kvarn_format* format, const kvarn_records* records, const kvarn_view* k, const kvarn_view* v,
@@ -354,15 +371,17 @@ kvarn_status kvarn_dequantize(const kvarn_format* format, const kvarn_records* r
     return kvarn::c::code(kvarn::c::dequantize(format, records, k, v, wanted_basis, 0, SIZE_MAX, scratch, scratch_bytes));
 }
 
-kvarn_status kvarn_dequantize_items(const kvarn_format* format, const kvarn_records* records, const kvarn_view* k, const kvarn_view* v,
-                                    std::int32_t wanted_basis, size_t begin, size_t end, void* scratch, size_t scratch_bytes) noexcept
+kvarn_status kvarn_dequantize_items(const kvarn_format* format, const kvarn_records* records, const kvarn_view* k,
+                                    const kvarn_view* v, std::int32_t wanted_basis, size_t begin, size_t end, void* scratch,
+                                    size_t scratch_bytes) noexcept
 {
     return kvarn::c::code(kvarn::c::dequantize(format, records, k, v, wanted_basis, begin, end, scratch, scratch_bytes));
 }
 
-// --- the basis of a head -----------------------------------------------------------------------------------------------------
+// --- the basis of a head -------------------------------------------------------------------------------------------
 
-kvarn_status kvarn_add_query_moments(const kvarn_format* format, const kvarn_view* q, std::uint64_t* moments, size_t count) noexcept
+kvarn_status kvarn_add_query_moments(const kvarn_format* format, const kvarn_view* q, std::uint64_t* moments,
+                                     size_t count) noexcept
 {
     using namespace kvarn::c;
     kvarn::format f;
@@ -390,12 +409,13 @@ kvarn_status kvarn_choose_format(const kvarn_format* base, const kvarn_view* k, 
     if (const kvarn::status s = to_format(base, f); s != kvarn::status::ok) return code(s);
     if (const kvarn::status s = to_view(k, keys); s != kvarn::status::ok) return code(s);
     if (const kvarn::status s = to_view(v, values); s != kvarn::status::ok) return code(s);
-    if (const kvarn::status s = same_type(keys.data, k->type, values.data, v != nullptr ? v->type : 0); s != kvarn::status::ok) return code(s);
+    if (const kvarn::status s = same_type(keys.data, k->type, values.data, v != nullptr ? v->type : 0); s != kvarn::status::ok)
+        return code(s);
     if (const kvarn::status s = to_choose_options(options, o); s != kvarn::status::ok) return code(s);
     const auto chosen = with_type(keys, [&]<class T>(std::type_identity<T>) {
         return kvarn::dispatch([&](auto arch) KVARN_LAMBDA {
-            return kvarn::choose_format<decltype(arch)>(f, typed<const T>(keys), typed<const T>(values), std::span(moments, count),
-                                                        bytes_at(scratch, scratch_bytes), o);
+            return kvarn::choose_format<decltype(arch)>(f, typed<const T>(keys), typed<const T>(values),
+                                                        std::span(moments, count), bytes_at(scratch, scratch_bytes), o);
         });
     });
     if (chosen) give_format(*chosen, format);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, fifth part: sequences to files and back. Compiled once, by c/implementation.hpp. In and out: as kvarn.h says. Needs
-// xxhash.h; with KVARN_C_NO_FILES every call is an unsupported_version. No allocation.
+// The C interface, fifth part: sequences to files and back. Compiled once, by c/implementation.hpp. In and out: as
+// kvarn.h says. Needs xxhash.h; with KVARN_C_NO_FILES every call is an unsupported_version. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -61,10 +61,13 @@ template <class Read>
 
 extern "C" {
 
-std::int32_t kvarn_has_files(void) noexcept { return 1; }
+std::int32_t kvarn_has_files(void) noexcept
+{
+    return 1;
+}
 
-kvarn_status kvarn_save(const kvarn_pool* pool, kvarn_sequence sequence, size_t first_layer, size_t layer_count, kvarn_write write,
-                        void* user) noexcept
+kvarn_status kvarn_save(const kvarn_pool* pool, kvarn_sequence sequence, size_t first_layer, size_t layer_count,
+                        kvarn_write write, void* user) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
@@ -100,7 +103,8 @@ kvarn_status kvarn_load(kvarn_pool* pool, kvarn_read_some read, void* user, std:
     });
 }
 
-kvarn_status kvarn_load_from(kvarn_pool* pool, const void* buffer, size_t bytes, kvarn_sequence* sequence, const char** differs) noexcept
+kvarn_status kvarn_load_from(kvarn_pool* pool, const void* buffer, size_t bytes, kvarn_sequence* sequence,
+                             const char** differs) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
@@ -109,7 +113,10 @@ kvarn_status kvarn_load_from(kvarn_pool* pool, const void* buffer, size_t bytes,
     });
 }
 
-size_t kvarn_loader_bytes(void) noexcept { return sizeof(kvarn_loader) + 63; }
+size_t kvarn_loader_bytes(void) noexcept
+{
+    return sizeof(kvarn_loader) + 63;
+}
 
 kvarn_status kvarn_loader_make(kvarn_pool* pool, void* memory, size_t bytes, kvarn_loader** loader) noexcept
 {
@@ -122,7 +129,8 @@ kvarn_status kvarn_loader_make(kvarn_pool* pool, void* memory, size_t bytes, kva
     });
 }
 
-kvarn_status kvarn_loader_part(kvarn_loader* loader, kvarn_read_some read, void* user, std::int32_t whole, const char** differs) noexcept
+kvarn_status kvarn_loader_part(kvarn_loader* loader, kvarn_read_some read, void* user, std::int32_t whole,
+                               const char** differs) noexcept
 {
     using namespace kvarn::c;
     if (differs != nullptr) *differs = nullptr;
@@ -161,24 +169,51 @@ void kvarn_loader_end(kvarn_loader* loader) noexcept
 
 extern "C" {
 
-std::int32_t kvarn_has_files(void) noexcept { return 0; }
+std::int32_t kvarn_has_files(void) noexcept
+{
+    return 0;
+}
 
-kvarn_status kvarn_save(const kvarn_pool*, kvarn_sequence, size_t, size_t, kvarn_write, void*) noexcept { return KVARN_UNSUPPORTED_VERSION; }
-std::uint64_t kvarn_saved_bytes(const kvarn_pool*, kvarn_sequence, size_t, size_t) noexcept { return 0; }
-kvarn_status kvarn_save_to(const kvarn_pool*, kvarn_sequence, size_t, size_t, void*, size_t) noexcept { return KVARN_UNSUPPORTED_VERSION; }
+kvarn_status kvarn_save(const kvarn_pool*, kvarn_sequence, size_t, size_t, kvarn_write, void*) noexcept
+{
+    return KVARN_UNSUPPORTED_VERSION;
+}
+std::uint64_t kvarn_saved_bytes(const kvarn_pool*, kvarn_sequence, size_t, size_t) noexcept
+{
+    return 0;
+}
+kvarn_status kvarn_save_to(const kvarn_pool*, kvarn_sequence, size_t, size_t, void*, size_t) noexcept
+{
+    return KVARN_UNSUPPORTED_VERSION;
+}
 kvarn_status kvarn_load(kvarn_pool*, kvarn_read_some, void*, std::int32_t, kvarn_sequence*, const char**) noexcept
 {
     return KVARN_UNSUPPORTED_VERSION;
 }
-kvarn_status kvarn_load_from(kvarn_pool*, const void*, size_t, kvarn_sequence*, const char**) noexcept { return KVARN_UNSUPPORTED_VERSION; }
-size_t kvarn_loader_bytes(void) noexcept { return 0; }
-kvarn_status kvarn_loader_make(kvarn_pool*, void*, size_t, kvarn_loader**) noexcept { return KVARN_UNSUPPORTED_VERSION; }
+kvarn_status kvarn_load_from(kvarn_pool*, const void*, size_t, kvarn_sequence*, const char**) noexcept
+{
+    return KVARN_UNSUPPORTED_VERSION;
+}
+size_t kvarn_loader_bytes(void) noexcept
+{
+    return 0;
+}
+kvarn_status kvarn_loader_make(kvarn_pool*, void*, size_t, kvarn_loader**) noexcept
+{
+    return KVARN_UNSUPPORTED_VERSION;
+}
 kvarn_status kvarn_loader_part(kvarn_loader*, kvarn_read_some, void*, std::int32_t, const char**) noexcept
 {
     return KVARN_UNSUPPORTED_VERSION;
 }
-size_t kvarn_loader_layers(const kvarn_loader*) noexcept { return 0; }
-kvarn_status kvarn_loader_finish(kvarn_loader*, kvarn_sequence*) noexcept { return KVARN_UNSUPPORTED_VERSION; }
+size_t kvarn_loader_layers(const kvarn_loader*) noexcept
+{
+    return 0;
+}
+kvarn_status kvarn_loader_finish(kvarn_loader*, kvarn_sequence*) noexcept
+{
+    return KVARN_UNSUPPORTED_VERSION;
+}
 void kvarn_loader_end(kvarn_loader*) noexcept {}
 
 }  // extern "C"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, fourth part: attention of a layer over sequences, and other positions. Compiled once, by c/implementation.hpp. In and
-// out: as kvarn.h says. Steps are copied into the memory of a plan. No allocation.
+// The C interface, fourth part: attention of a layer over sequences, and other positions. Compiled once, by
+// c/implementation.hpp. In and out: as kvarn.h says. Steps are copied into the memory of a plan. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -138,7 +138,8 @@ template <class F>
 
 extern "C" {
 
-size_t kvarn_layer_bytes(const kvarn_pool* pool, const kvarn_step* steps, size_t count, const kvarn_layer_options* options) noexcept
+size_t kvarn_layer_bytes(const kvarn_pool* pool, const kvarn_step* steps, size_t count,
+                         const kvarn_layer_options* options) noexcept
 {
     using namespace kvarn::c;
     kvarn::layer_options o;
@@ -161,13 +162,15 @@ size_t kvarn_layer_bound(const kvarn_cache_config* config, size_t steps, size_t 
     if (c.read(config, given) != kvarn::status::ok || to_layer_options(options, o) != kvarn::status::ok) return 0;
     if (!kvarn::plan_cache(c.config) || group_heads == 0 || group_heads > kvarn::max_query_rows) return 0;
     const kvarn::cache_config whole = kvarn::completed(c.config);
-    const std::size_t lines = multiply_sizes(multiply_sizes(steps, static_cast<std::size_t>(given.heads)), add_sizes(rows, whole.most_spans));
+    const std::size_t lines =
+        multiply_sizes(multiply_sizes(steps, static_cast<std::size_t>(given.heads)), add_sizes(rows, whole.most_spans));
     if (lines > SIZE_MAX / 4096) return SIZE_MAX;  // it would not fit
     return add_sizes(layer_head_bytes(steps), kvarn::layer_memory_bound(c.config, steps, rows, group_heads, o));
 }
 
 kvarn_status kvarn_layer_plan(const kvarn_pool* pool, size_t layer, const kvarn_step* steps, size_t count,
-                              const kvarn_layer_options* options, void* memory, size_t bytes, kvarn_layer** items, size_t* failed) noexcept
+                              const kvarn_layer_options* options, void* memory, size_t bytes, kvarn_layer** items,
+                              size_t* failed) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
@@ -243,10 +246,11 @@ size_t kvarn_step_of_finish(const kvarn_layer* layer, size_t item) noexcept
     });
 }
 
-// --- other positions ---------------------------------------------------------------------------------------------------------
+// --- other positions -----------------------------------------------------------------------------------------------
 
-kvarn_status kvarn_shift_positions(kvarn_pool* pool, kvarn_sequence sequence, std::int64_t begin, std::int64_t end, std::int64_t by,
-                                   kvarn_turn turn, void* user, void* scratch, size_t scratch_bytes, kvarn_shift_report* report) noexcept
+kvarn_status kvarn_shift_positions(kvarn_pool* pool, kvarn_sequence sequence, std::int64_t begin, std::int64_t end,
+                                   std::int64_t by, kvarn_turn turn, void* user, void* scratch, size_t scratch_bytes,
+                                   kvarn_shift_report* report) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
@@ -254,7 +258,8 @@ kvarn_status kvarn_shift_positions(kvarn_pool* pool, kvarn_sequence sequence, st
         if (const kvarn::status s = can_report(report); s != kvarn::status::ok) return s;
         const plain_turn call{turn, user};
         const auto done = kvarn::dispatch([&](auto arch) KVARN_LAMBDA {
-            return kvarn::shift_positions<decltype(arch)>(p, id_of(sequence), begin, end, by, call, bytes_at(scratch, scratch_bytes));
+            return kvarn::shift_positions<decltype(arch)>(p, id_of(sequence), begin, end, by, call,
+                                                          bytes_at(scratch, scratch_bytes));
         });
         if (done && report != nullptr)
             give({sizeof(kvarn_shift_report), done->tokens, done->sealed_tokens, done->relative_error}, report);

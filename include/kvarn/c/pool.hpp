@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, third part: configurations, pools, sequences and sealing. Compiled once, by c/implementation.hpp. In and out: as
-// kvarn.h says. No allocation.
+// The C interface, third part: configurations, pools, sequences and sealing. Compiled once, by c/implementation.hpp.
+// In and out: as kvarn.h says. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -62,8 +62,10 @@ struct configuration {
         format base;
         if (const status s = take(from, given); s != status::ok) return s;
         if (const status s = to_format(given.format, base); s != status::ok) return s;
-        if (given.reserved != 0 || given.layers < 1 || given.heads < 1 || given.rule_count > KVARN_MOST_RULES) return status::bad_argument;
-        if (static_cast<std::size_t>(given.layers) > most_heads / static_cast<std::size_t>(given.heads)) return status::bad_argument;
+        if (given.reserved != 0 || given.layers < 1 || given.heads < 1 || given.rule_count > KVARN_MOST_RULES)
+            return status::bad_argument;
+        if (static_cast<std::size_t>(given.layers) > most_heads / static_cast<std::size_t>(given.heads))
+            return status::bad_argument;
         const array_of<kvarn_bit_rule> all{given.rules, given.rule_count};
         if (const status s = all.sound(); s != status::ok) return s;
         for (std::size_t i = 0; i < all.count; ++i) {
@@ -107,7 +109,10 @@ KVARN_INLINE void put_numbers(const cache_config& c, kvarn_cache_config& to) noe
     to.most_spans = c.most_spans;
 }
 
-[[nodiscard]] KVARN_INLINE sequence_id id_of(kvarn_sequence s) noexcept { return {s.slot, s.generation}; }
+[[nodiscard]] KVARN_INLINE sequence_id id_of(kvarn_sequence s) noexcept
+{
+    return {s.slot, s.generation};
+}
 
 /// Calls f(pool) with the library's pool; what it says, or why there is no pool.
 template <class F>
@@ -136,8 +141,17 @@ template <class T>
 KVARN_INLINE void give_report(const seal_report& r, kvarn_seal_report* to) noexcept
 {
     if (to == nullptr) return;
-    give({sizeof(kvarn_seal_report), r.sealed, r.kept_exact, r.dropped, r.unfinished, {r.sequence.slot, r.sequence.generation}, r.position,
-          r.layer, r.head, static_cast<std::int32_t>(r.why), 0},
+    give({sizeof(kvarn_seal_report),
+          r.sealed,
+          r.kept_exact,
+          r.dropped,
+          r.unfinished,
+          {r.sequence.slot, r.sequence.generation},
+          r.position,
+          r.layer,
+          r.head,
+          static_cast<std::int32_t>(r.why),
+          0},
          to);
 }
 
@@ -145,7 +159,7 @@ KVARN_INLINE void give_report(const seal_report& r, kvarn_seal_report* to) noexc
 
 extern "C" {
 
-// --- configuration and plan --------------------------------------------------------------------------------------------------
+// --- configuration and plan ----------------------------------------------------------------------------------------
 
 kvarn_status kvarn_plan_cache(const kvarn_cache_config* config, kvarn_cache_plan* plan) noexcept
 {
@@ -200,7 +214,7 @@ size_t kvarn_cache_scratch_bytes(const kvarn_cache_config* config, size_t rows) 
     return kvarn::cache_scratch_bytes(c.config, rows == 0 ? kvarn::layer_options().rows_per_task : rows);
 }
 
-// --- pools -------------------------------------------------------------------------------------------------------------------
+// --- pools ---------------------------------------------------------------------------------------------------------
 
 kvarn_status kvarn_pool_make(const kvarn_cache_config* config, void* memory, size_t bytes, kvarn_pool** pool) noexcept
 {
@@ -215,7 +229,8 @@ kvarn_status kvarn_pool_make(const kvarn_cache_config* config, void* memory, siz
     if (bytes < plan->bytes() + pool_overhead) return KVARN_BUFFER_TOO_SMALL;
     std::byte* const base = aligned(memory);
     std::byte* const rest = base + (sizeof(kvarn_pool) + 63) / 64 * 64;
-    const auto made = kvarn::make_pool(c.config, {rest, bytes - static_cast<std::size_t>(rest - static_cast<std::byte*>(memory))});
+    const auto made =
+        kvarn::make_pool(c.config, {rest, bytes - static_cast<std::size_t>(rest - static_cast<std::byte*>(memory))});
     if (!made) return code(made.error);
     kvarn_pool* const handle = kvarn::detail::construct(reinterpret_cast<kvarn_pool*>(base), 1);
     handle->pool = *made;
@@ -272,8 +287,8 @@ kvarn_status kvarn_statistics_of_pool(const kvarn_pool* pool, kvarn_pool_statist
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
         if (const kvarn::status s = can_give(statistics); s != kvarn::status::ok) return s;
         const kvarn::pool_statistics n = p.statistics();
-        give({sizeof(kvarn_pool_statistics), n.records.used, n.records.free, n.records.shared, n.exact.used, n.exact.free, n.exact.shared,
-              n.bytes_used, n.tiles_sealed, n.tiles_kept_not_finite, n.tiles_kept_overflowed, n.sequences},
+        give({sizeof(kvarn_pool_statistics), n.records.used, n.records.free, n.records.shared, n.exact.used, n.exact.free,
+              n.exact.shared, n.bytes_used, n.tiles_sealed, n.tiles_kept_not_finite, n.tiles_kept_overflowed, n.sequences},
              statistics);
         return kvarn::status::ok;
     });
@@ -286,14 +301,14 @@ kvarn_status kvarn_statistics_of(const kvarn_pool* pool, kvarn_sequence sequence
         if (const kvarn::status s = can_give(statistics); s != kvarn::status::ok) return s;
         const auto n = p.statistics(id_of(sequence));
         if (n)
-            give({sizeof(kvarn_sequence_statistics), n->tokens, n->drafts, n->sealed_tokens, n->dead_tokens, n->kept_tiles, n->record_blocks,
-                  n->exact_blocks, n->spans, n->own_records, n->own_exact, n->next_position},
+            give({sizeof(kvarn_sequence_statistics), n->tokens, n->drafts, n->sealed_tokens, n->dead_tokens, n->kept_tiles,
+                  n->record_blocks, n->exact_blocks, n->spans, n->own_records, n->own_exact, n->next_position},
                  statistics);
         return n.error;
     });
 }
 
-// --- sequences ---------------------------------------------------------------------------------------------------------------
+// --- sequences -----------------------------------------------------------------------------------------------------
 
 kvarn_status kvarn_open(kvarn_pool* pool, std::int64_t first_position, kvarn_sequence* sequence) noexcept
 {
@@ -368,17 +383,20 @@ kvarn_status kvarn_fork(kvarn_pool* pool, kvarn_sequence sequence, kvarn_sequenc
 
 std::int32_t kvarn_is_open(const kvarn_pool* pool, kvarn_sequence sequence) noexcept
 {
-    return kvarn::c::number_of_pool(pool, std::int32_t{0}, [&](const kvarn::cache_pool& p) { return p.is_open(kvarn::c::id_of(sequence)); });
+    return kvarn::c::number_of_pool(pool, std::int32_t{0},
+                                    [&](const kvarn::cache_pool& p) { return p.is_open(kvarn::c::id_of(sequence)); });
 }
 
 size_t kvarn_tokens(const kvarn_pool* pool, kvarn_sequence sequence) noexcept
 {
-    return kvarn::c::number_of_pool(pool, size_t{0}, [&](const kvarn::cache_pool& p) { return p.tokens(kvarn::c::id_of(sequence)); });
+    return kvarn::c::number_of_pool(pool, size_t{0},
+                                    [&](const kvarn::cache_pool& p) { return p.tokens(kvarn::c::id_of(sequence)); });
 }
 
 size_t kvarn_drafts(const kvarn_pool* pool, kvarn_sequence sequence) noexcept
 {
-    return kvarn::c::number_of_pool(pool, size_t{0}, [&](const kvarn::cache_pool& p) { return p.drafts(kvarn::c::id_of(sequence)); });
+    return kvarn::c::number_of_pool(pool, size_t{0},
+                                    [&](const kvarn::cache_pool& p) { return p.drafts(kvarn::c::id_of(sequence)); });
 }
 
 std::int64_t kvarn_next_position(const kvarn_pool* pool, kvarn_sequence sequence) noexcept
@@ -389,12 +407,13 @@ std::int64_t kvarn_next_position(const kvarn_pool* pool, kvarn_sequence sequence
 
 size_t kvarn_count_tokens(const kvarn_pool* pool, kvarn_sequence sequence, std::int64_t begin, std::int64_t end) noexcept
 {
-    return kvarn::c::number_of_pool(
-        pool, size_t{0}, [&](const kvarn::cache_pool& p) { return kvarn::count_tokens(p, kvarn::c::id_of(sequence), begin, end); });
+    return kvarn::c::number_of_pool(pool, size_t{0}, [&](const kvarn::cache_pool& p) {
+        return kvarn::count_tokens(p, kvarn::c::id_of(sequence), begin, end);
+    });
 }
 
-kvarn_status kvarn_read(const kvarn_pool* pool, kvarn_sequence sequence, size_t layer, size_t head, std::int64_t begin, std::int64_t end,
-                        const kvarn_view* k, const kvarn_view* v, void* scratch, size_t scratch_bytes) noexcept
+kvarn_status kvarn_read(const kvarn_pool* pool, kvarn_sequence sequence, size_t layer, size_t head, std::int64_t begin,
+                        std::int64_t end, const kvarn_view* k, const kvarn_view* v, void* scratch, size_t scratch_bytes) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](const kvarn::cache_pool& p) {
@@ -402,11 +421,12 @@ kvarn_status kvarn_read(const kvarn_pool* pool, kvarn_sequence sequence, size_t 
         if (scratch == nullptr) return kvarn::status::null_pointer;
         if (const kvarn::status s = to_view(k, keys); s != kvarn::status::ok) return s;
         if (const kvarn::status s = to_view(v, values); s != kvarn::status::ok) return s;
-        return kvarn::dispatched::read(p, id_of(sequence), layer, head, begin, end, keys, values, bytes_at(scratch, scratch_bytes));
+        return kvarn::dispatched::read(p, id_of(sequence), layer, head, begin, end, keys, values,
+                                       bytes_at(scratch, scratch_bytes));
     });
 }
 
-// --- sealing -----------------------------------------------------------------------------------------------------------------
+// --- sealing -------------------------------------------------------------------------------------------------------
 
 kvarn_status kvarn_seal(kvarn_pool* pool, kvarn_sequence sequence, size_t most, void* scratch, size_t scratch_bytes,
                         kvarn_seal_report* report) noexcept
@@ -466,7 +486,7 @@ size_t kvarn_cancel_seal(kvarn_pool* pool, kvarn_sequence sequence) noexcept
                                     [&](const kvarn::cache_pool& p) { return kvarn::cancel_seal(p, kvarn::c::id_of(sequence)); });
 }
 
-// --- bases -------------------------------------------------------------------------------------------------------------------
+// --- bases ---------------------------------------------------------------------------------------------------------
 
 size_t kvarn_pool_moment_count(const kvarn_pool* pool) noexcept
 {
@@ -490,7 +510,8 @@ kvarn_status kvarn_pool_add_query_moments(const kvarn_pool* pool, size_t layer, 
 }
 
 kvarn_status kvarn_pool_choose_bases(kvarn_pool* pool, kvarn_sequence sequence, const std::uint64_t* moments, size_t count,
-                                     const kvarn_choose_options* options, void* scratch, size_t scratch_bytes, size_t* changed) noexcept
+                                     const kvarn_choose_options* options, void* scratch, size_t scratch_bytes,
+                                     size_t* changed) noexcept
 {
     using namespace kvarn::c;
     return with_pool(pool, [&](kvarn::cache_pool& p) {
@@ -498,7 +519,8 @@ kvarn_status kvarn_pool_choose_bases(kvarn_pool* pool, kvarn_sequence sequence, 
         if (moments == nullptr || scratch == nullptr) return kvarn::status::null_pointer;
         if (const kvarn::status s = to_choose_options(options, o); s != kvarn::status::ok) return s;
         const auto done = kvarn::dispatch([&](auto arch) KVARN_LAMBDA {
-            return kvarn::choose_bases<decltype(arch)>(p, id_of(sequence), std::span(moments, count), bytes_at(scratch, scratch_bytes), o);
+            return kvarn::choose_bases<decltype(arch)>(p, id_of(sequence), std::span(moments, count),
+                                                       bytes_at(scratch, scratch_bytes), o);
         });
         if (done && changed != nullptr) *changed = *done;
         return done.error;

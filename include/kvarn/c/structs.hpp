@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Structs of the C interface into those of the library and back. In: what a caller gave, of any size, null or wrong. Out: a status, and
-// with ok a valid value. No allocation. For the other headers of c/, which are compiled once (c/implementation.hpp).
+// Structs of the C interface into those of the library and back. In: what a caller gave, of any size, null or wrong.
+// Out: a status, and with ok a valid value. No allocation. For the other headers of c/, which are compiled once
+// (c/implementation.hpp).
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
@@ -46,34 +47,39 @@ static_assert(KVARN_OK == static_cast<int>(status::ok) && KVARN_BAD_FORMAT_NAME 
               KVARN_UNSUPPORTED_VERSION == static_cast<int>(status::unsupported_version) &&
               KVARN_OTHER_CONFIGURATION == static_cast<int>(status::other_configuration));
 inline constexpr int last_status = KVARN_OTHER_CONFIGURATION;
-static_assert(KVARN_F32 == static_cast<int>(input_view::element_type::f32) && KVARN_F16 == static_cast<int>(input_view::element_type::f16) &&
+static_assert(KVARN_F32 == static_cast<int>(input_view::element_type::f32) &&
+              KVARN_F16 == static_cast<int>(input_view::element_type::f16) &&
               KVARN_BF16 == static_cast<int>(input_view::element_type::bf16) && KVARN_F32 == static_cast<int>(exact_type::f32) &&
               KVARN_F16 == static_cast<int>(exact_type::f16) && KVARN_BF16 == static_cast<int>(exact_type::bf16));
-static_assert(KVARN_BASIS_ORIGINAL == static_cast<int>(basis::original) && KVARN_BASIS_ROTATED == static_cast<int>(basis::rotated) &&
-              KVARN_ROTATION_NONE == static_cast<int>(rotation::none) && KVARN_ROTATION_HADAMARD == static_cast<int>(rotation::hadamard) &&
-              KVARN_ENCODER_PAPER == static_cast<int>(encoder::paper) && KVARN_ENCODER_REFINED == static_cast<int>(encoder::refined) &&
-              KVARN_PRECISION_EXACT == static_cast<int>(precision::exact) && KVARN_PRECISION_FINE == static_cast<int>(precision::fine) &&
-              KVARN_PRECISION_FAST == static_cast<int>(precision::fast));
+static_assert(
+    KVARN_BASIS_ORIGINAL == static_cast<int>(basis::original) && KVARN_BASIS_ROTATED == static_cast<int>(basis::rotated) &&
+    KVARN_ROTATION_NONE == static_cast<int>(rotation::none) && KVARN_ROTATION_HADAMARD == static_cast<int>(rotation::hadamard) &&
+    KVARN_ENCODER_PAPER == static_cast<int>(encoder::paper) && KVARN_ENCODER_REFINED == static_cast<int>(encoder::refined) &&
+    KVARN_PRECISION_EXACT == static_cast<int>(precision::exact) && KVARN_PRECISION_FINE == static_cast<int>(precision::fine) &&
+    KVARN_PRECISION_FAST == static_cast<int>(precision::fast));
 static_assert(std::is_standard_layout_v<record_errors> && sizeof(kvarn_record_errors) == sizeof(record_errors) &&
               sizeof(kvarn_part_errors) == 3 * sizeof(float) && offsetof(kvarn_record_errors, v) == offsetof(record_errors, v) &&
               offsetof(kvarn_part_errors, worst_relative_error) == offsetof(part_errors, worst_relative_error) &&
               offsetof(kvarn_part_errors, relative_error) == offsetof(part_errors, relative_error));
 
-[[nodiscard]] KVARN_INLINE kvarn_status code(status s) noexcept { return static_cast<kvarn_status>(s); }
+[[nodiscard]] KVARN_INLINE kvarn_status code(status s) noexcept
+{
+    return static_cast<kvarn_status>(s);
+}
 
-// --- structs that begin with their size ----------------------------------------------------------------------------------------
+// --- structs that begin with their size ----------------------------------------------------------------------------
 
 /// What a struct is where nothing is said: the defaults of its _INIT.
 template <class T>
 struct initial;
-#define KVARN_C_INITIAL(type, INIT)                                                                                            \
-    template <>                                                                                                                \
-    struct initial<type> {                                                                                                     \
-        KVARN_INLINE static type make() noexcept                                                                               \
-        {                                                                                                                      \
-            type made = INIT;                                                                                                  \
-            return made;                                                                                                       \
-        }                                                                                                                      \
+#define KVARN_C_INITIAL(type, INIT)                                                                                              \
+    template <>                                                                                                                  \
+    struct initial<type> {                                                                                                       \
+        KVARN_INLINE static type make() noexcept                                                                                 \
+        {                                                                                                                        \
+            type made = INIT;                                                                                                    \
+            return made;                                                                                                         \
+        }                                                                                                                        \
     };
 KVARN_C_INITIAL(kvarn_format, KVARN_FORMAT_INIT)
 KVARN_C_INITIAL(kvarn_record_layout, KVARN_RECORD_LAYOUT_INIT)
@@ -169,7 +175,7 @@ struct array_of {
     }
 };
 
-// --- values ------------------------------------------------------------------------------------------------------------------
+// --- values --------------------------------------------------------------------------------------------------------
 
 /// An enumerator 0 ... last.
 template <class E>
@@ -184,7 +190,10 @@ template <class E>
     return enumerator(given, basis::rotated, value);
 }
 
-[[nodiscard]] KVARN_INLINE bool is_flag(std::int32_t x) noexcept { return x == 0 || x == 1; }
+[[nodiscard]] KVARN_INLINE bool is_flag(std::int32_t x) noexcept
+{
+    return x == 0 || x == 1;
+}
 
 /// A view that is read, or one that is written; null: one without data.
 template <bool Const>
