@@ -50,6 +50,7 @@ void test_codec(void);
 void test_attention(void);
 void test_cache(void);
 void test_files(void);
+void test_senseless(void);
 
 /// companion.cpp: the C++ library on the same values. Records of k and v, [tiles * group][heads][dim], tile-major; 0: failed.
 int companion_quantize(const char* name, int dim, const float* k, const float* v, size_t tiles, size_t heads, void* records, size_t bytes);
