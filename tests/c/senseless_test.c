@@ -26,7 +26,9 @@ static int one_of(uint64_t n)
 /// Sizes at the edges of types, and in between.
 static size_t any_size(void)
 {
-    static const size_t edges[] = {0, 1, 2, 3, 31, 32, 64, 128, 1000, 4096, 1u << 20, INT32_MAX, (size_t)INT32_MAX + 1, SIZE_MAX / 2, SIZE_MAX - 1, SIZE_MAX};
+    static const size_t edges[] = {
+        0,       1, 2, 3, 31, 32, 64, 128, 1000, 4096, 1u << 20, INT32_MAX, (size_t)INT32_MAX + 1, SIZE_MAX / 2, SIZE_MAX - 1,
+        SIZE_MAX};
     return one_of(3) ? (size_t)(next_random() >> next_random() % 64) : edges[next_random() % (sizeof edges / sizeof *edges)];
 }
 
@@ -50,7 +52,8 @@ static kvarn_status checked(kvarn_status said)
 
 static void random_format(kvarn_format* f)
 {
-    int32_t* const fields[] = {&f->head_dim_k, &f->head_dim_v, &f->key_bits, &f->value_bits, &f->group, &f->key_rotation, &f->exact_channels};
+    int32_t* const fields[] = {&f->head_dim_k, &f->head_dim_v,   &f->key_bits,      &f->value_bits,
+                               &f->group,      &f->key_rotation, &f->exact_channels};
     f->head_dim_k = f->head_dim_v = dim;
     f->group = 32;
     if (one_of(2)) *fields[next_random() % 7] = any_number();
@@ -58,8 +61,10 @@ static void random_format(kvarn_format* f)
 
 static void random_config(kvarn_cache_config* c, kvarn_bit_rule* rule)
 {
-    size_t* const fields[] = {&c->sink_tokens, &c->recent_tokens, &c->sequences, &c->most_tokens, &c->most_step, &c->record_blocks, &c->exact_blocks, &c->most_spans};
-    int32_t* const numbers[] = {&rule->first_layer, &rule->last_layer, &rule->first_head, &rule->last_head, &rule->key_bits, &rule->value_bits, &rule->key_rotation, &c->exact};
+    size_t* const fields[] = {&c->sink_tokens, &c->recent_tokens, &c->sequences,    &c->most_tokens,
+                              &c->most_step,   &c->record_blocks, &c->exact_blocks, &c->most_spans};
+    int32_t* const numbers[] = {&rule->first_layer, &rule->last_layer, &rule->first_head,   &rule->last_head,
+                                &rule->key_bits,    &rule->value_bits, &rule->key_rotation, &c->exact};
     c->layers = one_of(8) ? any_number() : 2;
     c->heads = one_of(8) ? any_number() : 2;
     // Many layers and heads are allowed, and take long.
@@ -91,7 +96,8 @@ static void random_attention(const kvarn_format* f)
     kvarn_attention_task task = KVARN_ATTENTION_TASK_INIT;
     task.history = segments;
     task.history_count = next_random() % 4;
-    task.q = kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : 2, one_of(4) ? any_size() : 2, one_of(8) ? any_size() : dim);
+    task.q = kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : 2, one_of(4) ? any_size() : 2,
+                               one_of(8) ? any_size() : dim);
     task.out = task.q;
     task.out.data = values + (1 << 20);
     if (one_of(4)) task.first_position = any_position();
@@ -100,7 +106,8 @@ static void random_attention(const kvarn_format* f)
     kvarn_attention* plan = NULL;
     if (bytes <= largest_memory && checked(kvarn_attention_plan(f, &task, 1, NULL, any_size(), work, bytes, &plan)) == KVARN_OK) {
         const size_t items = kvarn_attention_items(plan);
-        for (size_t i = 0; i < items && i < 3; ++i) attended += checked(kvarn_attend_item(plan, i, scratch, largest_scratch)) == KVARN_OK;
+        for (size_t i = 0; i < items && i < 3; ++i)
+            attended += checked(kvarn_attend_item(plan, i, scratch, largest_scratch)) == KVARN_OK;
         if (items <= 3) checked(kvarn_combine_item(plan, 0, scratch, largest_scratch));
         checked(kvarn_attend_item(plan, any_size(), scratch, any_size() & 4095));
     }
@@ -112,8 +119,11 @@ static void random_layer(kvarn_pool* pool, kvarn_sequence s)
     kvarn_step step = KVARN_STEP_INIT;
     kvarn_layer_options options = KVARN_LAYER_OPTIONS_INIT;
     step.sequence = s;
-    if (!one_of(3)) step.k = step.v = kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : kvarn_drafts(pool, s), kvarn_pool_heads(pool), dim);
-    step.q = kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : 1, one_of(4) ? any_size() : 4, one_of(8) ? any_size() : dim);
+    if (!one_of(3))
+        step.k = step.v =
+            kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : kvarn_drafts(pool, s), kvarn_pool_heads(pool), dim);
+    step.q = kvarn_token_major(values, KVARN_F32, one_of(4) ? any_size() : 1, one_of(4) ? any_size() : 4,
+                               one_of(8) ? any_size() : dim);
     step.out = step.q;
     step.out.data = values + (1 << 20);
     if (one_of(4)) step.first_draft = any_size();
@@ -152,7 +162,9 @@ static void random_cache(const kvarn_cache_config* c, size_t bytes)
             if (kvarn_is_open(pool, s[1])) checked(kvarn_close(pool, s[1]));
             checked(kvarn_fork(pool, s[0], &s[1]));
             break;
-        case 10: checked(kvarn_seal(pool, mine, any_size(), scratch, one_of(4) ? any_size() & 4095 : largest_scratch, NULL)); break;
+        case 10:
+            checked(kvarn_seal(pool, mine, any_size(), scratch, one_of(4) ? any_size() & 4095 : largest_scratch, NULL));
+            break;
         default: {
             const size_t size = (size_t)kvarn_saved_bytes(pool, mine, any_size(), any_size());
             if (size <= largest_memory) checked(kvarn_save_to(pool, mine, 0, SIZE_MAX, work, size));
@@ -184,7 +196,8 @@ void test_senseless(void)
         checked(kvarn_plan_sequence(&c, any_size(), &sequence));
         if (one_of(3)) checked(kvarn_fit_cache(&c, any_size(), &c));
         random_attention(&f);
-        if (checked(kvarn_plan_cache(&c, &plan)) == KVARN_OK && plan.bytes <= largest_memory && f.head_dim_k == dim) random_cache(&c, plan.bytes);
+        if (checked(kvarn_plan_cache(&c, &plan)) == KVARN_OK && plan.bytes <= largest_memory && f.head_dim_k == dim)
+            random_cache(&c, plan.bytes);
     }
     // Not all was senseless.
     CHECK(made_pools > rounds / 50 && made_plans > rounds / 50 && attended > rounds / 50);
