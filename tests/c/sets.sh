@@ -1,12 +1,33 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# sets.sh <shared library> <test program> <qemu-x86_64 or nothing> <work folder>: outside of the functions for AVX2 and AVX-512 the library
-# has no instruction of those sets, and on an emulated processor without them its tests pass. Exit code 77: skipped.
+# sets.sh <shared library> <test program> <qemu-x86_64 or nothing> <work folder> <object> ...: the objects for the instruction sets share no
+# function, of which the linker would keep any one; outside of the functions for AVX2 and AVX-512 the library has no instruction of those
+# sets; and on an emulated processor without them its tests pass. Exit code 77: skipped.
 set -eu
 library=$1 program=$2 qemu=$3 work=$4
+shift 4
 [ "$(uname -m)" = x86_64 ] || { echo "the library has one instruction set here: skipped"; exit 77; }
 command -v objdump >/dev/null 2>&1 || { echo "there is no objdump: skipped"; exit 77; }
 mkdir -p "$work"
+
+count=0
+: >"$work/functions"
+for object in "$@"; do
+    case $object in
+        */kvarn_kernels/*)
+            nm "$object" | awk '$2 == "W" { print $3 }' | LC_ALL=C sort -u >>"$work/functions"
+            count=$((count + 1))
+            ;;
+    esac
+done
+[ "$count" -gt 1 ] || { echo "FAILED: there are $count objects"; exit 1; }
+LC_ALL=C sort "$work/functions" | uniq -d | c++filt >"$work/shared"
+if [ -s "$work/shared" ]; then
+    echo "FAILED: functions that several objects have:"
+    cat "$work/shared"
+    exit 1
+fi
+echo "$(wc -l <"$work/functions") functions in $count objects, none of them shared"
 
 # Functions whose names bear no tag of a higher instruction set, but which have its instructions (VEX, EVEX and BMI encodings). Also says
 # whether there are such instructions at all.
