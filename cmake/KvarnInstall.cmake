@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 set(kvarn_package_dir "${CMAKE_INSTALL_DATADIR}/kvarn")
 
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/kvarn" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
-        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh")
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh" PATTERN "*.h")
 install(TARGETS kvarn EXPORT kvarnTargets INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 if(TARGET kvarn_cuda)
   install(TARGETS kvarn_cuda EXPORT kvarnTargets)
@@ -22,12 +22,13 @@ write_basic_package_version_file("${PROJECT_BINARY_DIR}/kvarnConfigVersion.cmake
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${PROJECT_BINARY_DIR}/kvarnConfig.cmake" "${PROJECT_BINARY_DIR}/kvarnConfigVersion.cmake"
   "${PROJECT_SOURCE_DIR}/cmake/KvarnKernels.cmake" "${PROJECT_SOURCE_DIR}/cmake/kvarn_kernels.cpp.in"
+  "${PROJECT_SOURCE_DIR}/cmake/KvarnCLibrary.cmake" "${PROJECT_SOURCE_DIR}/cmake/kvarn_c.cpp.in"
   DESTINATION "${kvarn_package_dir}")
 
 # The build folder is a package too, for a parent project that exports its own build folder with a PUBLIC use of kvarn.
 export(EXPORT kvarnTargets NAMESPACE kvarn:: FILE "${PROJECT_BINARY_DIR}/kvarnTargets.cmake")
 export(EXPORT kvarnFilesTargets NAMESPACE kvarn:: FILE "${PROJECT_BINARY_DIR}/kvarnFilesTargets.cmake")
-foreach(file IN ITEMS KvarnKernels.cmake kvarn_kernels.cpp.in)
+foreach(file IN ITEMS KvarnKernels.cmake kvarn_kernels.cpp.in KvarnCLibrary.cmake kvarn_c.cpp.in)
   configure_file("${PROJECT_SOURCE_DIR}/cmake/${file}" "${PROJECT_BINARY_DIR}/${file}" COPYONLY)
 endforeach()
 

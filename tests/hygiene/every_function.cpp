@@ -17,6 +17,8 @@
 #include <kvarn/interop/owning.hpp>
 #include <kvarn/kvarn.hpp>
 
+#define KVARN_C_BUILD 1
+#include <kvarn/c/implementation.hpp>
 #include <kvarn/cuda/append.cuh>
 #include <kvarn/cuda/attention.cuh>
 #include <kvarn/cuda/dequantize.cuh>

@@ -5,7 +5,7 @@ set -eu
 cd "$1"
 find . -name '*.hpp' -o -name '*.cuh' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
 # 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp supports.hpp, 5 cache, 6 interop,
-# 7 the umbrella and dispatch, 8 cuda, which knows layers 0 and 1 and itself.
+# 7 the umbrella and dispatch, 8 cuda, which knows layers 0 and 1 and itself, 9 the C interface, which knows neither interop nor cuda.
 function layer(path) {
     if (path ~ /^base\// || path == "version.hpp") return 0
     if (path ~ /^layout\//) return 1
@@ -16,6 +16,7 @@ function layer(path) {
     if (path ~ /^interop\//) return 6
     if (path == "kvarn.hpp" || path ~ /^dispatch(\.hpp$|\/)/) return 7
     if (path ~ /^cuda\/.*\.cuh$/) return 8
+    if (path ~ /^c\//) return 9
     return -1
 }
 function folder(path) { return path ~ /\// ? substr(path, 1, index(path, "/") - 1) : path }
@@ -39,6 +40,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
         else if (theirs > mine) wrong("includes <kvarn/" name "> of a higher layer")
         else if (mine == 8 && theirs > 1 && theirs < 8) wrong("includes <kvarn/" name ">: cuda/ stands on base/ and layout/ alone")
         else if (theirs == mine && folder(name) != folder(FILENAME) && mine == 3) wrong("includes its neighbour <kvarn/" name ">")
+        else if (mine == 9 && (theirs == 6 || theirs == 8)) wrong("includes <kvarn/" name ">: c/ stands on dispatch/ and cache/")
         else if (mine == 7 && theirs == 6) wrong("includes <kvarn/" name ">: interop is for those who ask for it")
         else if (FILENAME == "kvarn.hpp" && theirs == 7) wrong("the umbrella includes <kvarn/" name ">: dispatch is for those who ask for it")
     }
@@ -48,6 +50,7 @@ FNR == 2 && $0 !~ /^#pragma once$/ { wrong("has no #pragma once on its second li
     else if (name == "xxhash.h" && FILENAME != "cache/file_format.hpp") wrong("includes <" name ">: only cache/file_format.hpp may")
     else if (name ~ /^(iostream|ostream|istream|fstream|sstream|iomanip|functional|stdexcept|exception|cstdio|stdio\.h|regex|random)$/ && mine != 6)
         wrong("includes <" name ">")
+    else if (name == "new" && mine == 9) next  # handles are made in memory that is there
     else if (name ~ /^(vector|string|memory|map|unordered_map|deque|list|new|thread|mutex)$/ && (mine < 5 || mine > 6)) wrong("includes <" name ">: nothing below cache/ allocates or locks")
     next
 }

@@ -28,6 +28,39 @@ elseif(MODE STREQUAL "find_package")
   must_run("running with several instruction sets" "${WORK}/build/consumer_kernels")
   message(STATUS "${log}")
 
+elseif(MODE STREQUAL "c_library")
+  # A C program with a static library that an installed kvarn makes; embedded it is configured only.
+  install_library("${WORK}/staged")
+  file(RENAME "${WORK}/staged" "${WORK}/prefix")
+  must_exist("${WORK}/prefix/include/kvarn/c/kvarn.h")
+  names_no_path_of_this_machine("${WORK}/prefix")
+  must_run("configuring" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
+    -DKVARN_CONSUME=find_package "-Dkvarn_ROOT=${WORK}/prefix" -DKVARN_C=ON)
+  must_run("building" "${CMAKE_COMMAND}" --build "${WORK}/build" --target consumer_c)
+  must_run("running" "${WORK}/build/consumer_c")
+  message(STATUS "${log}")
+  must_run("configuring embedded" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/embedded" ${common}
+    -DKVARN_CONSUME=add_subdirectory "-DKVARN_SOURCE=${REPOSITORY}" -DKVARN_C=ON)
+
+  # kvarn_add_c_library with these arguments must end with these words.
+  function(c_library_says arguments expected)
+    execute_process(COMMAND "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/arguments" ${common}
+      -DKVARN_CONSUME=find_package "-Dkvarn_ROOT=${WORK}/prefix" "-DKVARN_C_LIBRARY=${arguments}" ${ARGN}
+      RESULT_VARIABLE code OUTPUT_VARIABLE log ERROR_VARIABLE log)
+    string(REGEX REPLACE "[ \n]+" " " log "${log}")
+    string(FIND "${log}" "${expected}" at)
+    if(at EQUAL -1 OR code EQUAL 0)
+      message(FATAL_ERROR "kvarn_add_c_library(${arguments}) should have said `${expected}`:\n${log}")
+    endif()
+  endfunction()
+  c_library_says("kvarn_c SHARED" "no ARCHS")
+  c_library_says("kvarn_c SHARED ARCHS portable LATER portable" "unknown instruction set `LATER`")
+  c_library_says("kvarn_c later ARCHS portable" "unexpected `later`")
+  c_library_says("kvarn_c SHARED STATIC ARCHS portable" "SHARED or STATIC, not both")
+  c_library_says("consumer ARCHS portable" "there is a target `consumer` already")
+  c_library_says("kvarn_c ARCHS portable" "saving and loading need xxhash.h" "-DCMAKE_IGNORE_PATH=${XXHASH_INCLUDE}"
+    -UKVARN_XXHASH_INCLUDE_DIR)
+
 elseif(MODE STREQUAL "existing_xsimd")
   # The parent has a target `xsimd`, and none could be found: configuring is enough.
   must_run("configuring" "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/consumer" -B "${WORK}/build" ${common}
