@@ -213,10 +213,11 @@ struct tile_products {
 };
 [[nodiscard]] KVARN_INLINE constexpr tile_products products_of(const format& f, precision p) noexcept
 {
-    const product_kind keys = p == precision::exact ? product_kind::exact : product_kind::words;
-    const product_kind values = p == precision::fast ? product_kind::bytes : keys;
-    return {kind_for(keys, f.key_bits(), f.head_dim_k(), f.group()),
-            f.has_values() ? kind_for(values, f.value_bits(), f.group(), f.head_dim_v()) : product_kind::exact};
+    const product_kind wanted = p == precision::exact  ? product_kind::exact
+                                : p == precision::fine ? product_kind::words
+                                                       : product_kind::bytes;
+    return {kind_for(wanted, f.key_bits(), f.group()),
+            f.has_values() ? kind_for(wanted, f.value_bits(), f.head_dim_v()) : product_kind::exact};
 }
 
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.

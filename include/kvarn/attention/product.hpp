@@ -3,8 +3,8 @@
 // Weights times packed codes, the one product behind scores and values: y[h][c] = sum over rows i of w[h][i] * code[i][c].
 // K: rows are channels, columns tokens. V: rows are tokens, columns channels. Nothing is decoded to memory beyond a few rows.
 //
-// exact: float fma, codes unpacked 32 rows at a time. words: weights rounded to 16 bits, exact 32-bit sums. bytes: weights, not
-// negative, rounded to 8 bits, exact 16-bit sums, for codes of 2 and 4 bits. Rounding and sums are the same on every instruction set.
+// exact: float fma, codes unpacked 32 rows at a time. words: weights rounded to 16 bits. bytes: weights rounded to 8 bits, for codes of 2
+// and 4 bits. Sums of rounded weights are exact. Rounding and sums are the same on every instruction set.
 
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +20,6 @@ enum class product_kind : std::uint8_t { exact, words, bytes };
 
 inline constexpr int most_heads = 4;     // query rows that one pass over the codes serves
 inline constexpr int unpacked_rows = 32; // of the exact product
-inline constexpr int byte_rows = 128;    // whose 16-bit sums cannot overflow before the weights become too coarse
 
 /// Query rows [h] of one product: floats w[h * stride], y[h * stride]; and where the rounded weights go.
 struct product_rows {
@@ -28,7 +27,7 @@ struct product_rows {
     float* y;
     std::ptrdiff_t stride;
     std::int16_t* words;       // [heads][stride]
-    std::uint8_t* bytes;       // the same memory
+    std::int8_t* bytes;        // the same memory
     std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
 };
 
@@ -45,8 +44,7 @@ struct weight_totals {
 };
 
 /// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `bits`-bit codes overflows, or to
-/// 8 bits (none negative, n <= byte_rows) such that no unsigned 16-bit sum does. What rounding to 8 bits took away in total meets the
-/// middle code: that is the offset.
+/// 8 bits with sign. What rounding to 8 bits took away in total meets the middle code: that is the offset.
 template <class Arch, class Rounded>
 KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
 {
@@ -54,26 +52,24 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     using one = simd::kernels<simd::portable>;
     using lane = simd::lanes<Arch>;
     constexpr bool words = sizeof(Rounded) == 2;
-    const float levels = static_cast<float>((1 << bits) - 1);
     // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
-    // Bytes: rounded <= 255 and sum rounded * levels <= (sum / step + n / 2) * levels < 2^16.
-    const float most = words ? 1.0f / 32767.0f : 1.0f / 255.0f;
-    const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)
-                              : 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
-    const float step = one::maximum(one::maximum(one::mul(of.most, most), of.sum / limit), 1e-30f);
-    const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
-    lane sum = lane::broadcast(0.0f);
+    float step = one::mul(of.most, words ? 1.0f / 32767.0f : 1.0f / 127.0f);
+    if constexpr (words)
+        step = one::maximum(step, of.sum / (2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)));
+    step = one::maximum(step, 1e-30f);
+    const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f), by = lane::broadcast(step);
+    lane lost = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
         const lane x = lane::load(w + i);
         if constexpr (words) {
             k::store_words(rounded + i, x.r, inverse.r[0]);
         } else {
-            k::store_codes(rounded + i, x.r, inverse.r[0]);
-            sum = add(sum, sub(fma(x, inverse, magic), magic));
+            k::store_bytes(rounded + i, x.r, inverse.r[0]);
+            lost = add(lost, fnma(by, sub(fma(x, inverse, magic), magic), x));
         }
     }
     if constexpr (words) return {step, 0.0f};
-    else return {step, one::mul(one::fnma(step, reduce_add(sum), of.sum), 0.5f * levels)};
+    else return {step, one::mul(reduce_add(lost), 0.5f * static_cast<float>((1 << bits) - 1))};
 }
 
 /// round_weights of `heads` rows of x.
@@ -155,11 +151,11 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
 }
 
 /// Which product a tile gets: what was asked for, or the next more precise one where the shape does not allow it.
-[[nodiscard]] KVARN_INLINE constexpr product_kind kind_for(product_kind wanted, int bits, int rows, int columns) noexcept
+[[nodiscard]] KVARN_INLINE constexpr product_kind kind_for(product_kind wanted, int bits, int columns) noexcept
 {
     if (wanted == product_kind::exact || columns % 16 != 0) return product_kind::exact;
     const bool narrow = bits == 2 || bits == 4;
-    return wanted == product_kind::bytes && (!narrow || rows > byte_rows) ? product_kind::words : wanted;
+    return wanted == product_kind::bytes && !narrow ? product_kind::words : wanted;
 }
 
 /// Calls f with 1, 2 or 4 query rows as an integral constant.
@@ -179,7 +175,7 @@ KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::by
 {
     const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed) + static_cast<std::ptrdiff_t>(begin) * columns * bits / 8;
     const int some = end - begin;
-    kind = kind_for(kind, bits, rows, columns);
+    kind = kind_for(kind, bits, columns);
     if (kind == product_kind::exact) {
         for (int h = 0; h < heads; ++h) scale[h] = {1.0f, 0.0f};
         product_rows from = x;

@@ -115,6 +115,11 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
         for (int i = 0; i < 4; ++i) vst1_s16(p + 4 * i, vmovn_s32(vreinterpretq_s32_f32(fma(x[i], scale, magic))));
     }
 
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        store_codes(reinterpret_cast<std::uint8_t*>(p), x, scale);  // the low bytes, whatever the sign
+    }
+
     // Sixteen columns at a time: a table lookup puts the two bytes that hold a code into its word, a shift and a mask free it.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
@@ -145,31 +150,45 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
                 for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
         }
     }
+    // Products of bytes into 16-bit sums, which go into 32-bit ones before they could overflow.
     template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
+        constexpr int some = 32767 / (127 * ((1 << Bits) - 1)) / 4 * 4;  // rows
         for (int c = 0; c < columns; c += 16) {
-            uint16x8_t sum[Heads][2];
+            int32x4_t sum[Heads][4];
             KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) sum[h][0] = sum[h][1] = vdupq_n_u16(0);
-            for (int i = 0; i < rows; ++i) {
-                const code_words x = gather<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+            for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) {
-                    const uint16x8_t w = vdupq_n_u16(weights[h][i]);
-                    sum[h][0] = vmlaq_u16(sum[h][0], x.low, w);
-                    sum[h][1] = vmlaq_u16(sum[h][1], x.high, w);
+                for (int j = 0; j < 4; ++j) sum[h][j] = vdupq_n_s32(0);
+            for (int first = 0; first < rows; first += some) {
+                const int end = rows - first < some ? rows : first + some;
+                int16x8_t part[Heads][2];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) part[h][0] = part[h][1] = vdupq_n_s16(0);
+                for (int i = first; i < end; ++i) {
+                    const int8x16_t x = code_bytes<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) {
+                        const int8x16_t w = vld1q_dup_s8(weights[h] + i);
+                        part[h][0] = vmlal_s8(part[h][0], vget_low_s8(x), vget_low_s8(w));
+                        part[h][1] = vmlal_high_s8(part[h][1], x, w);
+                    }
+                    if (i % 2 == 0) ahead.touch();
                 }
-                if (i % 2 == 0) ahead.touch();
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h)
+                    KVARN_UNROLL
+                    for (int j = 0; j < 2; ++j) {
+                        sum[h][2 * j] = vaddw_s16(sum[h][2 * j], vget_low_s16(part[h][j]));
+                        sum[h][2 * j + 1] = vaddw_high_s16(sum[h][2 * j + 1], part[h][j]);
+                    }
             }
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
-                for (int j = 0; j < 2; ++j) {
-                    vst1q_f32(sums[h] + c + 8 * j, vcvtq_f32_u32(vmovl_u16(vget_low_u16(sum[h][j]))));
-                    vst1q_f32(sums[h] + c + 8 * j + 4, vcvtq_f32_u32(vmovl_high_u16(sum[h][j])));
-                }
+                for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
         }
     }
 
@@ -184,6 +203,28 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
     }
 
 private:
+    /// Sixteen codes of 2 or 4 bits as bytes.
+    struct byte_plan {
+        alignas(16) std::uint8_t order[16];
+        alignas(16) std::int8_t shift[16];
+    };
+    template <int Bits>
+    static constexpr byte_plan bytes_of = [] {
+        byte_plan p{};
+        for (int c = 0; c < 16; ++c) {
+            p.order[c] = static_cast<std::uint8_t>(c * Bits / 8);
+            p.shift[c] = static_cast<std::int8_t>(-(c * Bits % 8));
+        }
+        return p;
+    }();
+    template <int Bits>
+    KVARN_INLINE static int8x16_t code_bytes(const std::uint8_t* p) noexcept
+    {
+        const uint8x16_t bytes = vqtbl1q_u8(vld1q_u8(p), vld1q_u8(bytes_of<Bits>.order));
+        const uint8x16_t shifted = vshlq_u8(bytes, vld1q_s8(bytes_of<Bits>.shift));
+        return vreinterpretq_s8_u8(vandq_u8(shifted, vdupq_n_u8((1 << Bits) - 1)));
+    }
+
     struct code_words {
         uint16x8_t low, high;
     };

@@ -99,7 +99,7 @@ struct sse2_products {
 
     /// With the weights widened: there is no product of bytes.
     template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         std::int16_t wide[Heads][max_product_rows];
