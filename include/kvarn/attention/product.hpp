@@ -37,7 +37,7 @@ struct product_scale {
     float offset;
 };
 
-/// What rounding needs to know of one row's weights: the largest magnitude and the sum of magnitudes.
+/// What rounding needs to know of one row's weights: the largest magnitude, and the sum of magnitudes (words) or of the weights (bytes).
 struct weight_totals {
     float most;
     float sum;
@@ -57,19 +57,17 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     if constexpr (words)
         step = one::maximum(step, of.sum / (2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)));
     step = one::maximum(step, 1e-30f);
-    const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f), by = lane::broadcast(step);
-    lane lost = lane::broadcast(0.0f);
+    const auto inverse = k::broadcast(1.0f / step);
     for (int i = 0; i < n; i += simd::lane_count) {
         const lane x = lane::load(w + i);
-        if constexpr (words) {
-            k::store_words(rounded + i, x.r, inverse.r[0]);
-        } else {
-            k::store_bytes(rounded + i, x.r, inverse.r[0]);
-            lost = add(lost, fnma(by, sub(fma(x, inverse, magic), magic), x));
-        }
+        if constexpr (words) k::store_words(rounded + i, x.r, inverse);
+        else k::store_bytes(rounded + i, x.r, inverse);
     }
     if constexpr (words) return {step, 0.0f};
-    else return {step, one::mul(reduce_add(lost), 0.5f * static_cast<float>((1 << bits) - 1))};
+    else {
+        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, n)), of.sum);
+        return {step, one::mul(lost, 0.5f * static_cast<float>((1 << bits) - 1))};
+    }
 }
 
 /// round_weights of `heads` rows of x.

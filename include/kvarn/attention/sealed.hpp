@@ -55,23 +55,57 @@ KVARN_INLINE record_scalars<float> load_record_scalars(const format& f, const re
     return s;
 }
 
-/// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16.
-template <class Arch, class Scalar>
-KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
+/// w[i] <- x(i) * scale[i], and the totals of w; returns the sum of x(i) * zero[i]. x(i) are sixteen floats, `n` is a multiple of 16.
+template <class Arch, product_kind Kind, class Scalar, class Source>
+KVARN_INLINE float weigh(Source&& x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
-    const lane nothing = lane::broadcast(0.0f);
-    lane zeros = nothing, most = nothing, sum = nothing;
+    lane zeros = lane::broadcast(0.0f), most = zeros, sum = zeros;
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane v = lane::load(x + i), y = mul(v, lane::load(scale + i));
+        const lane v = x(i), y = mul(v, lane::load(scale + i));
         y.store(w + i);
         zeros = fma(v, lane::load(zero + i), zeros);
-        const lane magnitude = maximum(y, sub(nothing, y));
-        most = maximum(most, magnitude);
-        sum = add(sum, magnitude);
+        if constexpr (Kind == product_kind::exact) continue;
+        const lane size = magnitude(y);
+        most = maximum(most, size);
+        if constexpr (Kind == product_kind::words) sum = add(sum, size);
+        else sum = add(sum, y);
     }
-    totals = {reduce_max(most), reduce_add(sum)};
+    if constexpr (Kind != product_kind::exact) totals = {reduce_max(most), reduce_add(sum)};
     return reduce_add(zeros);
+}
+
+/// The weights of K: a row's query.
+template <class Arch, product_kind Kind, class Scalar>
+KVARN_NOINLINE float weigh_query(const float* q, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
+{
+    return weigh<Arch, Kind>([&](int i) KVARN_LAMBDA { return simd::lanes<Arch>(simd::lanes<Arch>::load(q + i)); }, scale, zero, n, w, totals);
+}
+
+/// The weights of V: scores enter the state, whose largest is raised already.
+template <class Arch, product_kind Kind, class Scalar>
+KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals,
+                                  softmax_state& state) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    lane total = lane::broadcast(0.0f);
+    const auto weights = [&](int i) KVARN_LAMBDA {
+        const lane p = score_weights<Arch>(s + i, state.largest);
+        total = add(total, p);
+        return p;
+    };
+    const float zeros = weigh<Arch, Kind>(weights, scale, zero, n, w, totals);
+    state.total = simd::kernels<simd::portable>::add(state.total, reduce_add(total));
+    return zeros;
+}
+
+/// Calls f with a product_kind as an integral constant.
+template <class F>
+KVARN_INLINE float with_kind(product_kind kind, F&& f) noexcept
+{
+    if (kind == product_kind::words) return f(std::integral_constant<product_kind, product_kind::words>{});
+    if (kind == product_kind::bytes) return f(std::integral_constant<product_kind, product_kind::bytes>{});
+    return f(std::integral_constant<product_kind, product_kind::exact>{});
 }
 
 /// Sums of products to scores, in place: s[t] <- (step * s[t] + offset) * token_scale[t]. Returns the largest.
@@ -146,7 +180,9 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     float zero[most_heads];
 
     for (int h = 0; h < heads; ++h)
-        zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+        zero[h] = with_kind(keys, [&](auto kind) KVARN_LAMBDA {
+            return weigh_query<Arch, kind()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+        });
     multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, 0, f.head_dim_k(), ahead);
 
     int begin = group, end = 0;  // of the tokens that some row sees
@@ -179,8 +215,10 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
                 weight_zero = latent ? weight_scale : visible_scalars<Arch>(value_zero, group, block, row + h, seen, room + group);
             }
         }
-        absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-        zero[h] = weigh<Arch>(score, weight_scale, weight_zero, group, w, totals[h]);
+        raise_largest<Arch>(largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
+        zero[h] = with_kind(values, [&](auto kind) KVARN_LAMBDA {
+            return weigh_scores<Arch, kind()>(score, weight_scale, weight_zero, group, w, totals[h], r.state[row + h]);
+        });
     }
 
     if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);

@@ -150,6 +150,13 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
                 for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
         }
     }
+    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    {
+        int32x4_t sum = vdupq_n_s32(0);
+        for (int i = 0; i < n; i += 16) sum = vpadalq_s16(sum, vpaddlq_s8(vld1q_s8(p + i)));
+        return vaddvq_s32(sum);
+    }
+
     // Products of bytes into 16-bit sums, which go into 32-bit ones before they could overflow.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],

@@ -76,6 +76,7 @@ struct kernels<portable> {
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
+    KVARN_INLINE static reg magnitude(reg a) noexcept { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a) & 0x7fffffffu); }
 
     /// Keeps an accumulator in one register from turn to turn of a loop: see KVARN_HOLD.
     KVARN_INLINE static void hold(reg&) noexcept {}
@@ -179,6 +180,14 @@ struct kernels<portable> {
             const float shifted = fma(x[i], scale, 12582912.0f);
             p[i] = static_cast<std::int8_t>(std::bit_cast<std::uint32_t>(shifted));
         }
+    }
+
+    /// The sum of n bytes, a multiple of 16.
+    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    {
+        std::int32_t sum = 0;
+        for (int i = 0; i < n; ++i) sum += p[i];
+        return sum;
     }
 
     /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.

@@ -97,6 +97,17 @@ struct sse2_products {
         shared = ahead;
     }
 
+    /// As unsigned bytes, 128 larger each.
+    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    {
+        __m128i sum = _mm_setzero_si128();
+        for (int i = 0; i < n; i += 16) {
+            const __m128i x = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)), _mm_set1_epi8(-128));
+            sum = _mm_add_epi32(sum, _mm_sad_epu8(x, _mm_setzero_si128()));
+        }
+        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - 128 * n;
+    }
+
     /// With the weights widened: there is no product of bytes.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
