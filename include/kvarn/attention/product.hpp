@@ -76,7 +76,7 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     }
     if constexpr (words) return {step, 0.0f};
     else {
-        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, n)), of.sum);
+        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, simd::whole_lanes(n))), of.sum);
         return {step, one::mul(lost, 0.5f * static_cast<float>((1 << bits) - 1))};
     }
 }
