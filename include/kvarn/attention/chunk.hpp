@@ -214,11 +214,10 @@ struct tile_products {
 };
 [[nodiscard]] KVARN_INLINE constexpr tile_products products_of(const format& f, precision p) noexcept
 {
-    const product_kind wanted = p == precision::exact  ? product_kind::exact
-                                : p == precision::fine ? product_kind::words
-                                                       : product_kind::bytes;
-    return {kind_for(wanted, f.key_bits(), f.group()),
-            f.has_values() ? kind_for(wanted, f.value_bits(), f.head_dim_v()) : product_kind::exact};
+    const bool fast = p == precision::fast;
+    const product_kind other = p == precision::exact ? product_kind::exact : product_kind::words;
+    return {kind_for(fast ? product_kind::bytes : other, f.key_bits(), f.group()),
+            f.has_values() ? kind_for(fast ? product_kind::positive_bytes : other, f.value_bits(), f.head_dim_v()) : product_kind::exact};
 }
 
 /// What weights of K that are rounded to a step of 1 do to a score, before the token's scale, as a standard deviation in natural units:

@@ -99,12 +99,12 @@ KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Sca
     return zeros;
 }
 
-/// Calls f with a product_kind as an integral constant.
+/// Calls f with a product_kind as an integral constant; all bytes are weighed alike.
 template <class F>
 KVARN_INLINE float with_kind(product_kind kind, F&& f) noexcept
 {
     if (kind == product_kind::words) return f(std::integral_constant<product_kind, product_kind::words>{});
-    if (kind == product_kind::bytes) return f(std::integral_constant<product_kind, product_kind::bytes>{});
+    if (kind != product_kind::exact) return f(std::integral_constant<product_kind, product_kind::bytes>{});
     return f(std::integral_constant<product_kind, product_kind::exact>{});
 }
 
