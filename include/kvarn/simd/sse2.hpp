@@ -146,6 +146,11 @@ struct kernels<sse2> : xsimd_kernels<xsimd::sse2>, sse2_packing, sse2_products {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded_words(x[0], x[1], scale));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), rounded_words(x[2], x[3], scale));
     }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        const __m128i low = rounded_words(x[0], x[1], scale), high = rounded_words(x[2], x[3], scale);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
+    }
     KVARN_INLINE static reg power_of_two(reg shifted) noexcept
     {
         return reg(_mm_castsi128_ps(_mm_slli_epi32(_mm_castps_si128(shifted), 23)));

@@ -235,8 +235,8 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
     KVARN_INLINE static void store_codes(std::uint8_t* p, const reg (&x)[2], reg scale) noexcept
     {
-        const __m256i a = _mm256_cvtps_epi32(mul_exact_round(x[0], scale));
-        const __m256i b = _mm256_cvtps_epi32(mul_exact_round(x[1], scale));
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
         const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
         const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
@@ -248,9 +248,17 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
     KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[2], reg scale) noexcept
     {
-        const __m256i a = _mm256_cvtps_epi32(mul_exact_round(x[0], scale));
-        const __m256i b = _mm256_cvtps_epi32(mul_exact_round(x[1], scale));
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[2], reg scale) noexcept
+    {
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
 
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
@@ -266,11 +274,11 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
 
 private:
-    // round_half_even(x * scale) as a float, from the exact product: one fused addition of 1.5 * 2^23 does the rounding.
-    KVARN_INLINE static __m256 mul_exact_round(reg x, reg scale) noexcept
+    // round_half_even(x * scale), from the exact product: one fused addition of 1.5 * 2^23 rounds, and has the integer in its low bits.
+    KVARN_INLINE static __m256i rounded_products(reg x, reg scale) noexcept
     {
-        const reg magic = broadcast(12582912.0f);
-        return sub(fma(x, scale, magic), magic);
+        const __m256 shifted = fma(x, scale, broadcast(12582912.0f));
+        return _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x4b400000));
     }
 };
 
@@ -399,6 +407,11 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
     {
         const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_castps_si512(shifted)));
+    }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[1], reg scale) noexcept
+    {
+        const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(shifted)));
     }
 
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
