@@ -87,7 +87,8 @@ int main(void)
     END
     BEGIN(kvarn_attention_options)
     FIELD(size) FIELD(softmax_scale) FIELD(logit_soft_cap) FIELD(window) FIELD(causal) FIELD(query_basis)
-    FIELD(output_basis) FIELD(precision)
+    FIELD(output_basis) FIELD(precision) FIELD(fast_bound)
+    FIELD(reserved)
     END
     BEGIN(kvarn_choose_options)
     FIELD(size) FIELD(margin) FIELD(value_margin) FIELD(most_key_error) FIELD(most_value_error) FIELD(encode)

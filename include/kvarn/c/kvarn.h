@@ -415,9 +415,12 @@ typedef struct kvarn_attention_options {
     int32_t query_basis;   ///< KVARN_BASIS_ORIGINAL; of the quantized channels of q; rotated: as K of the records
     int32_t output_basis;  ///< KVARN_BASIS_ORIGINAL; of the output; rotated: as V of the records
     int32_t precision;     ///< KVARN_PRECISION_FINE
+    float fast_bound;      ///< 0.03; standard deviation that 8-bit weights of K may give a score, with ..._FAST
+    int32_t reserved;      ///< 0
 } kvarn_attention_options;
 #define KVARN_ATTENTION_OPTIONS_INIT \
-    {sizeof(kvarn_attention_options), 0.0f, 0.0f, 0, 1, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, KVARN_PRECISION_FINE}
+    {sizeof(kvarn_attention_options), 0.0f, 0.0f, 0, 1, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, KVARN_PRECISION_FINE, \
+     0.03f, 0}
 
 /// Attends to the whole history of one task. An empty history (or none visible) gives zeros and a log-sum-exp of
 /// -infinity, unless there is a sink logit. `options` null: the defaults. Scratch: kvarn_attend_scratch_bytes.
