@@ -81,6 +81,9 @@ protected:
 #if defined(KVARN_HAS_AVX2)
 #include <kvarn/simd/x86.hpp>
 #endif
+#if defined(KVARN_HAS_AVXVNNI) || defined(KVARN_HAS_AVX512VNNI)
+#include <kvarn/simd/vnni.hpp>
+#endif
 #if defined(KVARN_HAS_NEON64)
 #include <kvarn/simd/neon.hpp>
 #endif
