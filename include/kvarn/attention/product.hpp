@@ -18,7 +18,7 @@ namespace kvarn::detail {
 
 enum class product_kind : std::uint8_t { exact, words, bytes };
 
-inline constexpr int most_heads = 4;     // query rows that one pass over the codes serves
+inline constexpr int most_heads = 8;     // query rows that share the scalars of a tile, and, where the kernel likes it, a pass over its codes
 inline constexpr int unpacked_rows = 32; // of the exact product
 
 /// Query rows [h] of one product: floats w[h * stride], y[h * stride]; and where the rounded weights go.
@@ -30,6 +30,17 @@ struct product_rows {
     std::int8_t* bytes;        // the same memory
     std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
 };
+
+/// Those from row `first` on.
+[[nodiscard]] KVARN_INLINE product_rows rows_from(product_rows x, int first) noexcept
+{
+    const std::ptrdiff_t skip = first * x.stride;
+    x.w += skip;
+    x.y += skip;
+    x.words += skip;
+    x.bytes += skip;
+    return x;
+}
 
 /// What a row's sums stand for: the product is step * y + offset.
 struct product_scale {
@@ -156,16 +167,24 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     return wanted == product_kind::bytes && !narrow ? product_kind::words : wanted;
 }
 
-/// Calls f with 1, 2 or 4 query rows as an integral constant.
-template <class F>
+/// Calls f(n, first) with n = 1, 2, 4 or Most query rows as an integral constant, until `heads` of them are done.
+template <int Most, class F>
 KVARN_INLINE void with_heads(int heads, F&& f) noexcept
 {
-    if (heads == 1) f(std::integral_constant<int, 1>{});
-    else if (heads == 2) f(std::integral_constant<int, 2>{});
-    else f(std::integral_constant<int, most_heads>{});
+    for (int first = 0; first < heads;) {
+        const int left = heads - first;
+        const auto call = [&](auto n) KVARN_LAMBDA {
+            f(n, first);
+            first += n();
+        };
+        if (Most > 4 && left >= Most) call(std::integral_constant<int, Most>{});
+        else if (left >= 4) call(std::integral_constant<int, 4>{});
+        else if (left >= 2) call(std::integral_constant<int, 2>{});
+        else call(std::integral_constant<int, 1>{});
+    }
 }
 
-/// The product of `heads` (1, 2 or 4) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
+/// The product of `heads` (1, 2, 4 or 8) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
 /// those codes are not looked at, and the result is the same.
 template <class Arch>
 KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
@@ -178,16 +197,25 @@ KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::by
         for (int h = 0; h < heads; ++h) scale[h] = {1.0f, 0.0f};
         product_rows from = x;
         from.w += begin;
-        with_heads(heads, [&](auto n) KVARN_LAMBDA { multiply_exact<Arch, n()>(bits, codes, some, columns, from, ahead); });
+        with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+            multiply_exact<Arch, n()>(bits, codes, some, columns, rows_from(from, first), ahead);
+        });
         return;
     }
     if (kind == product_kind::words) round_all_weights<Arch>(heads, bits, rows, x, totals, x.words, scale);
     else round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
     with_bits(bits, [&](auto b) KVARN_LAMBDA {
-        with_heads(heads, [&](auto n) KVARN_LAMBDA {
-            if (kind == product_kind::words) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.words + begin, ahead);
-            else if constexpr (b() == 2 || b() == 4) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.bytes + begin, ahead);
-        });
+        if (kind == product_kind::words) {
+            with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+                const product_rows from = rows_from(x, first);
+                multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.words + begin, ahead);
+            });
+        } else if constexpr (b() == 2 || b() == 4) {
+            with_heads<simd::kernels<Arch>::most_byte_heads>(heads, [&](auto n, int first) KVARN_LAMBDA {
+                const product_rows from = rows_from(x, first);
+                multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.bytes + begin, ahead);
+            });
+        }
     });
 }
 

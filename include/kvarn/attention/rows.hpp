@@ -92,14 +92,14 @@ struct attention_rows {
     return r;
 }
 
-/// Calls body(first row, heads) over all rows, `heads` 4, then 2 or 1 for what is left.
+/// Calls body(first row, heads) over all rows, `heads` 8, then 4, 2 or 1 for what is left.
 template <class F>
 KVARN_INLINE void for_row_groups(int rows, F&& body) noexcept
 {
-    static_assert(most_heads == 4);
+    static_assert(most_heads == 8);
     for (int row = 0, heads; row < rows; row += heads) {
         const int left = rows - row;
-        heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        heads = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         body(row, heads);
     }
 }

@@ -120,6 +120,8 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
         store_codes(reinterpret_cast<std::uint8_t*>(p), x, scale);  // the low bytes, whatever the sign
     }
 
+    static constexpr int most_byte_heads = 4;
+
     // Sixteen columns at a time: a table lookup puts the two bytes that hold a code into its word, a shift and a mask free it.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],

@@ -190,6 +190,9 @@ struct kernels<portable> {
         return sum;
     }
 
+    /// Rows of weights that multiply_bytes takes at most: 4, or 8 where they gain by sharing a pass.
+    static constexpr int most_byte_heads = 4;
+
     /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.
     /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4, at most max_product_rows. May read 16 bytes beyond a row.
     /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for codes of 2 and 4 bits: |weights[h][i]| <= 127.

@@ -60,6 +60,8 @@ private:
 };
 
 struct sse2_products {
+    static constexpr int most_byte_heads = 4;
+
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& shared) noexcept

@@ -16,6 +16,8 @@
 namespace kvarn::simd {
 
 struct avx2_products {
+    static constexpr int most_byte_heads = 8;
+
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& shared) noexcept
@@ -82,16 +84,12 @@ private:
     {
         return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(low)), load16(high), 1);
     }
-    /// A pair of weights in every lane of 4 bytes; or one pair in the lower and the next in the upper half.
+    /// A pair of weights in every lane of 4 bytes.
     KVARN_INLINE static __m256i broadcast_pair(const std::int16_t* w) noexcept
     {
         std::int32_t pair;
         std::memcpy(&pair, w, sizeof pair);
         return _mm256_set1_epi32(pair);
-    }
-    KVARN_INLINE static __m256i broadcast_two_pairs(const std::int16_t* w) noexcept
-    {
-        return _mm256_blend_epi32(broadcast_pair(w), broadcast_pair(w + 2), 0xf0);
     }
     /// acc <- acc + product
     KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
@@ -217,9 +215,12 @@ private:
             (one(std::integral_constant<int, K>{}, sum[K]), ...);
         }
 
+        /// Weights of four rows for a pass over 16 bytes of each: a pair in the lower, the next in the upper half.
+        using two_pairs = std::int16_t[Heads][16];
+
         template <bool Wide, int Half, int First>
         KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::int16_t* const (&weights)[Heads],
-                                      float (*stage)[128], read_ahead& ahead) noexcept
+                                      const two_pairs* pairs, float (*stage)[128], read_ahead& ahead) noexcept
         {
             constexpr auto each = std::make_integer_sequence<int, together>{};
             __m256i sum[halves][together][Heads];
@@ -237,9 +238,7 @@ private:
                     const std::uint8_t* const p = codes + (i + j) * row_bytes;
                     const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
                     const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                    const auto w = [&](int h) KVARN_LAMBDA {
-                        return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
-                    };
+                    const auto w = [&](int h) KVARN_LAMBDA { return Wide ? broadcast_pair(weights[h] + i + j) : load_vector(pairs[i / 4][h]); };
                     if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
                     if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
                 }
@@ -254,9 +253,14 @@ private:
                                      float* const* to, read_ahead& ahead) noexcept
         {
             alignas(32) float stage[Heads][128];
+            alignas(32) two_pairs pairs[Wide ? 1 : max_product_rows / 4];
+            if constexpr (!Wide)
+                for (int i = 0; i < rows; i += 4)
+                    for (int h = 0; h < Heads; ++h)
+                        store_vector(pairs[i / 4][h], _mm256_blend_epi32(broadcast_pair(weights[h] + i), broadcast_pair(weights[h] + i + 2), 0xf0));
             const auto group = [&](auto first) KVARN_LAMBDA {
-                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
-                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
+                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
+                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
             };
             [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
                 (group(std::integral_constant<int, Index * together>{}), ...);
