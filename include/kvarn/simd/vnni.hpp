@@ -186,6 +186,7 @@ private:
 template <>
 struct kernels<avx512vnni> : kernels<avx512> {
     using dot = dot_products<vnni_512>;
+    static constexpr int most_byte_heads = 4;
 
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
@@ -212,6 +213,7 @@ struct avx_dot {
 template <>
 struct kernels<avxvnni> : kernels<avx2> {
     using dot = dot_products<vnni_256<avx_dot>>;
+    static constexpr int most_byte_heads = 4;
 
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
