@@ -111,17 +111,17 @@ struct dot_products {
             }
             KVARN_UNROLL
             for (int q = 0; q < quads_of_pass; ++q) {
-                if (4 * (Quad + q) >= bytes) break;
-                KVARN_UNROLL
-                for (int h = 0; h < heads_of_pass; ++h) {
-                    reg x[per_byte];
+                if (4 * (Quad + q) < bytes)
                     KVARN_UNROLL
-                    for (int k = 0; k < per_byte; ++k) {
-                        if constexpr (Planes == 2) x[k] = V::join_planes(sum[q][k][2 * h], sum[q][k][2 * h + 1]);
-                        else x[k] = sum[q][k][h];
+                    for (int h = 0; h < heads_of_pass; ++h) {
+                        reg x[per_byte];
+                        KVARN_UNROLL
+                        for (int k = 0; k < per_byte; ++k) {
+                            if constexpr (Planes == 2) x[k] = V::join_planes(sum[q][k][2 * h], sum[q][k][2 * h + 1]);
+                            else x[k] = sum[q][k][h];
+                        }
+                        V::template store<Bits, Parts, Planes == 2>(x, to[h] + 4 * (Quad + q) * per_byte);
                     }
-                    V::template store<Bits, Parts, Planes == 2>(x, to[h] + 4 * (Quad + q) * per_byte);
-                }
             }
         }
 
@@ -148,7 +148,7 @@ struct dot_products {
             read_ahead ahead = shared;  // in registers
             const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
             int byte = 0;
-            const auto from = [&] KVARN_LAMBDA { return source{codes + byte, row_bytes, rows}; };
+            const auto from = [&]() KVARN_LAMBDA { return source{codes + byte, row_bytes, rows}; };
             for (; byte + V::size <= row_bytes; byte += V::size)
                 run<1, false>(from(), V::size, weights, sums, byte * per_byte, ahead);
             if constexpr (V::size >= 64)
