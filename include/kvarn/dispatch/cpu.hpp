@@ -3,6 +3,8 @@
 // Which instruction sets the running processor has and its operating system saves, one bit for each architecture tag.
 // In: cpuid and xgetbv; on AArch64 what the operating system says. Out: a set of bits. No state, no allocation; thread safe, and safe before main.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <cstddef>
 #include <cstdint>
 

@@ -8,6 +8,8 @@
 // it needs. Where a row is shorter than a vector, the vector has several rows side by side, whose sums meet at the end. Weights of 16
 // bits are 256 * high + low, with a signed and an unsigned byte: each of them is a row of weights of its own.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -7,6 +7,7 @@
 #include <kvarn/simd/dot_products.hpp>
 #include <kvarn/simd/neon.hpp>
 
+#if defined(KVARN_HAS_NEON64DOT)
 namespace kvarn::simd {
 
 /// Sums are 32-bit lanes of the same register type.
@@ -107,3 +108,4 @@ struct kernels<neon64dot> : kernels<neon64> {
 };
 
 }  // namespace kvarn::simd
+#endif

@@ -82,7 +82,7 @@ protected:
 #include <kvarn/simd/x86.hpp>
 #endif
 #if defined(KVARN_HAS_AVXVNNI) || defined(KVARN_HAS_AVX512VNNI)
-#include <kvarn/simd/vnni.hpp>
+#include <kvarn/simd/x86_vnni.hpp>
 #endif
 #if defined(KVARN_HAS_NEON64)
 #include <kvarn/simd/neon.hpp>
