@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// kernels<neon64dot>: kernels<neon64> with products by sdot and udot. Included by simd/xsimd.hpp only.
+// kernels<neon64dot>: kernels<neon64> with products by sdot and udot. Included by simd/neon.hpp only.
 
 #include <arm_neon.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// kernels<avx512vnni> and kernels<avxvnni>: kernels<avx512> and kernels<avx2> with products by vpdpbusd. Included by simd/xsimd.hpp only.
+// kernels<avx512vnni> and kernels<avxvnni>: kernels<avx512> and kernels<avx2> with products by vpdpbusd. Included by simd/x86.hpp only.
 
 #include <immintrin.h>
 

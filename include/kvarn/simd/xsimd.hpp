@@ -81,13 +81,7 @@ protected:
 #if defined(KVARN_HAS_AVX2)
 #include <kvarn/simd/x86.hpp>
 #endif
-#if defined(KVARN_HAS_AVXVNNI) || defined(KVARN_HAS_AVX512VNNI)
-#include <kvarn/simd/x86_vnni.hpp>
-#endif
 #if defined(KVARN_HAS_NEON64)
 #include <kvarn/simd/neon.hpp>
-#endif
-#if defined(KVARN_HAS_NEON64DOT)
-#include <kvarn/simd/neon_dot.hpp>
 #endif
 #endif
