@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // supports: what it says of a format is what a call does, for every instruction set of this build.
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,7 @@ std::vector<float> attend(const kvarn::format& f, precision p)
     task.out = kvarn::token_major(out.data(), 1, 1, out.size());
     kvarn::attention_options options;
     options.precision = p;
+    options.fast_bound = std::numeric_limits<float>::infinity();
     std::vector<std::byte> scratch(kvarn::attention_scratch_bytes(f, 1));
     support::expect_ok(kvarn::attend<Arch>(f, task, options, scratch));
     return out;
@@ -57,9 +59,10 @@ TEST_CASE("attention/supports: precisions that a shape does not allow become the
     using pair = std::pair<precision, precision>;
     CHECK(both(named("k4v2_g128", 128), precision::exact) == pair{precision::exact, precision::exact});
     CHECK(both(named("k4v2_g128", 128), precision::fine) == pair{precision::fine, precision::fine});
-    CHECK(both(named("k4v2_g128", 128), precision::fast).second == precision::fast);
-    CHECK(both(named("k4v3_g128", 128), precision::fast).second == precision::fine);
-    CHECK(both(named("k4v2_g256", 128), precision::fast).second == precision::fine);
+    CHECK(both(named("k4v2_g256", 128), precision::fast) == pair{precision::fast, precision::fast});
+    CHECK(both(named("k4v3_g128", 128), precision::fast) == pair{precision::fast, precision::fine});
+    CHECK(both(named("k5v4_g128", 128), precision::fast) == pair{precision::fine, precision::fast});
+    CHECK(both(named("k5v4_g128_kovo", 100), precision::fast) == pair{precision::fine, precision::exact});
     CHECK(both(named("k4v4_g32_kovo", 100), precision::fine) == pair{precision::fine, precision::exact});
 }
 

@@ -8,7 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
-
+#include <limits>
 #include <type_traits>
 
 #include <kvarn/codec/packing.hpp>
@@ -16,7 +16,12 @@
 
 namespace kvarn::detail {
 
-enum class product_kind : std::uint8_t { exact, words, bytes };
+enum class product_kind : std::uint8_t {
+    exact,
+    words,
+    bytes,           // with a sign, for K
+    positive_bytes,  // for V, twice as fine
+};
 
 inline constexpr int most_heads = 8;     // query rows that share the scalars of a tile, and, where the kernel likes it, a pass over its codes
 inline constexpr int unpacked_rows = 32; // of the exact product
@@ -27,7 +32,8 @@ struct product_rows {
     float* y;
     std::ptrdiff_t stride;
     std::int16_t* words;       // [heads][stride]
-    std::int8_t* bytes;        // the same memory
+    std::int8_t* bytes;              // the same memory
+    std::uint8_t* positive_bytes;    // the same memory
     std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
 };
 
@@ -39,6 +45,7 @@ struct product_rows {
     x.y += skip;
     x.words += skip;
     x.bytes += skip;
+    x.positive_bytes += skip;
     return x;
 }
 
@@ -55,7 +62,7 @@ struct weight_totals {
 };
 
 /// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `bits`-bit codes overflows, or to
-/// 8 bits with sign. What rounding to 8 bits took away in total meets the middle code: that is the offset.
+/// 8 bits, with a sign or without. What rounding to 8 bits took away in total meets the middle code: that is the offset.
 template <class Arch, class Rounded>
 KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
 {
@@ -64,7 +71,7 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     using lane = simd::lanes<Arch>;
     constexpr bool words = sizeof(Rounded) == 2;
     // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
-    float step = one::mul(of.most, words ? 1.0f / 32767.0f : 1.0f / 127.0f);
+    float step = one::mul(of.most, 1.0f / static_cast<float>(std::numeric_limits<Rounded>::max()));
     if constexpr (words)
         step = one::maximum(step, of.sum / (2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)));
     step = one::maximum(step, 1e-30f);
@@ -72,11 +79,12 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     for (int i = 0; i < n; i += simd::lane_count) {
         const lane x = lane::load(w + i);
         if constexpr (words) k::store_words(rounded + i, x.r, inverse);
-        else k::store_bytes(rounded + i, x.r, inverse);
+        else if constexpr (std::is_signed_v<Rounded>) k::store_bytes(rounded + i, x.r, inverse);
+        else k::store_codes(rounded + i, x.r, inverse);
     }
     if constexpr (words) return {step, 0.0f};
     else {
-        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, n)), of.sum);
+        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, simd::whole_lanes(n))), of.sum);
         return {step, one::mul(lost, 0.5f * static_cast<float>((1 << bits) - 1))};
     }
 }
@@ -156,7 +164,7 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     const Weight* const(&weights)[Heads] = reinterpret_cast<const Weight* const(&)[Heads]>(w);
     float* const(&sums)[Heads] = reinterpret_cast<float* const(&)[Heads]>(y);
     if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
-    else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+    else simd::kernels<Arch>::template multiply_bytes<Bits, Heads, Weight>(codes, rows, columns, weights, sums, ahead);
 }
 
 /// Which product a tile gets: what was asked for, or the next more precise one where the shape does not allow it.
@@ -164,7 +172,7 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
 {
     if (wanted == product_kind::exact || columns % 16 != 0) return product_kind::exact;
     const bool narrow = bits == 2 || bits == 4;
-    return wanted == product_kind::bytes && !narrow ? product_kind::words : wanted;
+    return wanted != product_kind::words && !narrow ? product_kind::words : wanted;
 }
 
 /// Calls f(n, first) with n = 1, 2, 4 or Most query rows as an integral constant, until `heads` of them are done.
@@ -203,7 +211,8 @@ KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::by
         return;
     }
     if (kind == product_kind::words) round_all_weights<Arch>(heads, bits, rows, x, totals, x.words, scale);
-    else round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
+    else if (kind == product_kind::bytes) round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
+    else round_all_weights<Arch>(heads, bits, rows, x, totals, x.positive_bytes, scale);
     with_bits(bits, [&](auto b) KVARN_LAMBDA {
         if (kind == product_kind::words) {
             with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
@@ -213,7 +222,8 @@ KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::by
         } else if constexpr (b() == 2 || b() == 4) {
             with_heads<simd::kernels<Arch>::most_byte_heads>(heads, [&](auto n, int first) KVARN_LAMBDA {
                 const product_rows from = rows_from(x, first);
-                multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.bytes + begin, ahead);
+                if (kind == product_kind::bytes) multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.bytes + begin, ahead);
+                else multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.positive_bytes + begin, ahead);
             });
         }
     });

@@ -84,6 +84,7 @@ struct attention_rows {
     float* const rounded = take(most_heads * widest);
     r.product.words = reinterpret_cast<std::int16_t*>(rounded);
     r.product.bytes = reinterpret_cast<std::int8_t*>(rounded);
+    r.product.positive_bytes = reinterpret_cast<std::uint8_t*>(rounded);
     r.product.codes = reinterpret_cast<std::uint8_t*>(take((unpacked_rows * widest + 64) / 4));
     r.product.stride = e.widest;
     r.state = reinterpret_cast<softmax_state*>(take(padded_rows * 2));

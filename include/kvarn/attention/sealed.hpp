@@ -99,12 +99,12 @@ KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Sca
     return zeros;
 }
 
-/// Calls f with a product_kind as an integral constant.
+/// Calls f with a product_kind as an integral constant; all bytes are weighed alike.
 template <class F>
 KVARN_INLINE float with_kind(product_kind kind, F&& f) noexcept
 {
     if (kind == product_kind::words) return f(std::integral_constant<product_kind, product_kind::words>{});
-    if (kind == product_kind::bytes) return f(std::integral_constant<product_kind, product_kind::bytes>{});
+    if (kind != product_kind::exact) return f(std::integral_constant<product_kind, product_kind::bytes>{});
     return f(std::integral_constant<product_kind, product_kind::exact>{});
 }
 
@@ -157,9 +157,34 @@ struct record_call {
     const std::byte* record;
     product_kind keys;
     product_kind values;
-    float cap;
+    float step_bound;  // bytes: the largest step of weights of K, times the largest token scale
+    float cap;  // in base-2 units, 0 for none
     const visible_block& block;
 };
+
+/// The largest of a tile's scalars.
+template <class Arch, class Scalar>
+KVARN_INLINE float largest_scalar(const Scalar* x, int group) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    lane most = lane::load(x);
+    for (int t = simd::lane_count; t < group; t += simd::lane_count) most = maximum(most, lane::load(x + t));
+    return reduce_max(most);
+}
+
+/// Whether weights of K in bytes are good enough for a row: their step times the largest scale of a token that it sees. `largest`: of all.
+template <class Arch, class Scalar>
+KVARN_INLINE bool within_bound(const record_call& call, const record_scalars<Scalar>& s, float largest, int row, const attention_rows& r,
+                               float most) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    const visible_range seen = r.seen[row];
+    const int group = call.f.group();
+    if (seen.empty()) return true;
+    if (seen.begin > 0 || seen.end < group || call.block.masked())
+        largest = largest_scalar<Arch>(visible_scalars<Arch>(s.k_token, group, call.block, row, seen, reinterpret_cast<Scalar*>(r.values)), group);
+    return one::mul(one::mul(most, 1.0f / 127.0f), largest) <= call.step_bound;
+}
 
 /// One record and query rows [row, row + heads), at most most_heads.
 template <class Arch, class Scalar>
@@ -168,7 +193,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 {
     using lane = simd::lanes<Arch>;
     using one = simd::kernels<simd::portable>;
-    const auto& [f, at, record, keys, values, cap, block] = call;
+    const auto& [f, at, record, keys, values, step_bound, cap, block] = call;
     const attention_extents e(f);
     const product_rows& x = r.product;
     const int group = f.group();
@@ -179,11 +204,24 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     product_scale scale[most_heads];
     float zero[most_heads];
 
-    for (int h = 0; h < heads; ++h)
-        zero[h] = with_kind(keys, [&](auto kind) KVARN_LAMBDA {
-            return weigh_query<Arch, kind()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
-        });
-    multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, 0, f.head_dim_k(), ahead);
+    product_kind kinds[most_heads];
+    const float largest_token = keys == product_kind::bytes ? largest_scalar<Arch>(s.k_token, group) : 0.0f;
+    for (int h = 0; h < heads; ++h) {
+        const auto weigh_as = [&](product_kind kind) KVARN_LAMBDA {
+            kinds[h] = kind;
+            zero[h] = with_kind(kind, [&](auto k) KVARN_LAMBDA {
+                return weigh_query<Arch, k()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+            });
+        };
+        weigh_as(keys);
+        if (keys == product_kind::bytes && !within_bound<Arch>(call, s, largest_token, row + h, r, totals[h].most)) weigh_as(product_kind::words);
+    }
+    for (int h = 0, same; h < heads; h += same) {  // rows of one kind share a pass
+        same = 1;
+        while (h + same < heads && kinds[h + same] == kinds[h]) ++same;
+        multiply<Arch>(same, kinds[h], f.key_bits(), record + at.k_codes, f.head_dim_k(), group, rows_from(x, h), totals + h, scale + h, 0,
+                       f.head_dim_k(), ahead);
+    }
 
     int begin = group, end = 0;  // of the tokens that some row sees
     for (int h = 0; h < heads; ++h) {
@@ -239,13 +277,13 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 }
 
 /// Adds one record to the states and outputs of all rows that see something of it (r.seen and `block`, relative to the tile). Token scalars, exact
-/// channels and codes of tokens that a row does not see may hold anything.
-/// `cap` is the soft-cap in base-2 units, 0 for none. `ahead` is fetched on the way.
+/// channels and codes of tokens that a row does not see may hold anything. `ahead` is fetched on the way.
 template <class Arch>
-KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, const std::byte* record, product_kind keys, product_kind values,
-                                  float cap, const visible_block& block, const attention_rows& r, simd::read_ahead ahead) noexcept
+KVARN_NOINLINE void attend_record(const record_call& call, const attention_rows& r, simd::read_ahead ahead) noexcept
 {
-    const record_call call{f, at, record, keys, values, cap, block};
+    const format& f = call.f;
+    const record_layout& at = call.at;
+    const std::byte* const record = call.record;
     // One row uses every scalar once; rows that share them, and odd sizes, get them as floats.
     if (r.rows == 1 && f.head_dim_k() % simd::lane_count == 0 && f.head_dim_v() % simd::lane_count == 0) {
         attend_rows<Arch>(call, scalars_of(at, record), 0, 1, r, ahead);

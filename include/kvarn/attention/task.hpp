@@ -21,7 +21,7 @@ namespace kvarn {
 enum class precision : std::uint8_t {
     exact,  ///< float weights: about 1e-5
     fine,   ///< 16-bit weights: below 1e-3
-    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
+    fast,   ///< 8-bit weights for codes of 2 and 4 bits, K's as far as attention_options::fast_bound lets them: about 1e-2
 };
 
 struct attention_options {
@@ -32,6 +32,9 @@ struct attention_options {
     basis query_basis = basis::original;   ///< of the quantized channels of q; rotated: as K of the records
     basis output_basis = basis::original;  ///< of the output; rotated: as V of the records
     kvarn::precision precision = precision::fine;
+    /// With `fast`: where 8-bit weights would change a query row's scores of a tile by more than this standard deviation (natural units;
+    /// it grows with the query and the tile's largest token scale), the row takes 16-bit weights there. At least 0; infinity: nowhere.
+    float fast_bound = 0.03f;
 };
 
 /// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below. Positions decide what the

@@ -158,13 +158,19 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
         for (int i = 0; i < n; i += 16) sum = vpadalq_s16(sum, vpaddlq_s8(vld1q_s8(p + i)));
         return vaddvq_s32(sum);
     }
+    KVARN_INLINE static std::int32_t sum_bytes(const std::uint8_t* p, int n) noexcept
+    {
+        uint32x4_t sum = vdupq_n_u32(0);
+        for (int i = 0; i < n; i += 16) sum = vpadalq_u16(sum, vpaddlq_u8(vld1q_u8(p + i)));
+        return static_cast<std::int32_t>(vaddvq_u32(sum));
+    }
 
-    // Products of bytes into 16-bit sums, which go into 32-bit ones before they could overflow.
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    // Products of bytes into 16-bit sums, signed as the weights are, which go into 32-bit ones before they could overflow.
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        constexpr int some = 32767 / (127 * ((1 << Bits) - 1)) / 4 * 4;  // rows
+        constexpr int some = (std::is_signed_v<Byte> ? 32767 / 128 : 65535 / 255) / ((1 << Bits) - 1) / 4 * 4;  // rows
         for (int c = 0; c < columns; c += 16) {
             int32x4_t sum[Heads][4];
             KVARN_UNROLL
@@ -173,26 +179,22 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
                 for (int j = 0; j < 4; ++j) sum[h][j] = vdupq_n_s32(0);
             for (int first = 0; first < rows; first += some) {
                 const int end = rows - first < some ? rows : first + some;
-                int16x8_t part[Heads][2];
+                byte_sums<Byte> part[Heads][2];
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) part[h][0] = part[h][1] = vdupq_n_s16(0);
+                for (int h = 0; h < Heads; ++h) part[h][0] = part[h][1] = {};
                 for (int i = first; i < end; ++i) {
-                    const int8x16_t x = code_bytes<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+                    const uint8x16_t x = code_bytes<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
                     KVARN_UNROLL
                     for (int h = 0; h < Heads; ++h) {
-                        const int8x16_t w = vld1q_dup_s8(weights[h] + i);
-                        part[h][0] = vmlal_s8(part[h][0], vget_low_s8(x), vget_low_s8(w));
-                        part[h][1] = vmlal_high_s8(part[h][1], x, w);
+                        part[h][0].add(vget_low_u8(x), weights[h][i]);
+                        part[h][1].add(vget_high_u8(x), weights[h][i]);
                     }
                     if (i % 2 == 0) ahead.touch();
                 }
                 KVARN_UNROLL
                 for (int h = 0; h < Heads; ++h)
                     KVARN_UNROLL
-                    for (int j = 0; j < 2; ++j) {
-                        sum[h][2 * j] = vaddw_s16(sum[h][2 * j], vget_low_s16(part[h][j]));
-                        sum[h][2 * j + 1] = vaddw_high_s16(sum[h][2 * j + 1], part[h][j]);
-                    }
+                    for (int j = 0; j < 2; ++j) part[h][j].flush(sum[h][2 * j], sum[h][2 * j + 1]);
             }
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h)
@@ -212,6 +214,29 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
     }
 
 private:
+    /// Eight 16-bit sums of products of codes with bytes.
+    template <class Byte>
+    struct byte_sums {
+        int16x8_t sum = vdupq_n_s16(0);
+
+        KVARN_INLINE void add(uint8x8_t codes, Byte w) noexcept
+        {
+            if constexpr (std::is_signed_v<Byte>) sum = vmlal_s8(sum, vreinterpret_s8_u8(codes), vdup_n_s8(w));
+            else sum = vreinterpretq_s16_u16(vmlal_u8(vreinterpretq_u16_s16(sum), codes, vdup_n_u8(w)));
+        }
+        KVARN_INLINE void flush(int32x4_t& low, int32x4_t& high) const noexcept
+        {
+            if constexpr (std::is_signed_v<Byte>) {
+                low = vaddw_s16(low, vget_low_s16(sum));
+                high = vaddw_high_s16(high, sum);
+            } else {
+                const uint16x8_t x = vreinterpretq_u16_s16(sum);
+                low = vreinterpretq_s32_u32(vaddw_u16(vreinterpretq_u32_s32(low), vget_low_u16(x)));
+                high = vreinterpretq_s32_u32(vaddw_high_u16(vreinterpretq_u32_s32(high), x));
+            }
+        }
+    };
+
     /// Sixteen codes of 2 or 4 bits as bytes.
     struct byte_plan {
         alignas(16) std::uint8_t order[16];
@@ -227,11 +252,11 @@ private:
         return p;
     }();
     template <int Bits>
-    KVARN_INLINE static int8x16_t code_bytes(const std::uint8_t* p) noexcept
+    KVARN_INLINE static uint8x16_t code_bytes(const std::uint8_t* p) noexcept
     {
         const uint8x16_t bytes = vqtbl1q_u8(vld1q_u8(p), vld1q_u8(bytes_of<Bits>.order));
         const uint8x16_t shifted = vshlq_u8(bytes, vld1q_s8(bytes_of<Bits>.shift));
-        return vreinterpretq_s8_u8(vandq_u8(shifted, vdupq_n_u8((1 << Bits) - 1)));
+        return vandq_u8(shifted, vdupq_n_u8((1 << Bits) - 1));
     }
 
     struct code_words {

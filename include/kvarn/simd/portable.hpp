@@ -182,8 +182,9 @@ struct kernels<portable> {
         }
     }
 
-    /// The sum of n bytes, a multiple of 16.
-    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    /// The sum of n bytes, signed or not, a multiple of 16.
+    template <class Byte>
+    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
     {
         std::int32_t sum = 0;
         for (int i = 0; i < n; ++i) sum += p[i];
@@ -195,15 +196,15 @@ struct kernels<portable> {
 
     /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.
     /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4, at most max_product_rows. May read 16 bytes beyond a row.
-    /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for codes of 2 and 4 bits: |weights[h][i]| <= 127.
+    /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for codes of 2 and 4 bits: std::int8_t or std::uint8_t of any value.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         multiply<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         multiply<Bits, Heads>(codes, rows, columns, weights, sums, ahead);

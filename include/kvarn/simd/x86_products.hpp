@@ -50,21 +50,23 @@ struct avx2_products {
         if constexpr (left > 0) gather(std::integral_constant<int, 1>{});
         shared = ahead;
     }
-    /// As unsigned bytes, 128 larger each.
-    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    /// Signed ones as unsigned ones, 128 larger each.
+    template <class Byte>
+    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
     {
+        constexpr bool negative = std::is_signed_v<Byte>;
         __m128i sum = _mm_setzero_si128();
         for (int i = 0; i < n; i += 16) {
-            const __m128i x = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i)), _mm_set1_epi8(-128));
-            sum = _mm_add_epi32(sum, _mm_sad_epu8(x, _mm_setzero_si128()));
+            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+            sum = _mm_add_epi32(sum, _mm_sad_epu8(negative ? _mm_xor_si128(x, _mm_set1_epi8(-128)) : x, _mm_setzero_si128()));
         }
-        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - 128 * n;
+        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - (negative ? 128 * n : 0);
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        byte_block<Bits, Heads>::multiply(codes, rows, columns, weights, sums, ahead);
+        byte_block<Bits, Heads, Byte>::multiply(codes, rows, columns, weights, sums, ahead);
     }
 
 private:
@@ -333,12 +335,13 @@ private:
     };
 
     /// 8-bit weights. Four rows are interleaved: each 32-bit lane has a column's codes of four rows, of all columns in a byte, still packed.
-    /// They lie in the first-level cache for all heads, and are masked where they are multiplied. Products go into 16-bit sums of
-    /// `flush_rows` rows, those into 32-bit ones.
-    template <int Bits, int Heads>
+    /// They lie in the first-level cache for all heads, and are masked where they are multiplied. Products go into 16-bit sums (signed as
+    /// the weights are) of `flush_rows` rows, those into 32-bit ones.
+    template <int Bits, int Heads, class Byte>
     struct byte_block {
+        static constexpr bool negative = std::is_signed_v<Byte>;
         static constexpr int per_byte = 8 / Bits;
-        static constexpr int flush_rows = Bits == 4 ? 32 : 128;  // half of them times 128 times the largest code is below 2^15
+        static constexpr int flush_rows = Bits == 4 ? 32 : 128;  // half of them times 128 (255) times the largest code is below 2^15 (2^16)
         static constexpr int block_rows = 128;                   // interleaved at a time
         static constexpr int vectors = 8 / Heads;                // of eight columns in a pass: eight accumulators
         static constexpr int codes_of_pass = (std::min)(per_byte, vectors), packed_of_pass = vectors / codes_of_pass;
@@ -346,7 +349,7 @@ private:
         // A step is four rows of 32 bytes, or eight of 16: of two quads, one in each half.
         struct memory {
             alignas(32) std::uint8_t quads[4][block_rows / 4][32];
-            alignas(32) std::int8_t weights[block_rows / 8][Heads][32];  // of two quads
+            alignas(32) Byte weights[block_rows / 8][Heads][32];  // of two quads
             alignas(32) std::int32_t sums[per_byte][4][Heads][8];
         };
 
@@ -375,7 +378,7 @@ private:
             return step;
         }
 
-        KVARN_INLINE static __m256i broadcast_quad(const std::int8_t* w) noexcept
+        KVARN_INLINE static __m256i broadcast_quad(const Byte* w) noexcept
         {
             std::int32_t quad;
             std::memcpy(&quad, w, sizeof quad);
@@ -385,7 +388,7 @@ private:
         /// `vectors` vectors of columns of all heads: codes First, First + 1, ... of each byte of packed vectors `at` on. `more`: there are
         /// sums already.
         template <bool Wide, int First>
-        KVARN_INLINE static void pass(memory& m, int at, int steps, const std::int8_t* const (&weights)[Heads], bool more) noexcept
+        KVARN_INLINE static void pass(memory& m, int at, int steps, const Byte* const (&weights)[Heads], bool more) noexcept
         {
             constexpr int flush = flush_rows / (Wide ? 4 : 8);
             const __m256i mask = _mm256_set1_epi8((1 << Bits) - 1), ones = _mm256_set1_epi16(1);
@@ -404,7 +407,7 @@ private:
                             const __m256i codes = _mm256_and_si256(First + k == 0 ? x : _mm256_srli_epi16(x, (First + k) * Bits), mask);
                             KVARN_UNROLL
                             for (int h = 0; h < Heads; ++h) {
-                                const __m256i products = _mm256_maddubs_epi16(codes, w[h]);
+                                const __m256i products = negative ? _mm256_maddubs_epi16(codes, w[h]) : _mm256_maddubs_epi16(w[h], codes);
                                 if constexpr (fresh()) sum[i][k][h] = products;
                                 else add_words_to(sum[i][k][h], products);
                             }
@@ -426,7 +429,9 @@ private:
                         KVARN_UNROLL
                         for (int h = 0; h < Heads; ++h) {
                             std::int32_t* const to = m.sums[First + k][at + i][h];
-                            const __m256i x = _mm256_madd_epi16(sum[i][k][h], ones);
+                            const __m256i both = sum[i][k][h];
+                            const __m256i x = negative ? _mm256_madd_epi16(both, ones)
+                                                       : _mm256_add_epi32(_mm256_blend_epi16(both, _mm256_setzero_si256(), 0xaa), _mm256_srli_epi32(both, 16));
                             store_vector(to, more || begin != 0 ? _mm256_add_epi32(x, load_vector(to)) : x);
                         }
             }
@@ -463,12 +468,12 @@ private:
         /// The columns of 32 bytes of each row; or of 16, or the first ones of them.
         template <bool Wide>
         KVARN_INLINE static void run(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, int bytes,
-                                     const std::int8_t* const (&weights)[Heads], float* const* to, memory& m, read_ahead& ahead) noexcept
+                                     const Byte* const (&weights)[Heads], float* const* to, memory& m, read_ahead& ahead) noexcept
         {
             for (int first = 0; first < rows; first += block_rows) {
                 const int some = rows - first < block_rows ? rows - first : block_rows;
                 const int steps = interleave_rows<Wide>(codes + first * row_bytes, row_bytes, some, m, ahead);
-                const std::int8_t* w[Heads];
+                const Byte* w[Heads];
                 KVARN_UNROLL
                 for (int h = 0; h < Heads; ++h) {
                     w[h] = weights[h] + first;
@@ -479,7 +484,7 @@ private:
                             store_vector(m.weights[s][h], _mm256_blend_epi32(low, high, 0xf0));
                         }
                 }
-                const std::int8_t* const(&part)[Heads] = reinterpret_cast<const std::int8_t* const(&)[Heads]>(w);
+                const Byte* const(&part)[Heads] = reinterpret_cast<const Byte* const(&)[Heads]>(w);
                 for (int at = 0; at < 4 && (Wide || 4 * at < bytes); at += packed_of_pass) {
                     [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
                         (pass<Wide, Index * codes_of_pass>(m, at, steps, part, first != 0), ...);
@@ -490,7 +495,7 @@ private:
             for (int h = 0; h < Heads; ++h) store<Wide>(m, h, bytes, to[h]);
         }
 
-        KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+        KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                           float* const (&sums)[Heads], read_ahead& shared) noexcept
         {
             read_ahead ahead = shared;  // in registers
