@@ -3,6 +3,7 @@
 // Where this machine has AVX-512 VNNI, kernels<avxvnni> is checked through the other encoding of its one instruction.
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../catch.hpp"
@@ -24,7 +25,7 @@ struct of_kernels {
     {
         simd::read_ahead ahead;
         if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, w, to, ahead);
-        else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, w, to, ahead);
+        else simd::kernels<Arch>::template multiply_bytes<Bits, Heads, Weight>(codes, rows, columns, w, to, ahead);
     }
 };
 #if defined(KVARN_HAS_AVX512VNNI)
@@ -39,7 +40,7 @@ struct like_avxvnni {
         using dot = simd::dot_products<simd::vnni_256<evex_dot>>;
         simd::read_ahead ahead;
         if constexpr (sizeof(Weight) == 2) dot::template words<Bits, Heads>(codes, rows, columns, w, to, ahead);
-        else dot::template bytes<Bits, Heads>(codes, rows, columns, w, to, ahead);
+        else dot::template bytes<Bits, Heads, Weight>(codes, rows, columns, w, to, ahead);
     }
 };
 #endif
@@ -52,7 +53,7 @@ std::size_t differences(support::random_source& random, int rows, int columns)
     std::vector<std::uint8_t> codes(r * c * Bits / 8 + 16);
     for (std::uint8_t& x : codes) x = static_cast<std::uint8_t>(random.below(256));
     const bool extreme = random.below(4) == 0;
-    constexpr int bound = sizeof(Weight) == 1 ? 127 : 32767;
+    constexpr int bound = std::is_unsigned_v<Weight> ? 255 : sizeof(Weight) == 1 ? 127 : 32767;
     const int most = extreme || sizeof(Weight) == 1 ? bound : 2147483647 / 4096 / rows;
     std::vector<Weight> weights(Heads * (r + 16), Weight{1});
     std::vector<float> sums(Heads * (c + 16), -77.0f), wanted = sums;
@@ -60,8 +61,9 @@ std::size_t differences(support::random_source& random, int rows, int columns)
     float *to[Heads], *expected[Heads];
     for (std::size_t h = 0; h < Heads; ++h) {
         for (std::size_t i = 0; i < r; ++i) {
-            const int x = static_cast<int>(random.below(2 * static_cast<std::size_t>(most) + 1)) - most;
-            weights[h * (r + 16) + i] = static_cast<Weight>(extreme && sizeof(Weight) == 1 ? (x < 0 ? -most : most) : x);
+            const int least = std::is_unsigned_v<Weight> ? 0 : -most;
+            const int x = least + static_cast<int>(random.below(static_cast<std::size_t>(most - least) + 1));
+            weights[h * (r + 16) + i] = static_cast<Weight>(extreme && sizeof(Weight) == 1 ? (x < most / 2 ? least : most) : x);
         }
         w[h] = weights.data() + h * (r + 16);
         to[h] = sums.data() + h * (c + 16);
@@ -95,6 +97,8 @@ void check_products()
             };
             all_heads(std::integral_constant<int, 2>{}, std::int8_t{});
             all_heads(std::integral_constant<int, 4>{}, std::int8_t{});
+            all_heads(std::integral_constant<int, 2>{}, std::uint8_t{});
+            all_heads(std::integral_constant<int, 4>{}, std::uint8_t{});
             all_heads(std::integral_constant<int, 2>{}, std::int16_t{});
             all_heads(std::integral_constant<int, 4>{}, std::int16_t{});
         }

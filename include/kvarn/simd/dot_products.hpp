@@ -25,12 +25,16 @@ template <class V>
 struct dot_products {
     using reg = typename V::reg;
 
-    /// Planes: bytes of a weight.
-    template <int Bits, int Heads, int Planes>
+    /// Weights are bytes with or without a sign, or planes: of each row the signed bytes, then the unsigned ones.
+    enum class weight_kind { signed_bytes, unsigned_bytes, planes };
+
+    template <int Bits, int Heads, weight_kind Kind>
     struct block {
+        static constexpr int planes = Kind == weight_kind::planes ? 2 : 1;
+        static constexpr bool signed_codes = Kind != weight_kind::signed_bytes;  // a dot product of x86 has one factor of each kind
         static constexpr int per_byte = 8 / Bits;
-        static constexpr int rows_of_pass = (std::min)(Heads * Planes, V::accumulators / per_byte);
-        static constexpr int heads_of_pass = rows_of_pass / Planes;
+        static constexpr int rows_of_pass = (std::min)(Heads * planes, V::accumulators / per_byte);
+        static constexpr int heads_of_pass = rows_of_pass / planes;
         static constexpr int quads_of_pass = (std::min)(4, V::accumulators / (per_byte * rows_of_pass));
         static constexpr int passes = Heads / heads_of_pass * 4 / quads_of_pass;
         /// Lines to fetch in a step, such that all passes fetch a quarter more than they read.
@@ -99,10 +103,11 @@ struct dot_products {
                 KVARN_UNROLL
                 for (int r = 0; r < rows_of_pass; ++r) weight[r] = V::template weights<Parts>(w[r] + 4 * Parts * s);
                 const auto code = [&](auto k, const reg& bytes_of, reg (&sums)[rows_of_pass]) KVARN_LAMBDA {
-                    const reg codes = V::template code<Bits, k(), Planes == 2>(bytes_of);
+                    const reg codes = V::template code<Bits, k(), signed_codes>(bytes_of);
                     KVARN_UNROLL
                     for (int r = 0; r < rows_of_pass; ++r)
-                        sums[r] = Planes == 2 && r % 2 == 1 ? V::dot_unsigned(sums[r], codes, weight[r]) : V::dot_signed(sums[r], codes, weight[r]);
+                        sums[r] = Kind == weight_kind::unsigned_bytes || (planes == 2 && r % 2 == 1) ? V::dot_unsigned(sums[r], codes, weight[r])
+                                                                                                      : V::dot_signed(sums[r], codes, weight[r]);
                 };
                 KVARN_UNROLL
                 for (int q = 0; q < quads_of_pass; ++q)
@@ -119,17 +124,17 @@ struct dot_products {
                         reg x[per_byte];
                         KVARN_UNROLL
                         for (int k = 0; k < per_byte; ++k) {
-                            if constexpr (Planes == 2) x[k] = V::join_planes(sum[q][k][2 * h], sum[q][k][2 * h + 1]);
+                            if constexpr (planes == 2) x[k] = V::join_planes(sum[q][k][2 * h], sum[q][k][2 * h + 1]);
                             else x[k] = sum[q][k][h];
                         }
-                        V::template store<Bits, Parts, Planes == 2>(x, to[h] + 4 * (Quad + q) * per_byte);
+                        V::template store<Bits, Parts, signed_codes>(x, to[h] + 4 * (Quad + q) * per_byte);
                     }
             }
         }
 
         /// All passes over `bytes` bytes of each row, the width of a part of a vector or less.
         template <int Parts, bool Gaps>
-        KVARN_INLINE static void run(const source& from, int bytes, const std::uint8_t* const (&weights)[Heads * Planes],
+        KVARN_INLINE static void run(const source& from, int bytes, const std::uint8_t* const (&weights)[Heads * planes],
                                      float* const (&sums)[Heads], int column, read_ahead& ahead) noexcept
         {
             const int steps = (from.rows + 4 * Parts - 1) / (4 * Parts);
@@ -138,13 +143,13 @@ struct dot_products {
                 KVARN_UNROLL
                 for (int i = 0; i < heads_of_pass; ++i) to[i] = sums[h + i] + column;
                 [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
-                    (pass<Parts, Gaps, Index * quads_of_pass>(from, steps, bytes, weights + h * Planes, to, ahead), ...);
+                    (pass<Parts, Gaps, Index * quads_of_pass>(from, steps, bytes, weights + h * planes, to, ahead), ...);
                 }(std::make_integer_sequence<int, 4 / quads_of_pass>{});
             }
         }
 
         /// All columns. Weights: one row of bytes for each head and plane, with zeros up to a multiple of 16 where rows are not such a multiple.
-        KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads * Planes],
+        KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads * planes],
                                           float* const (&sums)[Heads], read_ahead& shared) noexcept
         {
             read_ahead ahead = shared;  // in registers
@@ -171,8 +176,8 @@ struct dot_products {
         }
     };
 
-    template <int Bits, int Heads>
-    KVARN_INLINE static void bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Weight>
+    KVARN_INLINE static void bytes(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
                                    float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         const std::uint8_t* w[Heads];
@@ -185,17 +190,18 @@ struct dot_products {
                 std::memset(padded[h] + rows, 0, static_cast<std::size_t>(-rows & 15));
                 w[h] = padded[h];
             }
-        block<Bits, Heads, 1>::multiply(codes, rows, columns, reinterpret_cast<const std::uint8_t* const(&)[Heads]>(w), sums, ahead);
+        constexpr weight_kind kind = std::is_signed_v<Weight> ? weight_kind::signed_bytes : weight_kind::unsigned_bytes;
+        block<Bits, Heads, kind>::multiply(codes, rows, columns, reinterpret_cast<const std::uint8_t* const(&)[Heads]>(w), sums, ahead);
     }
 
     template <int Bits, int Heads>
     KVARN_INLINE static void words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                    float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        alignas(16) std::uint8_t planes[2 * Heads][(max_product_rows + 15) / 16 * 16];
+        alignas(16) std::uint8_t bytes_of[2 * Heads][(max_product_rows + 15) / 16 * 16];
         const std::uint8_t* w[2 * Heads];
         for (int h = 0; h < Heads; ++h) {
-            std::uint8_t *const high = planes[2 * h], *const low = planes[2 * h + 1];
+            std::uint8_t *const high = bytes_of[2 * h], *const low = bytes_of[2 * h + 1];
             int i = 0;
             for (; i + 16 <= rows; i += 16) V::split(weights[h] + i, high + i, low + i);
             if (i < rows) {
@@ -206,7 +212,7 @@ struct dot_products {
             w[2 * h] = high;
             w[2 * h + 1] = low;
         }
-        block<Bits, Heads, 2>::multiply(codes, rows, columns, reinterpret_cast<const std::uint8_t* const(&)[2 * Heads]>(w), sums, ahead);
+        block<Bits, Heads, weight_kind::planes>::multiply(codes, rows, columns, reinterpret_cast<const std::uint8_t* const(&)[2 * Heads]>(w), sums, ahead);
     }
 };
 

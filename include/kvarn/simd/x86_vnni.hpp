@@ -195,11 +195,11 @@ struct kernels<avx512vnni> : kernels<avx512> {
         if constexpr (Bits == 2 || Bits == 4) dot::words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
         else kernels<avx512>::multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Weight>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        dot::bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+        dot::bytes<Bits, Heads, Weight>(codes, rows, columns, weights, sums, ahead);
     }
 };
 #endif
@@ -222,11 +222,11 @@ struct kernels<avxvnni> : kernels<avx2> {
         if constexpr (Bits == 2 || Bits == 4) dot::words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
         else kernels<avx2>::multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::int8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Weight>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        dot::bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+        dot::bytes<Bits, Heads, Weight>(codes, rows, columns, weights, sums, ahead);
     }
 };
 #endif
