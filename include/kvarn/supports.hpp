@@ -18,7 +18,7 @@ enum class operation : std::uint8_t { seal, dequantize, attend };
 
 /// The answer of `supports`.
 struct cpu_support {
-    const char* arch = "";      ///< instruction set: portable, sse2, avx2, avx512, neon64
+    const char* arch = "";      ///< instruction set: portable, sse2, avx2, avxvnni, avx512, avx512vnni, neon64, neon64dot
     bool fixed_bounds = false;  ///< head_dim and group are 64, 128 or 256: loops over a tile have compile-time bounds
     /// Of the products with the codes of K and of V, when attending: where the shape does not allow what was asked for, the next more
     /// precise one.
@@ -47,6 +47,7 @@ template <> inline constexpr arch_times times_of<simd::portable>{30.0f, 12.0f, 8
 template <> inline constexpr arch_times times_of<simd::sse2>{13.0f, 4.0f, 4.5f, 45.0f};
 template <> inline constexpr arch_times times_of<simd::avx2>{1.0f, 1.0f, 1.0f, 2.5f};
 template <> inline constexpr arch_times times_of<simd::avx512>{0.85f, 0.9f, 1.0f, 2.2f};
+template <> inline constexpr arch_times times_of<simd::avx512vnni>{0.85f, 0.9f, 0.8f, 2.2f};
 
 }  // namespace detail
 

@@ -92,7 +92,11 @@ TEST_CASE("attention/supports: times", "[unit]")
         CHECK(kvarn::supports<avx2>(odd, what).time > 1.0f);
         CHECK(kvarn::supports<kvarn::simd::sse2>(common, what).time > 1.0f);
         CHECK(kvarn::supports<kvarn::simd::portable>(common, what).time > kvarn::supports<kvarn::simd::sse2>(common, what).time);
+        CHECK(kvarn::supports<kvarn::simd::avx512vnni>(common, what).time < 1.0f);
+        CHECK(kvarn::supports<kvarn::simd::avx512vnni>(common, what).time <= kvarn::supports<kvarn::simd::avx512>(common, what).time);
+        CHECK(kvarn::supports<kvarn::simd::avxvnni>(common, what).time == 0.0f);
         CHECK(kvarn::supports<kvarn::simd::neon64>(common, what).time == 0.0f);
+        CHECK(kvarn::supports<kvarn::simd::neon64dot>(common, what).time == 0.0f);
     }
     CHECK(kvarn::supports<avx2>(common, operation::attend, precision::exact).time > 1.0f);
     CHECK(kvarn::supports<avx2>(common, operation::seal).fixed_bounds);

@@ -82,7 +82,7 @@ count=0
 for header in $headers; do
     case $(uname -m):$header in
         # These are parts of simd/xsimd.hpp, which includes the one that fits.
-        *:kvarn/simd/x86*.hpp | x86_64:kvarn/simd/neon.hpp) continue ;;
+        *:kvarn/simd/x86*.hpp | x86_64:kvarn/simd/neon*.hpp) continue ;;
         *:kvarn/interop/eigen*) first='#include <eigen.hpp>' ;;
         *) first= ;;
     esac

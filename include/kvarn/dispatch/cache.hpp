@@ -25,14 +25,23 @@ KVARN_CACHE_ENTRY_POINTS(extern template, simd::portable)
 #if defined(KVARN_KERNELS_NEON64)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::neon64)
 #endif
+#if defined(KVARN_KERNELS_NEON64DOT)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::neon64dot)
+#endif
 #if defined(KVARN_KERNELS_SSE2)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::sse2)
 #endif
 #if defined(KVARN_KERNELS_AVX2)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx2)
 #endif
+#if defined(KVARN_KERNELS_AVXVNNI)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::avxvnni)
+#endif
 #if defined(KVARN_KERNELS_AVX512)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512)
+#endif
+#if defined(KVARN_KERNELS_AVX512VNNI)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512vnni)
 #endif
 
 namespace dispatched {

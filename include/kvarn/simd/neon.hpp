@@ -290,3 +290,7 @@ private:
 };
 
 }  // namespace kvarn::simd
+
+#if defined(KVARN_HAS_NEON64DOT)
+#include <kvarn/simd/neon_dot.hpp>
+#endif

@@ -434,3 +434,7 @@ private:
 #endif
 
 }  // namespace kvarn::simd
+
+#if defined(KVARN_HAS_AVXVNNI) || defined(KVARN_HAS_AVX512VNNI)
+#include <kvarn/simd/x86_vnni.hpp>
+#endif
