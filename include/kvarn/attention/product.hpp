@@ -179,7 +179,8 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
 template <int Most, class F>
 KVARN_INLINE void with_heads(int heads, F&& f) noexcept
 {
-    for (int first = 0; first < heads;) {
+    int first = 0;
+    while (first < heads) {
         const int left = heads - first;
         const auto call = [&](auto n) KVARN_LAMBDA {
             f(n, first);

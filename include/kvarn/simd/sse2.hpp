@@ -129,6 +129,7 @@ struct kernels<sse2> : xsimd_kernels<xsimd::sse2>, sse2_packing, sse2_products {
         return add(reg(_mm_shuffle_ps(x, x, partner)), reg(_mm_xor_ps(x, _mm_castsi128_ps(sign))));
     }
 
+    KVARN_INLINE static reg magnitude(reg a) noexcept { return reg(_mm_and_ps(a, _mm_castsi128_ps(_mm_set1_epi32(0x7fffffff)))); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         std::int32_t four;

@@ -39,7 +39,6 @@ struct xsimd_kernels {
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return (xsimd::min)(a, b); }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return (xsimd::max)(a, b); }
-    KVARN_INLINE static reg magnitude(reg a) noexcept { return xsimd::abs(a); }
 
     template <class T>
     KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
