@@ -1057,7 +1057,11 @@ kvarn_ggml_status kvarn_ggml_load(kvarn_ggml_cache* cache, int sequence, kvarn_g
             return refuse(c, said, "kvarn_ggml_load");
         }
     const char* differs = nullptr;
-    const auto made = kvarn::load(c.pool, [&](std::span<std::byte> to) { return read(user, to.data(), to.size()); }, &differs, false);
+    const auto all_of = [&](std::span<std::byte> to) -> kvarn::result<std::size_t> {
+        if (!read(user, to.data(), to.size())) return status::io_error;
+        return to.size();
+    };
+    const auto made = kvarn::load(c.pool, all_of, &differs, false);
     if (!made) {
         if (adopt) static_cast<void>(set_bases(c, before.data()));
         return refuse(c, code_of(made.error), "kvarn_ggml_load: %s%s%s", kvarn::message(made.error), differs != nullptr ? ": " : "",

@@ -67,7 +67,7 @@ struct kvarn_ggml_params {
     int64_t pool_tokens;  /* of all sequences, shared ones once; 0 (default): sequences * most_tokens */
     int64_t most_step;    /* tokens of one step, of all sequences; default 512 */
     int64_t sink_tokens;  /* at the start of a sequence, kept exact; default 128 */
-    int64_t recent_tokens; /* the newest, kept exact; default 0. As deep as this a rollback gives the bits of a run without it */
+    int64_t recent_tokens; /* the newest, kept exact; default 0. A rollback to here leaves no tile cut */
     int threads;          /* most that compute a graph; others rest. default 16 */
     enum kvarn_ggml_rotation rotation;
     enum kvarn_ggml_exact exact; /* type of exact tokens; default F16 */
@@ -139,7 +139,8 @@ enum kvarn_ggml_status kvarn_ggml_end(kvarn_ggml_cache* cache);
 void kvarn_ggml_clear(kvarn_ggml_cache* cache);
 
 /* Rollback where `end` is behind the last token, at any position; else a gap: the tokens behind it keep their positions. Sealed
- * tiles are cut, not decoded. sequence < 0: all. */
+ * tiles are cut, not decoded. Tiles are sealed when the next step begins, so taking back tokens of the last step gives the bits of a
+ * run that never had them. sequence < 0: all. */
 enum kvarn_ggml_status kvarn_ggml_remove(kvarn_ggml_cache* cache, int sequence, int64_t begin, int64_t end);
 
 /* `to` becomes `from`, or the tokens of it at those positions; they share memory until one changes. BAD_ARGUMENT: `to` has tokens. */

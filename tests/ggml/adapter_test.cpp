@@ -81,7 +81,7 @@ TEST_CASE("ggml/adapter: chunks of a prompt and tokens, any number of threads")
         CHECK(e.graphs() == 4);  // 8 tokens went through one of them
         CHECK(kvarn_ggml_tokens(e.cache(), 0) == 195);
         CHECK(kvarn_ggml_last_position(e.cache(), 0) == 194);
-        CHECK(kvarn_ggml_get_statistics(e.cache()).sealed_tiles == 4);  // tiles behind the sink that were full before the last step: 32..159
+        CHECK(kvarn_ggml_get_statistics(e.cache()).sealed_tiles == 5);  // behind the sink, full before the last step: 32..191
     }
     // The number of threads may change from step to step.
     engine e(s, {}, 1);
@@ -147,21 +147,23 @@ TEST_CASE("ggml/adapter: rollback of drafts gives the bits of a run without them
     }
     CHECK(kvarn_ggml_get_statistics(with.cache()).sealed_tiles == kvarn_ggml_get_statistics(without.cache()).sealed_tiles);
 
-    // Deeper than a step: as deep as recent_tokens.
+    // Deeper than a step: no tile is cut where recent_tokens are as many.
     kvarn_ggml_params p = params_of(s);
     p.recent_tokens = 40;
-    engine deep(s, p), other(s, p);
+    engine deep(s, p);
     core twin(s, p);
     run_steps(deep, 0, t, {90});
-    run_steps(other, 0, t, {90});
     run_steps(twin, 0, t, {90});
-    for (std::size_t at = 90; at < 130; ++at) deep.run(0, static_cast<std::int64_t>(at), slice(wrong, at, 1));
+    for (std::size_t at = 90; at < 130; ++at)
+        CHECK(adapter::same_bits(deep.run(0, static_cast<std::int64_t>(at), slice(wrong, at, 1)),
+                                 twin.run(0, static_cast<std::int64_t>(at), slice(wrong, at, 1))));
     CHECK(kvarn_ggml_remove(deep.cache(), 0, 90, -1) == KVARN_GGML_OK);
-    for (std::size_t at = 90; at < 125; ++at) {
-        const auto want = other.run(0, static_cast<std::int64_t>(at), slice(t, at, 1));
-        CHECK(adapter::same_bits(deep.run(0, static_cast<std::int64_t>(at), slice(t, at, 1)), want));
-        CHECK(adapter::same_bits(twin.run(0, static_cast<std::int64_t>(at), slice(t, at, 1)), want));
-    }
+    REQUIRE(twin.pool.truncate(twin.id(0), 90) == kvarn::status::ok);
+    CHECK(twin.pool.statistics(twin.id(0))->dead_tokens == 0);
+    CHECK(twin.pool.statistics(twin.id(0))->sealed_tokens == 32);
+    for (std::size_t at = 90; at < 140; ++at)
+        CHECK(adapter::same_bits(deep.run(0, static_cast<std::int64_t>(at), slice(t, at, 1)),
+                                 twin.run(0, static_cast<std::int64_t>(at), slice(t, at, 1))));
 
     // Into a sealed tile: cut, and gone on with, as the core does.
     engine e(s);
@@ -375,7 +377,7 @@ TEST_CASE("ggml/adapter: windows, soft caps, sinks, slopes, scales")
     const auto t = text(1, 150);
     std::vector<model> models(6);
     models[0].attention.window = 50;
-    models[1].attention.soft_cap = 2.0f;
+    models[1].attention.soft_cap = 0.5f;
     models[2].sinks = {0.5f, -1.0f, 2.0f, 4.0f, 0.0f, 1.0f};
     models[3].slopes = {0.5f, 0.25f, 0.125f, 0.0625f, 0.03125f, 0.015625f};
     models[4].attention.scale = 0.5f;
@@ -497,10 +499,10 @@ TEST_CASE("ggml/adapter: types, rotation by the engine, formats by rules")
 TEST_CASE("ggml/adapter: each head in its own basis")
 {
     const shape s;
-    model m;  // keys of head 1 have large constants in channels that queries hardly look at: better not rotated
+    model m;  // keys of head 1 are large in channels that queries hardly look at: better not rotated
     m.change = [](float x, std::uint64_t, std::size_t, std::size_t head, part_of part, std::size_t channel) {
         if (channel >= 4 || (part == of_k && head != 1) || (part == of_q && head < 3)) return x;
-        return part == of_k ? x + 60.0f : part == of_q ? x / 64 : x;
+        return part == of_k ? x * 32 : part == of_q ? x / 64 : x;
     };
     const auto t = text(1, 200);
     const kvarn_ggml_params p = params_of(s, "k4v2_g32_auto");
@@ -567,7 +569,7 @@ TEST_CASE("ggml/adapter: a tile that no record can hold stays exact, and others 
     CHECK(any_nan(got[1][0]));
     const auto seen = kvarn_ggml_get_statistics(e.cache());
     CHECK(seen.kept_tiles == 1);  // 32..63
-    CHECK(seen.sealed_tiles == 2 * 3 - 1);
+    CHECK(seen.sealed_tiles == 2 * 2 - 1);
     // When the token is gone, its sequence is whole again.
     CHECK(kvarn_ggml_remove(e.cache(), 0, 50, 51) == KVARN_GGML_OK);
     const auto after = e.run(0, 160, slice(t, 160, 2));
@@ -605,7 +607,9 @@ TEST_CASE("ggml/adapter: a full pool says so before anything has changed")
 {
     const shape s;
     kvarn_ggml_params p = params_of(s);
-    p.pool_tokens = 256;
+    p.pool_tokens = 64;
+    p.sequences = 3;
+    p.most_step = 30;
     const auto t = text(1, 400), u = text(2, 400);
     engine e(s, p, {}, 1), roomy(s);
     std::int64_t at[2] = {0, 0};
