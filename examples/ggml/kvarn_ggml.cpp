@@ -126,7 +126,8 @@ struct kvarn_ggml_cache {
 
 namespace {
 
-[[gnu::format(printf, 3, 4)]] kvarn_ggml_status refuse(kvarn_ggml_cache& c, kvarn_ggml_status said, const char* text, ...) noexcept
+[[gnu::format(printf, 3, 4)]] kvarn_ggml_status refuse(kvarn_ggml_cache& c, kvarn_ggml_status said, const char* text,
+                                                       ...) noexcept
 {
     std::va_list list;
     va_start(list, text);
@@ -179,7 +180,10 @@ void note(kvarn_ggml_cache& c, status s, std::size_t layer) noexcept
     return x.type == GGML_TYPE_F32 ? type::f32 : x.type == GGML_TYPE_F16 ? type::f16 : type::bf16;
 }
 
-[[nodiscard]] std::size_t element_bytes(const ggml_tensor& x) noexcept { return x.type == GGML_TYPE_F32 ? 4 : 2; }
+[[nodiscard]] std::size_t element_bytes(const ggml_tensor& x) noexcept
+{
+    return x.type == GGML_TYPE_F32 ? 4 : 2;
+}
 
 /// A part's rows of a tensor [channels, heads, tokens].
 [[nodiscard]] kvarn::input_view rows_of(const ggml_tensor& x, const step_part& part) noexcept
@@ -302,8 +306,8 @@ void store_operation(ggml_tensor* dst, int ith, int nth, void* data) noexcept
         for (std::size_t i = 0; i < c.part_count; ++i) {
             const kvarn::input_view x = rows_of(q, c.parts[i]);
             const std::size_t each = c.query_heads / heads;
-            kvarn::kv_view<const float> group{static_cast<const float*>(x.data), x.tokens,       each,
-                                              x.channels,                        x.token_stride, x.head_stride};
+            kvarn::kv_view<const float> group{
+                static_cast<const float*>(x.data), x.tokens, each, x.channels, x.token_stride, x.head_stride};
             group.data = group.at(0, h * each);
             const kvarn::format& f = c.pool.format_of(l.number, h);
             const auto dim = static_cast<std::size_t>(f.head_dim_k());
@@ -424,19 +428,19 @@ void settle(kvarn_ggml_cache& c) noexcept
     if (p.sequence < 0 || static_cast<std::size_t>(p.sequence) >= c.sequences.size())
         return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: the cache has %zu", p.sequence, c.sequences.size());
     if (p.tokens < 1 || p.first_row < 0 || p.row_stride < 1)
-        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: %" PRId64 " tokens from row %" PRId64 " by %" PRId64, p.sequence, p.tokens,
-                      p.first_row, p.row_stride);
+        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: %" PRId64 " tokens from row %" PRId64 " by %" PRId64, p.sequence,
+                      p.tokens, p.first_row, p.row_stride);
     if (p.tokens > static_cast<std::int64_t>(c.config.most_tokens))
-        return refuse(c, KVARN_GGML_SEQUENCE_FULL, "sequence %d: %" PRId64 " tokens at once, its most are %zu", p.sequence, p.tokens,
-                      c.config.most_tokens);
-    if (p.mask != nullptr && (p.mask_tokens < 0 || p.mask_tokens > std::int64_t{1} << 32 || p.mask_stride > std::int64_t{1} << 26 ||
-                              p.mask_stride < (p.mask_tokens + 63) / 64))
-        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: a mask of %" PRId64 " tokens in %" PRId64 " words", p.sequence, p.mask_tokens,
-                      p.mask_stride);
+        return refuse(c, KVARN_GGML_SEQUENCE_FULL, "sequence %d: %" PRId64 " tokens at once, its most are %zu", p.sequence,
+                      p.tokens, c.config.most_tokens);
+    if (p.mask != nullptr && (p.mask_tokens < 0 || p.mask_tokens > std::int64_t{1} << 32 ||
+                              p.mask_stride > std::int64_t{1} << 26 || p.mask_stride < (p.mask_tokens + 63) / 64))
+        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: a mask of %" PRId64 " tokens in %" PRId64 " words", p.sequence,
+                      p.mask_tokens, p.mask_stride);
     const open_sequence& s = c.sequences[static_cast<std::size_t>(p.sequence)];
     if (p.position < 0 || (s.open && p.position != c.pool.next_position(s.id)))
-        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: position %" PRId64 ", it goes on at %" PRId64, p.sequence, p.position,
-                      s.open ? c.pool.next_position(s.id) : 0);
+        return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: position %" PRId64 ", it goes on at %" PRId64, p.sequence,
+                      p.position, s.open ? c.pool.next_position(s.id) : 0);
     return KVARN_GGML_OK;
 }
 
@@ -523,7 +527,8 @@ void drop_step(kvarn_ggml_cache& c) noexcept
     va_end(list);
 }
 
-[[nodiscard]] bool within(std::int64_t x, std::int64_t least, std::int64_t most, const char* name, char* why, std::size_t bytes) noexcept
+[[nodiscard]] bool within(std::int64_t x, std::int64_t least, std::int64_t most, const char* name, char* why,
+                          std::size_t bytes) noexcept
 {
     if (x >= least && x <= most) return true;
     tell(why, bytes, "%s is %" PRId64 ", not %" PRId64 " to %" PRId64, name, x, least, most);
@@ -534,9 +539,10 @@ void drop_step(kvarn_ggml_cache& c) noexcept
 {
     constexpr std::int64_t many = std::int64_t{1} << 30;
     if (!within(p.layers, 1, 1 << 16, "layers", why, bytes) || !within(p.kv_heads, 1, 1 << 16, "kv_heads", why, bytes) ||
-        !within(p.query_heads, 1, 1 << 16, "query_heads", why, bytes) || !within(p.sequences, 1, 1 << 16, "sequences", why, bytes) ||
-        !within(p.most_tokens, 1, many, "most_tokens", why, bytes) || !within(p.pool_tokens, 0, many, "pool_tokens", why, bytes) ||
-        !within(p.most_step, 1, many, "most_step", why, bytes) || !within(p.sink_tokens, 0, many, "sink_tokens", why, bytes) ||
+        !within(p.query_heads, 1, 1 << 16, "query_heads", why, bytes) ||
+        !within(p.sequences, 1, 1 << 16, "sequences", why, bytes) || !within(p.most_tokens, 1, many, "most_tokens", why, bytes) ||
+        !within(p.pool_tokens, 0, many, "pool_tokens", why, bytes) || !within(p.most_step, 1, many, "most_step", why, bytes) ||
+        !within(p.sink_tokens, 0, many, "sink_tokens", why, bytes) ||
         !within(p.recent_tokens, 0, many, "recent_tokens", why, bytes) || !within(p.threads, 1, 4096, "threads", why, bytes) ||
         !within(p.rule_count, 0, 1 << 20, "rule_count", why, bytes))
         return false;
@@ -557,7 +563,8 @@ void drop_step(kvarn_ggml_cache& c) noexcept
 void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcept
 {
     const kvarn::cache_config c = kvarn::completed(config);
-    const std::size_t group = static_cast<std::size_t>(c.policy.base().group()), sequences = static_cast<std::size_t>(p.sequences);
+    const std::size_t group = static_cast<std::size_t>(c.policy.base().group()),
+                      sequences = static_cast<std::size_t>(p.sequences);
     const auto tiles = [&](std::size_t tokens) { return (tokens + group - 1) / group; };
     const std::size_t each = kvarn::blocks_of(c, c.most_tokens).records, pool = tiles(static_cast<std::size_t>(p.pool_tokens));
     config.record_blocks = (p.pool_tokens == 0 ? each * sequences : std::min(pool, each * sequences)) + 2 * sequences;
@@ -583,7 +590,8 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
         }
     }
     if (!format) {
-        tell(why, bytes, "format `%s`, head_dim %d and %d: %s", p.format, p.head_dim_k, p.head_dim_v, kvarn::message(format.error));
+        tell(why, bytes, "format `%s`, head_dim %d and %d: %s", p.format, p.head_dim_k, p.head_dim_v,
+             kvarn::message(format.error));
         return false;
     }
     if (!format->has_values()) {
@@ -618,7 +626,8 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
     c.config.recent_tokens = static_cast<std::size_t>(p.recent_tokens);
     c.config.most_tokens = static_cast<std::size_t>(p.most_tokens);
     c.config.most_step = static_cast<std::size_t>(std::min(p.most_step, p.most_tokens));
-    c.config.sequences = static_cast<std::size_t>(p.sequences) + 1;  // one that is loaded, or shifted, before it takes the place of another
+    c.config.sequences =
+        static_cast<std::size_t>(p.sequences) + 1;  // one that is loaded, or shifted, before it takes the place of another
     set_blocks(c.config, p);
     if (const auto plan = kvarn::plan_cache(c.config); !plan) {
         tell(why, bytes, "sizes: %s", kvarn::message(plan.error));
@@ -628,11 +637,13 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
     c.threads = static_cast<std::size_t>(p.threads);
     const auto group_heads = static_cast<std::size_t>(p.query_heads / p.kv_heads);
     if (group_heads > kvarn::max_query_rows) {
-        tell(why, bytes, "%zu query heads for each KV head: at most %zu", group_heads, static_cast<std::size_t>(kvarn::max_query_rows));
+        tell(why, bytes, "%zu query heads for each KV head: at most %zu", group_heads,
+             static_cast<std::size_t>(kvarn::max_query_rows));
         return false;
     }
     // A whole number of cache lines, for each thread its own.
-    c.scratch_each = (kvarn::cache_scratch_bytes(c.config, std::max(group_heads, kvarn::layer_options{}.rows_per_task)) + 127) / 64 * 64;
+    c.scratch_each =
+        (kvarn::cache_scratch_bytes(c.config, std::max(group_heads, kvarn::layer_options{}.rows_per_task)) + 127) / 64 * 64;
     c.precision = p.fast ? kvarn::precision::fast : kvarn::precision::fine;
     return true;
 }
@@ -640,8 +651,8 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
 [[nodiscard]] bool allocate(kvarn_ggml_cache& c) noexcept
 {
     const auto count = static_cast<std::size_t>(c.config.policy.layers()), sequences = c.config.sequences - 1;
-    if (!c.memory.grow(kvarn::plan_cache(c.config)->bytes()) || !c.scratch.grow(c.threads * c.scratch_each) || !c.layers.grow(count) ||
-        !c.sequences.grow(sequences) || !c.parts.grow(sequences) || !c.steps.grow(sequences))
+    if (!c.memory.grow(kvarn::plan_cache(c.config)->bytes()) || !c.scratch.grow(c.threads * c.scratch_each) ||
+        !c.layers.grow(count) || !c.sequences.grow(sequences) || !c.parts.grow(sequences) || !c.steps.grow(sequences))
         return false;
     const auto made = kvarn::make_pool(c.config, c.memory.span());
     if (!made) return false;
@@ -659,16 +670,17 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
 
 // --- graphs ------------------------------------------------------------------------------------------------------------
 
-[[nodiscard]] bool has_shape(const ggml_tensor* x, std::int64_t channels, std::int64_t heads, std::int64_t tokens, bool float_only) noexcept
+[[nodiscard]] bool has_shape(const ggml_tensor* x, std::int64_t channels, std::int64_t heads, std::int64_t tokens,
+                             bool float_only) noexcept
 {
     if (x->type != GGML_TYPE_F32 && (float_only || (x->type != GGML_TYPE_F16 && x->type != GGML_TYPE_BF16))) return false;
     const std::size_t bytes = element_bytes(*x);
-    return x->ne[0] == channels && x->ne[1] == heads && x->ne[2] == tokens && x->ne[3] == 1 && x->nb[0] == bytes && x->nb[1] % bytes == 0 &&
-           x->nb[2] % bytes == 0;
+    return x->ne[0] == channels && x->ne[1] == heads && x->ne[2] == tokens && x->ne[3] == 1 && x->nb[0] == bytes &&
+           x->nb[1] % bytes == 0 && x->nb[2] % bytes == 0;
 }
 
-[[nodiscard]] kvarn_ggml_status wrong_shape(kvarn_ggml_cache& c, int layer, const char* name, const ggml_tensor* x, std::int64_t channels,
-                                            std::int64_t heads) noexcept
+[[nodiscard]] kvarn_ggml_status wrong_shape(kvarn_ggml_cache& c, int layer, const char* name, const ggml_tensor* x,
+                                            std::int64_t channels, std::int64_t heads) noexcept
 {
     return refuse(c, KVARN_GGML_BAD_ARGUMENT,
                   "layer %d: %s is [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "], not [%" PRId64 ", %" PRId64
@@ -693,10 +705,12 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
         l.built = true;
         return KVARN_GGML_OK;
     }
-    const bool same = l.scale == p.scale && l.soft_cap == p.soft_cap && l.window == p.window && l.alibi == (p.alibi_slopes != nullptr) &&
+    const bool same = l.scale == p.scale && l.soft_cap == p.soft_cap && l.window == p.window &&
+                      l.alibi == (p.alibi_slopes != nullptr) &&
                       (!l.alibi || std::equal(l.slopes.data(), l.slopes.data() + c.query_heads, p.alibi_slopes));
     return same ? KVARN_GGML_OK
-                : refuse(c, KVARN_GGML_BAD_ARGUMENT, "layer %zu was built with another scale, soft cap, window or slopes before", l.number);
+                : refuse(c, KVARN_GGML_BAD_ARGUMENT, "layer %zu was built with another scale, soft cap, window or slopes before",
+                         l.number);
 }
 
 // --- state -------------------------------------------------------------------------------------------------------------
@@ -747,8 +761,9 @@ void put(unsigned char* to, std::uint64_t x, std::size_t bytes) noexcept
 [[nodiscard]] open_sequence* find(kvarn_ggml_cache& c, int sequence) noexcept
 {
     settle(c);
-    return sequence >= 0 && static_cast<std::size_t>(sequence) < c.sequences.size() ? &c.sequences[static_cast<std::size_t>(sequence)]
-                                                                                   : nullptr;
+    return sequence >= 0 && static_cast<std::size_t>(sequence) < c.sequences.size()
+               ? &c.sequences[static_cast<std::size_t>(sequence)]
+               : nullptr;
 }
 
 [[nodiscard]] kvarn_ggml_status no_sequence(kvarn_ggml_cache& c, int sequence) noexcept
@@ -816,12 +831,18 @@ kvarn_ggml_cache* kvarn_ggml_create(const kvarn_ggml_params* params, char* why, 
     return c.release();
 }
 
-void kvarn_ggml_free(kvarn_ggml_cache* cache) { delete cache; }
+void kvarn_ggml_free(kvarn_ggml_cache* cache)
+{
+    delete cache;
+}
 
-const char* kvarn_ggml_message(const kvarn_ggml_cache* cache) { return cache->message; }
+const char* kvarn_ggml_message(const kvarn_ggml_cache* cache)
+{
+    return cache->message;
+}
 
-ggml_tensor* kvarn_ggml_attention(kvarn_ggml_cache* cache, ggml_context* ctx, int number, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v,
-                                  ggml_tensor* sinks, const kvarn_ggml_attention_params* params)
+ggml_tensor* kvarn_ggml_attention(kvarn_ggml_cache* cache, ggml_context* ctx, int number, ggml_tensor* q, ggml_tensor* k,
+                                  ggml_tensor* v, ggml_tensor* sinks, const kvarn_ggml_attention_params* params)
 {
     kvarn_ggml_cache& c = *cache;
     const kvarn::format f = c.config.policy.base();
@@ -866,7 +887,8 @@ kvarn_ggml_status kvarn_ggml_begin(kvarn_ggml_cache* cache, const kvarn_ggml_par
         drop_step(c);
         return said;
     }
-    for (std::size_t i = 0; i < c.part_count; ++i) static_cast<void>(kvarn::begin_seal(c.pool, c.parts[i].id));  // no room: exact for now
+    for (std::size_t i = 0; i < c.part_count; ++i)
+        static_cast<void>(kvarn::begin_seal(c.pool, c.parts[i].id));  // no room: exact for now
     std::size_t failed = 0;
     status room = reserve(c, failed);
     if (room == status::no_room) {  // tiles in the queue hold blocks, and those of other sequences
@@ -944,8 +966,8 @@ kvarn_ggml_status kvarn_ggml_keep(kvarn_ggml_cache* cache, int sequence)
     return KVARN_GGML_OK;
 }
 
-kvarn_ggml_status kvarn_ggml_shift(kvarn_ggml_cache* cache, int sequence, int64_t begin, int64_t end, int64_t by, kvarn_ggml_turn turn,
-                                   void* user)
+kvarn_ggml_status kvarn_ggml_shift(kvarn_ggml_cache* cache, int sequence, int64_t begin, int64_t end, int64_t by,
+                                   kvarn_ggml_turn turn, void* user)
 {
     kvarn_ggml_cache& c = *cache;
     const open_sequence* const s = find(c, sequence);
@@ -958,7 +980,8 @@ kvarn_ggml_status kvarn_ggml_shift(kvarn_ggml_cache* cache, int sequence, int64_
     if (begin >= end) return KVARN_GGML_OK;
     seal_rest(c);
     heap_array<std::byte> scratch;
-    if (!scratch.grow(kvarn::shift_scratch_bytes(c.pool.format_of(0, 0)))) return refuse(c, status::out_of_memory, "kvarn_ggml_shift");
+    if (!scratch.grow(kvarn::shift_scratch_bytes(c.pool.format_of(0, 0))))
+        return refuse(c, status::out_of_memory, "kvarn_ggml_shift");
     const auto turn_keys = [&](std::size_t number, std::size_t head, const kvarn::kv_view<float>& keys, std::int64_t position) {
         turn(user, static_cast<int>(number), static_cast<int>(head), keys.data, static_cast<std::int64_t>(keys.tokens),
              static_cast<int>(keys.channels), position, by);
@@ -1021,7 +1044,8 @@ kvarn_ggml_status kvarn_ggml_save(kvarn_ggml_cache* cache, int sequence, kvarn_g
     put(head.data() + head_bytes + all, checksum(head.data(), head_bytes + all), sum_bytes);
     status said = write(user, head.data(), head_bytes + all + sum_bytes) ? status::ok : status::io_error;
     if (said == status::ok && s->open)
-        said = kvarn::save(c.pool, s->id, [&](std::span<const std::byte> piece) { return write(user, piece.data(), piece.size()); });
+        said =
+            kvarn::save(c.pool, s->id, [&](std::span<const std::byte> piece) { return write(user, piece.data(), piece.size()); });
     return refuse(c, said, "kvarn_ggml_save");
 }
 
@@ -1064,8 +1088,8 @@ kvarn_ggml_status kvarn_ggml_load(kvarn_ggml_cache* cache, int sequence, kvarn_g
     const auto made = kvarn::load(c.pool, all_of, &differs, false);
     if (!made) {
         if (adopt) static_cast<void>(set_bases(c, before.data()));
-        return refuse(c, code_of(made.error), "kvarn_ggml_load: %s%s%s", kvarn::message(made.error), differs != nullptr ? ": " : "",
-                      differs != nullptr ? differs : "");
+        return refuse(c, code_of(made.error), "kvarn_ggml_load: %s%s%s", kvarn::message(made.error),
+                      differs != nullptr ? ": " : "", differs != nullptr ? differs : "");
     }
     if (adopt) {
         c.chosen = true;

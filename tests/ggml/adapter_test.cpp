@@ -44,8 +44,8 @@ struct buffer {
 
 /// What a text gives in steps of the given lengths, from position `first` on.
 template <class Cache>
-std::vector<outputs> run_steps(Cache& c, int sequence, const std::vector<std::uint64_t>& t, const std::vector<std::size_t>& lengths,
-                               std::size_t first = 0)
+std::vector<outputs> run_steps(Cache& c, int sequence, const std::vector<std::uint64_t>& t,
+                               const std::vector<std::size_t>& lengths, std::size_t first = 0)
 {
     std::vector<outputs> all;
     for (const std::size_t n : lengths) {
@@ -57,7 +57,8 @@ std::vector<outputs> run_steps(Cache& c, int sequence, const std::vector<std::ui
 
 bool same_bits(const std::vector<outputs>& a, const std::vector<outputs>& b)
 {
-    return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](const outputs& x, const outputs& y) { return adapter::same_bits(x, y); });
+    return a.size() == b.size() &&
+           std::equal(a.begin(), a.end(), b.begin(), [](const outputs& x, const outputs& y) { return adapter::same_bits(x, y); });
 }
 
 const std::vector<std::size_t> prompt_and_tokens = {50, 100, 37, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -141,7 +142,8 @@ TEST_CASE("ggml/adapter: rollback of drafts gives the bits of a run without them
     for (std::size_t at = 60; at < 140; ++at) {  // over the ends of tiles
         with.run(0, static_cast<std::int64_t>(at), slice(wrong, at, 1 + at % 9));
         CHECK(kvarn_ggml_remove(with.cache(), 0, static_cast<std::int64_t>(at), -1) == KVARN_GGML_OK);
-        const auto a = with.run(0, static_cast<std::int64_t>(at), slice(t, at, 1)), b = without.run(0, static_cast<std::int64_t>(at), slice(t, at, 1));
+        const auto a = with.run(0, static_cast<std::int64_t>(at), slice(t, at, 1)),
+                   b = without.run(0, static_cast<std::int64_t>(at), slice(t, at, 1));
         INFO("token " << at);
         CHECK(adapter::same_bits(a, b));
     }
@@ -195,7 +197,8 @@ TEST_CASE("ggml/adapter: a fork goes its own way")
     CHECK(kvarn_ggml_copy(e.cache(), 0, 1, 0, -1) == KVARN_GGML_OK);
     CHECK(kvarn_ggml_get_statistics(e.cache()).bytes_used < kvarn_ggml_get_statistics(apart.cache()).bytes_used);
     for (std::size_t at = 111; at < 150; ++at) {
-        const std::vector<part> parts = {{0, static_cast<std::int64_t>(at), slice(t, at, 1)}, {1, static_cast<std::int64_t>(at), slice(u, at, 1)}};
+        const std::vector<part> parts = {{0, static_cast<std::int64_t>(at), slice(t, at, 1)},
+                                         {1, static_cast<std::int64_t>(at), slice(u, at, 1)}};
         CHECK(adapter::same_bits(e.run(parts), apart.run(parts)));
     }
     CHECK(kvarn_ggml_copy(e.cache(), 0, 1, 0, -1) == KVARN_GGML_BAD_ARGUMENT);  // it has tokens
@@ -266,9 +269,11 @@ TEST_CASE("ggml/adapter: tokens at other positions, by the engine's rotation")
         kvarn_ggml_turn_rope(&rope, 0, 0, moved.data(), 1, 64, 42, -12);
         CHECK(relative_error(moved, there) < 1e-6);
         for (std::size_t i = 0; i < 64; ++i) {  // by the definition
-            const std::size_t pair = neox ? i % 16 : i / 2, first = neox ? pair : 2 * pair, second = neox ? pair + 16 : 2 * pair + 1;
+            const std::size_t pair = neox ? i % 16 : i / 2, first = neox ? pair : 2 * pair,
+                              second = neox ? pair + 16 : 2 * pair + 1;
             const double angle = 30 * 0.5 * std::pow(10000.0, -2.0 * static_cast<double>(pair) / 32) / 1.25;
-            const double a = static_cast<double>(value(1, 0, 0, 0, of_k, first)), b = static_cast<double>(value(1, 0, 0, 0, of_k, second));
+            const double a = static_cast<double>(value(1, 0, 0, 0, of_k, first)),
+                         b = static_cast<double>(value(1, 0, 0, 0, of_k, second));
             const double want = i >= 32      ? static_cast<double>(value(1, 0, 0, 0, of_k, i))
                                 : i == first ? a * std::cos(angle) - b * std::sin(angle)
                                              : a * std::sin(angle) + b * std::cos(angle);
@@ -301,7 +306,8 @@ TEST_CASE("ggml/adapter: tokens at other positions, by the engine's rotation")
     for (std::size_t i = 70; i < 140; ++i) h.push_back({t[i], static_cast<std::int64_t>(i) - 38});
     for (std::size_t i = 102; i < 107; ++i) h.push_back({t[i], static_cast<std::int64_t>(i)});
     model turned;
-    turned.change = [&](float x, std::uint64_t token_text, std::size_t layer, std::size_t head, part_of part, std::size_t channel) {
+    turned.change = [&](float x, std::uint64_t token_text, std::size_t layer, std::size_t head, part_of part,
+                        std::size_t channel) {
         const std::size_t from = static_cast<std::size_t>(token_text - t[0]);
         if (part == of_q || from < 70) return x;
         if (part == of_v) return value(token_text, static_cast<std::int64_t>(from), layer, head, part, channel);
@@ -313,7 +319,8 @@ TEST_CASE("ggml/adapter: tokens at other positions, by the engine's rotation")
     // Tokens 102 to 106 come twice: moved, and new where they belong.
     for (std::size_t i = 0; i < 5; ++i) h[102 + i].text = t[102 + i] + 1000;
     model again = turned;
-    again.change = [&](float x, std::uint64_t token_text, std::size_t layer, std::size_t head, part_of part, std::size_t channel) {
+    again.change = [&](float x, std::uint64_t token_text, std::size_t layer, std::size_t head, part_of part,
+                       std::size_t channel) {
         if (token_text < t[0] + 1000) return turned.change(x, token_text, layer, head, part, channel);
         return value(token_text - 1000, static_cast<std::int64_t>(token_text - 1000 - t[0]), layer, head, part, channel);
     };
@@ -342,10 +349,12 @@ TEST_CASE("ggml/adapter: a saved sequence goes on bit for bit")
     CHECK(kvarn_ggml_tokens(other.cache(), 3) == 0);
     CHECK(kvarn_ggml_tokens(other.cache(), 1) == 146);
     for (std::size_t at = 146; at < 200; ++at)
-        CHECK(adapter::same_bits(other.run(1, static_cast<std::int64_t>(at), slice(t, at, 1)), e.run(0, static_cast<std::int64_t>(at), slice(t, at, 1))));
+        CHECK(adapter::same_bits(other.run(1, static_cast<std::int64_t>(at), slice(t, at, 1)),
+                                 e.run(0, static_cast<std::int64_t>(at), slice(t, at, 1))));
 
     // What is damaged or cut off is refused, and the sequence keeps what it had.
-    for (const std::size_t at : {std::size_t{0}, std::size_t{4}, std::size_t{5}, std::size_t{9}, std::size_t{17}, std::size_t{22}, one / 2, one - 1}) {
+    for (const std::size_t at :
+         {std::size_t{0}, std::size_t{4}, std::size_t{5}, std::size_t{9}, std::size_t{17}, std::size_t{22}, one / 2, one - 1}) {
         buffer bad = file;
         bad.at = 0;
         bad.bytes[at] ^= 1;
@@ -414,7 +423,8 @@ TEST_CASE("ggml/adapter: masks that are not causal")
     part all{0, 100, slice(t, 100, 20)};
     const auto free = e.run({all}, false);
     CHECK(adapter::same_bits(free, c.run({all}, false)));
-    CHECK(relative_error(free[0], exact(s, {}, history(slice(t, 0, 120)), 20, [](std::size_t, std::size_t) { return true; })) < 0.01);
+    CHECK(relative_error(free[0], exact(s, {}, history(slice(t, 0, 120)), 20, [](std::size_t, std::size_t) { return true; })) <
+          0.01);
 
     // A tree of drafts: 0 is the parent of 1 and 2, 2 of 3; and it is gone again but for the path 0, 2, 3, as an engine does it: by a new step.
     part tree{0, 120, slice(t, 120, 4)};
@@ -488,7 +498,8 @@ TEST_CASE("ggml/adapter: types, rotation by the engine, formats by rules")
     CHECK_FALSE(same_bits(got(p), plain));
 
     const kvarn_ggml_rule rules[] = {{0, -1, 1, 1, 8, 0}, {-1, -1, 0, -1, 6, 5}};
-    const kvarn::bit_rule same[] = {{.first_head = 1, .last_head = 1, .key_bits = 8}, {.first_layer = -1, .key_bits = 6, .value_bits = 5}};
+    const kvarn::bit_rule same[] = {{.first_head = 1, .last_head = 1, .key_bits = 8},
+                                    {.first_layer = -1, .key_bits = 6, .value_bits = 5}};
     p = params_of(s);
     p.rules = rules;
     p.rule_count = 2;
@@ -518,8 +529,10 @@ TEST_CASE("ggml/adapter: each head in its own basis")
                 q.clear();
                 for (std::size_t i = first; i < first + count; ++i)
                     for (std::size_t h = 0; h < 6; ++h)
-                        for (std::size_t ch = 0; ch < 64; ++ch) q.push_back(m.at(t[i], static_cast<std::int64_t>(i), layer, h, of_q, ch));
-                REQUIRE(kvarn::add_query_moments(c.pool, layer, kvarn::token_major<const float>(q.data(), count, 6, 64), moments) == kvarn::status::ok);
+                        for (std::size_t ch = 0; ch < 64; ++ch)
+                            q.push_back(m.at(t[i], static_cast<std::int64_t>(i), layer, h, of_q, ch));
+                REQUIRE(kvarn::add_query_moments(c.pool, layer, kvarn::token_major<const float>(q.data(), count, 6, 64),
+                                                 moments) == kvarn::status::ok);
             }
         };
         CHECK(same_bits(run_steps(e, 0, t, {50, 30}), run_steps(c, 0, t, {50, 30})));
@@ -554,7 +567,9 @@ TEST_CASE("ggml/adapter: a tile that no record can hold stays exact, and others 
     const auto t = text(1, 200), u = text(2, 200);
     model m;
     m.change = [&](float x, std::uint64_t token_text, std::size_t layer, std::size_t head, part_of part, std::size_t channel) {
-        return token_text == t[50] && layer == 1 && head == 0 && part == of_v && channel == 3 ? std::numeric_limits<float>::quiet_NaN() : x;
+        return token_text == t[50] && layer == 1 && head == 0 && part == of_v && channel == 3
+                   ? std::numeric_limits<float>::quiet_NaN()
+                   : x;
     };
     engine e(s, m, 3), clean(s);
     core c(s, params_of(s), m);
@@ -706,8 +721,11 @@ TEST_CASE("ggml/adapter: what is refused, and why")
 
     engine e(s);
     ggml_context* const ctx = ggml_init({std::size_t{1} << 20, nullptr, false});
-    const auto tensor = [&](ggml_type type, std::int64_t channels, std::int64_t heads, std::int64_t tokens) { return ggml_new_tensor_3d(ctx, type, channels, heads, tokens); };
-    ggml_tensor *const q = tensor(GGML_TYPE_F32, 64, 6, 3), *const k = tensor(GGML_TYPE_F32, 64, 2, 3), *const v = tensor(GGML_TYPE_F32, 32, 2, 3);
+    const auto tensor = [&](ggml_type type, std::int64_t channels, std::int64_t heads, std::int64_t tokens) {
+        return ggml_new_tensor_3d(ctx, type, channels, heads, tokens);
+    };
+    ggml_tensor *const q = tensor(GGML_TYPE_F32, 64, 6, 3), *const k = tensor(GGML_TYPE_F32, 64, 2, 3),
+                       *const v = tensor(GGML_TYPE_F32, 32, 2, 3);
     const kvarn_ggml_attention_params a{}, capped{0, 5.0f, 0, nullptr}, wild{0, 2000.0f, 0, nullptr};
     const auto built = [&](int layer, ggml_tensor* x, ggml_tensor* y, ggml_tensor* z, const kvarn_ggml_attention_params* p) {
         return kvarn_ggml_attention(e.cache(), ctx, layer, x, y, z, nullptr, p);

@@ -31,7 +31,8 @@ struct shape {
 enum part_of { of_k, of_v, of_q };
 
 /// About normal, the same on every machine, and a half, so that K and V of any type hold it.
-inline float value(std::uint64_t text, std::int64_t position, std::size_t layer, std::size_t head, part_of part, std::size_t channel)
+inline float value(std::uint64_t text, std::int64_t position, std::size_t layer, std::size_t head, part_of part,
+                   std::size_t channel)
 {
     std::uint64_t x = text * 0x9e3779b97f4a7c15u ^ static_cast<std::uint64_t>(position + 1) * 0xbf58476d1ce4e5b9u ^
                       (layer * 1031 + head * 67 + part * 7 + 1) * 0x94d049bb133111ebu ^ (channel + 1) * 0xd6e8feb86659fd93u;
@@ -83,7 +84,8 @@ inline double relative_error(const std::vector<float>& a, const std::vector<floa
 {
     double error = 0, square = 0;
     for (std::size_t i = 0; i < a.size(); ++i) {
-        error += (static_cast<double>(a[i]) - static_cast<double>(b[i])) * (static_cast<double>(a[i]) - static_cast<double>(b[i]));
+        error +=
+            (static_cast<double>(a[i]) - static_cast<double>(b[i])) * (static_cast<double>(a[i]) - static_cast<double>(b[i]));
         square += static_cast<double>(b[i]) * static_cast<double>(b[i]);
     }
     return std::sqrt(error / square);
@@ -233,7 +235,8 @@ public:
         for (std::size_t i = 0; i < parts.size(); ++i)
             for (const ggml_tensor* const x : b.out)
                 for (const std::int64_t r : where[i]) {
-                    const auto* const from = reinterpret_cast<const float*>(static_cast<const char*>(x->data) + static_cast<std::size_t>(r) * x->nb[1]);
+                    const auto* const from = reinterpret_cast<const float*>(static_cast<const char*>(x->data) +
+                                                                            static_cast<std::size_t>(r) * x->nb[1]);
                     out[i].insert(out[i].end(), from, from + shape_.output_channels());
                 }
         return out;
@@ -250,7 +253,10 @@ public:
         said = kvarn_ggml_end(cache());
         return out;
     }
-    outputs run(int sequence, std::int64_t position, const std::vector<std::uint64_t>& t) { return run({{sequence, position, t}}); }
+    outputs run(int sequence, std::int64_t position, const std::vector<std::uint64_t>& t)
+    {
+        return run({{sequence, position, t}});
+    }
 
     std::size_t graphs() const { return graphs_.size(); }
 
@@ -270,7 +276,8 @@ private:
     {
         for (std::size_t h = 0; h < static_cast<std::size_t>(x->ne[1]); ++h)
             for (std::size_t c = 0; c < static_cast<std::size_t>(x->ne[0]); ++c) {
-                char* const at = static_cast<char*>(x->data) + static_cast<std::size_t>(row) * x->nb[2] + h * x->nb[1] + c * x->nb[0];
+                char* const at =
+                    static_cast<char*>(x->data) + static_cast<std::size_t>(row) * x->nb[2] + h * x->nb[1] + c * x->nb[0];
                 const float y = model_.at(t, position, layer, h, p, c);
                 if (x->type == GGML_TYPE_F32) {
                     std::memcpy(at, &y, 4);
@@ -293,12 +300,15 @@ private:
 /// The same cache on the core alone, in one thread, its tiles sealed before the step that follows.
 class core {
 public:
-    core(const shape& s, const kvarn_ggml_params& p, model m = {}, const char* format = nullptr, std::span<const kvarn::bit_rule> rules = {})
+    core(const shape& s, const kvarn_ggml_params& p, model m = {}, const char* format = nullptr,
+         std::span<const kvarn::bit_rule> rules = {})
         : shape_(s), model_(std::move(m))
     {
-        config.policy = *kvarn::make_policy(*kvarn::parse_format(format != nullptr ? format : p.format, s.head_dim_k, s.head_dim_v), s.layers,
-                                            s.kv_heads, rules);
-        config.exact = p.exact == KVARN_GGML_F32 ? kvarn::exact_type::f32 : p.exact == KVARN_GGML_BF16 ? kvarn::exact_type::bf16 : kvarn::exact_type::f16;
+        config.policy = *kvarn::make_policy(
+            *kvarn::parse_format(format != nullptr ? format : p.format, s.head_dim_k, s.head_dim_v), s.layers, s.kv_heads, rules);
+        config.exact = p.exact == KVARN_GGML_F32    ? kvarn::exact_type::f32
+                       : p.exact == KVARN_GGML_BF16 ? kvarn::exact_type::bf16
+                                                    : kvarn::exact_type::f16;
         config.sink_tokens = static_cast<std::size_t>(p.sink_tokens);
         config.recent_tokens = static_cast<std::size_t>(p.recent_tokens);
         config.sequences = 8;
@@ -320,8 +330,9 @@ public:
     {
         std::vector<kvarn::sequence_step> steps(parts.size());
         outputs out(parts.size());
-        const auto query_heads = static_cast<std::size_t>(shape_.query_heads), kv_heads = static_cast<std::size_t>(shape_.kv_heads),
-                   dk = static_cast<std::size_t>(shape_.head_dim_k), dv = static_cast<std::size_t>(shape_.head_dim_v);
+        const auto query_heads = static_cast<std::size_t>(shape_.query_heads),
+                   kv_heads = static_cast<std::size_t>(shape_.kv_heads), dk = static_cast<std::size_t>(shape_.head_dim_k),
+                   dv = static_cast<std::size_t>(shape_.head_dim_v);
         for (const part& p : parts) {
             static_cast<void>(kvarn::dispatched::seal(pool, id(p.sequence, p.position), scratch));
             all_ok = all_ok && pool.reserve(id(p.sequence), p.text.size()) == kvarn::status::ok;
@@ -372,7 +383,10 @@ public:
         for (const part& p : parts) all_ok = all_ok && pool.commit(id(p.sequence), p.text.size()) == kvarn::status::ok;
         return out;
     }
-    outputs run(int sequence, std::int64_t position, const std::vector<std::uint64_t>& t) { return run({{sequence, position, t}}); }
+    outputs run(int sequence, std::int64_t position, const std::vector<std::uint64_t>& t)
+    {
+        return run({{sequence, position, t}});
+    }
 
     kvarn::cache_config config{};
     kvarn::cache_pool pool{};
@@ -398,7 +412,8 @@ inline std::vector<float> exact(const shape& s, const model& m, const std::vecto
 {
     const auto heads = static_cast<std::size_t>(s.query_heads), group = static_cast<std::size_t>(s.query_heads / s.kv_heads),
                dk = static_cast<std::size_t>(s.head_dim_k), dv = static_cast<std::size_t>(s.head_dim_v), n = history.size();
-    const double scale = m.attention.scale != 0.0f ? static_cast<double>(m.attention.scale) : 1.0 / std::sqrt(static_cast<double>(dk));
+    const double scale =
+        m.attention.scale != 0.0f ? static_cast<double>(m.attention.scale) : 1.0 / std::sqrt(static_cast<double>(dk));
     const auto cap = static_cast<double>(m.attention.soft_cap);
     std::vector<float> out;
     for (std::size_t layer = 0; layer < static_cast<std::size_t>(s.layers); ++layer)
@@ -425,7 +440,8 @@ inline std::vector<float> exact(const shape& s, const model& m, const std::vecto
                     if (weight == 0) continue;
                     total += weight;
                     for (std::size_t c = 0; c < dv; ++c)
-                        sum[c] += weight * static_cast<double>(m.at(history[j].text, history[j].position, layer, h / group, of_v, c));
+                        sum[c] +=
+                            weight * static_cast<double>(m.at(history[j].text, history[j].position, layer, h / group, of_v, c));
                 }
                 for (std::size_t c = 0; c < dv; ++c) out.push_back(static_cast<float>(sum[c] / total));
             }

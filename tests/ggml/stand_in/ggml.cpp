@@ -24,7 +24,10 @@ struct ggml_context {
 
 namespace {
 
-std::size_t element_bytes(ggml_type type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_I32 ? 4 : 2; }
+std::size_t element_bytes(ggml_type type)
+{
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_I32 ? 4 : 2;
+}
 
 ggml_tensor* make(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3)
 {
@@ -77,16 +80,26 @@ private:
 
 }  // namespace
 
-ggml_context* ggml_init(ggml_init_params) { return new ggml_context; }
-void ggml_free(ggml_context* ctx) { delete ctx; }
+ggml_context* ggml_init(ggml_init_params)
+{
+    return new ggml_context;
+}
+void ggml_free(ggml_context* ctx)
+{
+    delete ctx;
+}
 
-ggml_tensor* ggml_new_tensor_1d(ggml_context* ctx, ggml_type type, int64_t ne0) { return make(ctx, type, ne0, 1, 1, 1); }
+ggml_tensor* ggml_new_tensor_1d(ggml_context* ctx, ggml_type type, int64_t ne0)
+{
+    return make(ctx, type, ne0, 1, 1, 1);
+}
 ggml_tensor* ggml_new_tensor_3d(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2)
 {
     return make(ctx, type, ne0, ne1, ne2, 1);
 }
 
-ggml_tensor* ggml_view_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2, size_t offset)
+ggml_tensor* ggml_view_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_t ne1, int64_t ne2, size_t nb1, size_t nb2,
+                          size_t offset)
 {
     ggml_tensor& x = ctx->tensors.emplace_back();
     x.type = a->type;
@@ -99,8 +112,8 @@ ggml_tensor* ggml_view_3d(ggml_context* ctx, ggml_tensor* a, int64_t ne0, int64_
     return &x;
 }
 
-ggml_tensor* ggml_custom_4d(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3, ggml_tensor** args,
-                            int n_args, ggml_custom_op_t fun, int n_tasks, void* userdata)
+ggml_tensor* ggml_custom_4d(ggml_context* ctx, ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, int64_t ne3,
+                            ggml_tensor** args, int n_args, ggml_custom_op_t fun, int n_tasks, void* userdata)
 {
     if (n_args >= GGML_MAX_SRC) std::abort();
     ggml_tensor* const x = make(ctx, type, ne0, ne1, ne2, ne3);
@@ -109,8 +122,8 @@ ggml_tensor* ggml_custom_4d(ggml_context* ctx, ggml_type type, int64_t ne0, int6
     return x;
 }
 
-ggml_tensor* ggml_custom_inplace(ggml_context* ctx, ggml_tensor* a, ggml_tensor** args, int n_args, ggml_custom_op_t fun, int n_tasks,
-                                 void* userdata)
+ggml_tensor* ggml_custom_inplace(ggml_context* ctx, ggml_tensor* a, ggml_tensor** args, int n_args, ggml_custom_op_t fun,
+                                 int n_tasks, void* userdata)
 {
     if (n_args >= GGML_MAX_SRC - 1) std::abort();
     ggml_tensor& x = ctx->tensors.emplace_back(*a);
@@ -121,8 +134,14 @@ ggml_tensor* ggml_custom_inplace(ggml_context* ctx, ggml_tensor* a, ggml_tensor*
     return &x;
 }
 
-ggml_cgraph* ggml_new_graph(ggml_context* ctx) { return &ctx->graphs.emplace_back(); }
-void ggml_build_forward_expand(ggml_cgraph* graph, ggml_tensor* tensor) { expand(*graph, tensor); }
+ggml_cgraph* ggml_new_graph(ggml_context* ctx)
+{
+    return &ctx->graphs.emplace_back();
+}
+void ggml_build_forward_expand(ggml_cgraph* graph, ggml_tensor* tensor)
+{
+    expand(*graph, tensor);
+}
 
 ggml_status ggml_graph_compute_with_ctx(ggml_context*, ggml_cgraph* graph, int n_threads)
 {
