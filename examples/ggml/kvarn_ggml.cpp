@@ -109,6 +109,7 @@ struct kvarn_ggml_cache {
     heap_array<step_part> parts;
     std::size_t part_count = 0, rows = 0;
     heap_array<std::uint64_t> masks;
+    heap_array<bool> taken;  // rows
     std::size_t seal_count = 0;
     std::atomic<std::size_t> next_seal{0}, seals_done{0};
 
@@ -427,7 +428,8 @@ void settle(kvarn_ggml_cache& c) noexcept
 {
     if (p.sequence < 0 || static_cast<std::size_t>(p.sequence) >= c.sequences.size())
         return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: the cache has %zu", p.sequence, c.sequences.size());
-    if (p.tokens < 1 || p.first_row < 0 || p.row_stride < 1)
+    constexpr std::int64_t many = std::int64_t{1} << 30;
+    if (p.tokens < 1 || p.first_row < 0 || p.row_stride < 1 || p.first_row > many || p.row_stride > many)
         return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: %" PRId64 " tokens from row %" PRId64 " by %" PRId64, p.sequence,
                       p.tokens, p.first_row, p.row_stride);
     if (p.tokens > static_cast<std::int64_t>(c.config.most_tokens))
@@ -456,12 +458,16 @@ void settle(kvarn_ggml_cache& c) noexcept
         rows += static_cast<std::size_t>(parts[i].tokens);
         if (parts[i].mask != nullptr) words += static_cast<std::size_t>(parts[i].tokens * parts[i].mask_stride);
     }
-    for (std::size_t i = 0; i < count; ++i) {
-        const kvarn_ggml_part& p = parts[i];
-        if (static_cast<std::size_t>(p.first_row + (p.tokens - 1) * p.row_stride) >= rows)
-            return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: its rows go beyond the %zu of the step", p.sequence, rows);
-    }
-    if (!c.masks.grow(words)) return refuse(c, status::out_of_memory, "kvarn_ggml_begin");
+    if (!c.masks.grow(words) || !c.taken.grow(rows)) return refuse(c, status::out_of_memory, "kvarn_ggml_begin");
+    std::fill_n(c.taken.data(), rows, false);
+    for (std::size_t i = 0; i < count; ++i)
+        for (std::int64_t t = 0; t < parts[i].tokens; ++t) {
+            const auto row = static_cast<std::size_t>(parts[i].first_row + t * parts[i].row_stride);
+            if (row >= rows || c.taken[row])
+                return refuse(c, KVARN_GGML_BAD_ARGUMENT, "sequence %d: row %zu %s", parts[i].sequence, row,
+                              row < rows ? "is another's, too" : "is beyond those of the step");
+            c.taken[row] = true;
+        }
     words = 0;
     for (std::size_t i = 0; i < count; ++i) {
         const kvarn_ggml_part& p = parts[i];

@@ -756,6 +756,10 @@ TEST_CASE("ggml/adapter: what is refused, and why")
     CHECK(begins({{0, 0, t}, {0, 40, t}}) == KVARN_GGML_BAD_ARGUMENT);
     CHECK(begins({{0, 0, t, 1}}) == KVARN_GGML_BAD_ARGUMENT);
     CHECK(begins({{0, 0, t, 0, 2}}) == KVARN_GGML_BAD_ARGUMENT);
+    CHECK(begins({{0, 0, t, 0, std::int64_t{1} << 62}}) == KVARN_GGML_BAD_ARGUMENT);
+    CHECK(begins({{0, 0, t, 0}, {1, 0, t, 0}}) == KVARN_GGML_BAD_ARGUMENT);
+    CHECK(has(e.message(), "row 0"));
+    CHECK(begins({{0, 0, t, 40}, {1, 0, t, 0}}) == KVARN_GGML_OK);
     engine other(s);
     other.run(0, 0, t);
     CHECK(other.begin({{0, 39, t}}) == KVARN_GGML_BAD_ARGUMENT);
