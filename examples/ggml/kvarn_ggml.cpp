@@ -394,18 +394,19 @@ void settle(kvarn_ggml_cache& c) noexcept
                           "not every layer of the last step was computed, with the rows that kvarn_ggml_begin named");
 }
 
-/// The bases of all heads, as soon as a tile and the queries so far tell.
+/// The bases of all heads, as soon as a tile of any sequence and the queries so far tell: before the first is sealed.
 [[nodiscard]] status choose(kvarn_ggml_cache& c) noexcept
 {
-    for (std::size_t i = 0; i < c.part_count && !c.chosen; ++i) {
-        if (kvarn::ready_tiles(c.pool, c.parts[i].id) == 0) continue;
+    for (const open_sequence& s : c.sequences.span()) {
+        if (!s.open || kvarn::ready_tiles(c.pool, s.id) == 0) continue;
         heap_array<std::byte> scratch;
         if (!scratch.grow(kvarn::choose_bases_scratch_bytes(c.pool.format_of(0, 0)))) return status::out_of_memory;
-        const auto changed = kvarn::choose_bases(c.pool, c.parts[i].id, c.moments.span(), scratch.span());
+        const auto changed = kvarn::choose_bases(c.pool, s.id, c.moments.span(), scratch.span());
         if (!changed) return changed.error;
         c.changed_bases = static_cast<std::int64_t>(*changed);
         c.chosen = true;
         c.moments.clear();
+        return status::ok;
     }
     return status::ok;
 }
@@ -1101,6 +1102,8 @@ kvarn_ggml_status kvarn_ggml_load(kvarn_ggml_cache* cache, int sequence, kvarn_g
         c.chosen = true;
         c.moments.clear();
         for (std::size_t i = 0; i < all; ++i) c.changed_bases += before[i] != head[head_bytes + i] ? 1 : 0;
+    } else if (c.pool.statistics().records.used != 0) {
+        c.chosen = c.choose;  // there are records of the bases as they are
     }
     close(c, *s);
     *s = {*made, true};

@@ -556,6 +556,21 @@ TEST_CASE("ggml/adapter: each head in its own basis")
         CHECK(kvarn_ggml_get_statistics(other.cache()).changed_bases == 2);
         CHECK(same_bits(run_steps(e, 0, t, {40, 1, 1}, 122), run_steps(other, 0, t, {40, 1, 1}, 122)));
     }
+    // Where the first records come from a cache that does not choose, bases stay.
+    engine fixed(s, params_of(s), m), taker(s, p, m);
+    run_steps(fixed, 0, t, {100, 1});
+    buffer file;
+    REQUIRE(kvarn_ggml_save(fixed.cache(), 0, buffer::write, &file) == KVARN_GGML_OK);
+    CHECK(kvarn_ggml_load(taker.cache(), 1, buffer::read, &file) == KVARN_GGML_OK);
+    CHECK(kvarn_ggml_get_statistics(taker.cache()).changed_bases == 0);
+    CHECK(same_bits(run_steps(taker, 1, t, {60, 1}, 101), run_steps(fixed, 0, t, {60, 1}, 101)));
+    // A sequence that rests does not keep the others from going on.
+    engine many(s, p, m);
+    many.run(0, 0, slice(t, 0, 70));
+    many.run(1, 0, slice(t, 0, 30));
+    CHECK(many.said == KVARN_GGML_OK);
+    CHECK(kvarn_ggml_get_statistics(many.cache()).changed_bases >= 0);
+
     kvarn_ggml_params both = p;
     both.rotation = KVARN_GGML_ROTATED_BY_ENGINE;
     CHECK(engine(s, both).cache() == nullptr);
