@@ -564,9 +564,8 @@ void drop_step(kvarn_ggml_cache& c) noexcept
     return true;
 }
 
-/// Blocks: of records as many as the tokens need, and two to spare for each sequence, whose rollbacks leave places unused; of exact ones for
-/// each sequence the sink, what is recent, an open tile and one that a rollback began; for all the tokens of a step, twice where other
-/// threads seal those of the step before in the meantime.
+/// Blocks: of records as many as the tokens need, and two to spare for each sequence, whose rollbacks leave places unused; of exact
+/// ones for each sequence the sink, what is recent, an open tile and one that a rollback began; and the tokens of one step.
 void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcept
 {
     const kvarn::cache_config c = kvarn::completed(config);
@@ -576,7 +575,7 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
     const std::size_t each = kvarn::blocks_of(c, c.most_tokens).records, pool = tiles(static_cast<std::size_t>(p.pool_tokens));
     config.record_blocks = (p.pool_tokens == 0 ? each * sequences : std::min(pool, each * sequences)) + 2 * sequences;
     const std::size_t of_one = std::min(tiles(c.most_tokens), c.sink_tokens / group + tiles(c.recent_tokens)) + 2;
-    config.exact_blocks = of_one * sequences + tiles(static_cast<std::size_t>(p.most_step)) * (p.threads > 1 ? 2 : 1);
+    config.exact_blocks = of_one * sequences + tiles(static_cast<std::size_t>(p.most_step));
 }
 
 /// All of a cache but its memory.
@@ -898,8 +897,11 @@ kvarn_ggml_status kvarn_ggml_begin(kvarn_ggml_cache* cache, const kvarn_ggml_par
         static_cast<void>(kvarn::begin_seal(c.pool, c.parts[i].id));  // no room: exact for now
     std::size_t failed = 0;
     status room = reserve(c, failed);
-    if (room == status::no_room) {  // tiles in the queue hold blocks, and those of other sequences
+    if (room == status::no_room) {  // tiles in the queue hold blocks
         seal_rest(c);
+        room = reserve(c, failed);
+    }
+    if (room == status::no_room) {  // and those of other sequences, which would else wait for their next step
         for (const open_sequence& s : c.sequences.span())
             if (s.open) static_cast<void>(kvarn::dispatched::seal(c.pool, s.id, scratch_of(c, 0)));
         room = reserve(c, failed);
