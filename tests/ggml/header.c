@@ -5,6 +5,6 @@
 int kvarn_ggml_header_is_c(const struct kvarn_ggml_params* p);
 int kvarn_ggml_header_is_c(const struct kvarn_ggml_params* p)
 {
-    struct kvarn_ggml_part part = {0};
+    static struct kvarn_ggml_part part;
     return p->layers + part.sequence + (int)KVARN_GGML_OK;
 }
