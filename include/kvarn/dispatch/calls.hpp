@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The common calls of the library by dispatch: the same functions with the same parameters and results, for the best instruction set that
-// kvarn_add_kernels (docs/embedding.md) built into this target and that the running processor has:
+// kvarn_add_kernels (docs/building.md) built into this target and that the running processor has:
 //
 //     kvarn::dispatched::quantize_kv(format, keys, values, records, scratch);
 //
