@@ -18,6 +18,9 @@
 
 namespace kvarn::dispatched {
 
+/// As kvarn's function of the same name, on the best instruction set.
+/// @{
+
 template <unsigned Built = kvarn::detail::built_archs, element T>
 [[nodiscard]] KVARN_INLINE status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
                                               std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},
@@ -90,5 +93,7 @@ template <unsigned Built = kvarn::detail::built_archs, element T>
     const auto vectors = kvarn::detail::as_storage(x);
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::unrotate<decltype(arch)>(vectors); });
 }
+
+/// @}
 
 }  // namespace kvarn::dispatched

@@ -35,6 +35,7 @@ template <> struct arch_traits<neon64> { static constexpr const char* name = "ne
 #define KVARN_HAS_NEON64 1
 #endif
 
+/// The best set that the flags of this translation unit allow.
 #if defined(KVARN_HAS_AVX512)
 using native_arch = avx512;
 #elif defined(KVARN_HAS_AVX2)
