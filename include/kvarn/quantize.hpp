@@ -48,26 +48,6 @@ template <class Arch = simd::native_arch, class Byte, element T>
 [[nodiscard]] status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, kv_view<T> v, basis wanted,
                                    std::span<std::byte> scratch, record_range range = {}) noexcept;
 
-/// Which code a format runs on, for logs and for tests of a build.
-struct kernel_path {
-    const char* arch;           ///< instruction set: portable, sse2, avx2, avx512, neon64
-    bool keys_specialised;      ///< loops over tokens of K have compile-time bounds
-    bool values_specialised;    ///< loops over channels of V have compile-time bounds
-    const char* reason;         ///< one sentence
-};
-
-/// The path of a format in this build.
-template <class Arch = simd::native_arch>
-[[nodiscard]] KVARN_INLINE constexpr kernel_path kernel_path_of(const format& f) noexcept
-{
-    const bool keys = detail::is_common_extent(f.head_dim_k()) && detail::is_common_extent(f.group());
-    const bool values = f.has_values() && detail::is_common_extent(f.head_dim_v());
-    const char* reason = keys && (values || !f.has_values()) ? "head_dim and group are 64, 128 or 256: compile-time loop bounds"
-                         : keys || values ? "one of K and V has compile-time loop bounds; the other runs the same code with run-time bounds"
-                                          : "head_dim or group is not 64, 128 or 256: the same code with run-time loop bounds";
-    return {simd::arch_traits<Arch>::name, keys, values, reason};
-}
-
 template <class Arch, element T>
 status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records, std::span<std::byte> scratch,
                    const encode_options& options, record_range range, std::span<record_errors> errors) noexcept

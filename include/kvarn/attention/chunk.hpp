@@ -207,6 +207,18 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     return status::ok;
 }
 
+/// The products with the codes of K and of V.
+struct tile_products {
+    product_kind keys, values;
+};
+[[nodiscard]] KVARN_INLINE constexpr tile_products products_of(const format& f, precision p) noexcept
+{
+    const product_kind keys = p == precision::exact ? product_kind::exact : product_kind::words;
+    const product_kind values = p == precision::fast ? product_kind::bytes : keys;
+    return {kind_for(keys, f.key_bits(), f.head_dim_k(), f.group()),
+            f.has_values() ? kind_for(values, f.value_bits(), f.group(), f.head_dim_v()) : product_kind::exact};
+}
+
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
 KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, const call_positions& positions, const chunk& c,
@@ -221,8 +233,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         const record_layout at = layout_of(f);
         const auto group = static_cast<std::size_t>(f.group());
         const std::size_t end = c.first + c.tokens;
-        const product_kind keys = o.precision == precision::exact ? product_kind::exact : product_kind::words;
-        const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
+        const tile_products products = products_of(f, o.precision);
         for (std::size_t i = c.first / group; i * group < end; ++i) {
             const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, end - i * group < group ? static_cast<int>(end - i * group) : f.group()};
             const visible_block block = find_visible<Arch>(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r);
@@ -230,7 +241,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
             if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
-            attend_record<Arch>(f, at, record, keys, values, cap, block, r, ahead);
+            attend_record<Arch>(f, at, record, products.keys, products.values, cap, block, r, ahead);
         }
         return;
     }

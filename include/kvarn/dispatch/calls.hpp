@@ -15,6 +15,7 @@
 #include <span>
 
 #include <kvarn/dispatch.hpp>
+#include <kvarn/supports.hpp>
 
 namespace kvarn::dispatched {
 
@@ -66,6 +67,13 @@ template <unsigned Built = kvarn::detail::built_archs>
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA {
         return kvarn::combine_items<decltype(arch)>(f, tasks, options, task, workspace, scratch);
     });
+}
+
+/// What the calls here run on.
+template <unsigned Built = kvarn::detail::built_archs>
+[[nodiscard]] KVARN_INLINE cpu_support supports(const format& f, operation what, precision wanted = precision::fine) noexcept
+{
+    return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::supports<decltype(arch)>(f, what, wanted); });
 }
 
 template <unsigned Built = kvarn::detail::built_archs>

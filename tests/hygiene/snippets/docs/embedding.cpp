@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // docs/embedding.md: what its pieces find around them in an engine.
+#include <algorithm>
 #include <cstdio>
 #include <span>
 #include <vector>
@@ -68,6 +69,12 @@ kvarn::status open(kvarn::record_grid<const std::byte> records, std::size_t tile
     return status;
 }
 
+bool page_of(const kvarn::format& narrow, const kvarn::format& wide, std::byte* pages, std::size_t bytes, std::size_t tiles)
+{
+    // snippet: pages
+    return grid.record_bytes == kvarn::record_bytes(wide);
+}
+
 template <class F>
 kvarn::status errors(half_view keys, half_view values, kvarn::record_grid<std::byte> records, std::size_t tiles, std::span<std::byte> scratch,
                      F&& keep_exact)
@@ -126,6 +133,7 @@ int main()
     bool good = cast({}).tokens == tokens && seal(all, statuses, scratch, {}) == kvarn::status::ok;
     good = good && errors(whole, whole, records, 2, scratch[0], [&](std::size_t) { ++kept; }) == kvarn::status::ok;
     good = good && open(records, 2, scratch[0]) == kvarn::status::ok && rotated(whole, whole, records, scratch[0]) == kvarn::status::ok;
+    good = good && page_of(format, kvarn::parse_format("k4v2_g128", 128).value, bytes.data(), bytes.size(), 2);
     good = good && policy_of(28, 8, 0, 7) > 4 && choose(one, one, one, scratch[0]) == kvarn::status::ok;
     std::vector<kvarn::status> done(1, kvarn::status::io_error);
     std::vector<float> q(head_dim, 0.25f), out(head_dim);
