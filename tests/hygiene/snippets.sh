@@ -7,6 +7,7 @@
 #   <!-- snippet: NAME -->    in the line before: a part, which takes the place of the line `// snippet: NAME` of the page's frame,
 #                             snippets/<page>.cpp (.c, .cu), a whole source file again. Every part has its place, every place its part
 #   <!-- snippet: not compiled: WHY -->
+#   ```python                 its syntax, where there is a python3
 #
 # Blocks of CMake and shell are not run; what they name must exist (snippet_names.sh).
 set -eu
@@ -81,10 +82,16 @@ compile() {
     (cd "$work" && "$source.program") || fail "FAILED: $name returned $?"
 }
 
+python=$(command -v python3 || true)
 tab=$(printf '\t')
 while IFS=$tab read -r page line language comment file; do
     case $language in
     cpp | c | cuda) ;;
+    python)
+        [ -z "$python" ] || "$python" -c 'import ast, sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])' "$file" ||
+            fail "FAILED: $page:$line is no Python"
+        continue
+        ;;
     *) continue ;;
     esac
     case $comment in

@@ -46,6 +46,12 @@ page '```c' 'int f(void) { class x; }' '```'
 case_of bad 'C++ in C'
 page '```cuda' '__global__ void f() {}' 'void g(cudaStream_t s) { static_cast<void>(s); }' '```'
 case_of ok 'CUDA'
+if command -v python3 >/dev/null 2>&1; then
+    page '```python' 'x = [1,' '     2]' '```'
+    case_of ok 'Python'
+    page '```python' 'x = [1,' '```'
+    case_of bad 'no Python'
+fi
 page '<!-- snippet: one -->' '```cpp' 'return x;' '```'
 frame 'int f(int x);' 'int f(int x)' '{' '    // snippet: one' '}'
 case_of ok 'a part in its place'
