@@ -57,6 +57,8 @@ names() { # kind, name and place of everything that a block names, one a line; l
     done <"$index" | LC_ALL=C sort -u
 }
 
+benchmarks=$(find bench -name '*_bench.cpp' 2>/dev/null | sed 's,^bench/,kvarn_,; s,/,_,g; s,\.cpp$,,')
+
 missing() {
     echo "$place names a $kind that is not there: $name" >&2
     failed=1
@@ -69,11 +71,17 @@ while IFS=$tab read -r kind name place; do
     target) grep -qw -- "$name" $cmake_files || missing ;;
     function) grep -qF -- "function(${name%(}" $cmake_files || missing ;;
     preset) grep -qF "\"name\": \"$name\"" CMakePresets.json || missing ;;
-    build) grep -qE "(add_custom_target|add_executable|add_library)\($name( |\)|\$)" $cmake_files || missing ;;
+    build)
+        echo "$benchmarks" | grep -qxF -- "$name" ||
+            grep -qE "(add_custom_target|add_executable|add_library)\($name( |\)|\$)" $cmake_files || missing
+        ;;
     path) [ -e "$name" ] || missing ;;
     built)
         name=${name#build/}
-        [ -d "${name%/*}" ] || missing
+        case $name in
+        bench/*) echo "$benchmarks" | grep -qxF -- "${name#bench/}" || missing ;;
+        *) [ -d "${name%/*}" ] || missing ;;
+        esac
         ;;
     command) grep -qF "\"$name\"" examples/kvarn/*.?pp || missing ;;
     flag)
