@@ -67,7 +67,7 @@ names >"$index.names"
 while IFS=$tab read -r kind name place; do
     count=$((count + 1))
     case $kind in
-    variable) grep -rqw --include=CMakeLists.txt --include='*.cmake' --include='*.sh' --include='*.cpp' -- "$name" . || missing ;;
+    variable) grep -rqw --include=CMakeLists.txt --include='*.cmake' --include='*.sh' --include='*.cpp' --exclude-dir='build*' -- "$name" . || missing ;;
     target) grep -qw -- "$name" $cmake_files || missing ;;
     function) grep -qF -- "function(${name%(}" $cmake_files || missing ;;
     preset) grep -qF "\"name\": \"$name\"" CMakePresets.json || missing ;;
