@@ -18,7 +18,8 @@ case_of() {
     for page in CONTRIBUTING SECURITY CHANGELOG; do echo "# $page" >"$tree/$page.md"; done
     printf '# Documents\n%s\n' "${3-text}" >"$tree/docs/README.md"
     printf '#pragma once\nnamespace kvarn {\n/// In its place.\nKVARN_INLINE int good();\n%b\nnamespace detail {\nint internal();\n}\n}\n' "$2" >"$tree/include/kvarn/a.hpp"
-    : >"$tree/include/kvarn/cuda.cuh"
+    mkdir -p "$tree/include/kvarn/c"
+    printf "/// In C.\nint kvarn_good(void);\n" >"$tree/include/kvarn/c/kvarn.h"
     if sh "$root/cmake/reference.sh" "$doxygen" "$tree" "$tree/out" >"$tree.log" 2>&1; then found=ok; else found=bad; fi
     if [ "$found" != "$1" ]; then
         echo "expected $1, got $found: $2 ${3-}"
