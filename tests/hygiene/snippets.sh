@@ -5,7 +5,8 @@
 #
 #   ```cpp, ```c, ```cuda     a whole source file; with a main it is linked and must return 0 (CUDA is compiled with snippets/cuda only)
 #   <!-- snippet: NAME -->    in the line before: a part, which takes the place of the line `// snippet: NAME` of the page's frame,
-#                             snippets/<page>.cpp (.c, .cu), a whole source file again. Every part has its place, every place its part
+#                             snippets/<page>.cpp (.c, .cu), a whole source file again. Every part has its place, every place its part.
+#                             A line `// flags: -I ...` of a frame has flags of its own, with paths from the repository
 #   <!-- snippet: not compiled: WHY -->
 #   ```python                 its syntax, where there is a python3
 #
@@ -55,7 +56,7 @@ for page in $pages; do
 done
 
 # compile <file> <language> <name>: without warnings; runs it where it has a main.
-programs=0 sources=0 parts=0
+programs=0 sources=0 parts=0 flags=
 compile() {
     source=$1 language=$2 name=$3 library=
     case $language in
@@ -63,7 +64,7 @@ compile() {
     cuda) set -- "$cxx" -x c++ -std=c++20 -D__CUDACC__ -I "$here/snippets/cuda" -include cuda_runtime.h -isystem "$KVARN_INCLUDE" ;;
     *) set -- "$cxx" -x c++ -std=c++20 -fno-exceptions -I "$KVARN_INCLUDE" -isystem "$KVARN_ISOLATED" ;;
     esac
-    set -- "$@" -Wall -Wextra -Wshadow -Werror
+    set -- "$@" $flags -Wall -Wextra -Wshadow -Werror
     sources=$((sources + 1))
     # A program in C wants the library for C, which a test hands over where it was built.
     if [ "$language" = c ] && grep -q '<kvarn/c/' "$source"; then
@@ -125,6 +126,7 @@ for page in $pages; do
         { print }
         END { exit bad }' "$frames/$frame" >"$whole" || failed=1
         [ $language != cu ] || language=cuda
+        flags=$(sed -n 's,^// flags: ,,p' "$frames/$frame")
         compile "$whole" $language "$page in its frame"
     done
     for part in "$work/parts/$page"/*; do
