@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # links.sh <repository>: every relative link of every document leads to a file or folder, every anchor to a heading, every picture is there, and
-# every page of docs/ and examples/ is within reach of docs/README.md; pages that code and documents name without a link are there too.
+# every page of docs/ and examples/ is within reach of docs/README.md; pages, and folders and files in `code`, that are named without a link are
+# there too.
 # Addresses on the web are not looked up.
 set -eu
 cd "$1"
@@ -94,6 +95,15 @@ while IFS=: read -r file mention; do
         failed=1
     }
 done <"$work/mentions"
+
+# Folders and files, and headers as they are included.
+grep -oE '`(tests|examples|bench|cmake|docs|include|kvarn)/[A-Za-z0-9_./-]+`' $pages | tr -d '`' | sed 's,:kvarn/,:include/kvarn/,' >"$work/paths" || true
+while IFS=: read -r page path; do
+    [ -e "$path" ] || {
+        echo "$page: no such file: $path" >&2
+        failed=1
+    }
+done <"$work/paths"
 
 echo "$(wc -l <"$work/links") links in $(echo "$pages" | wc -l) documents"
 [ -s "$work/links" ] || failed=1

@@ -36,4 +36,7 @@ case_of bad '[from the top](docs/a.md)'
 case_of bad 'text' 'no link to the page'
 case_of ok 'docs/a.md by name'
 case_of bad 'docs/nowhere.md by name'
+case_of ok '`examples/kvarn/` and `tests`'
+case_of bad '`examples/nowhere`'
+case_of bad '`kvarn/nowhere.hpp`'
 exit $failed
