@@ -97,7 +97,7 @@ while IFS=: read -r file mention; do
 done <"$work/mentions"
 
 # Folders and files, and headers as they are included.
-grep -oE '`(tests|examples|bench|cmake|docs|include|kvarn)/[A-Za-z0-9_./-]+`' $pages | tr -d '`' | sed 's,:kvarn/,:include/kvarn/,' >"$work/paths" || true
+grep -oHE '`(tests|examples|bench|cmake|docs|include|kvarn)/[A-Za-z0-9_./-]+`' $pages | tr -d '`' | sed 's,:kvarn/,:include/kvarn/,' >"$work/paths" || true
 while IFS=: read -r page path; do
     [ -e "$path" ] || {
         echo "$page: no such file: $path" >&2
