@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# One binary for many processors (docs/embedding.md):
+# One binary for many processors (docs/building.md):
 #
 #   kvarn_add_kernels(<target> ARCHS <set> ... [ELEMENTS <type> ...] [CACHE])
 #

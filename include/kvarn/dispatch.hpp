@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One binary for many processors. In: a function of an architecture tag. Out: its result for the best instruction set that
-// kvarn_add_kernels (docs/embedding.md) built into this target and that the running processor has:
+// kvarn_add_kernels (docs/building.md) built into this target and that the running processor has:
 //
 //     kvarn::dispatch([&](auto arch) { return kvarn::quantize_kv<decltype(arch)>(format, keys, values, records, scratch); });
 //

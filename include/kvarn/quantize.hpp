@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // quantize_kv and dequantize_kv: K and V of any strides to records and back, many heads and tiles in one call.
-// In: float, half or bfloat16 views [token][head][channel], in the original basis or, by options, rotated. Out: records (format.md section 5), or
+// In: float, half or bfloat16 views [token][head][channel], in the original basis or, by options, rotated. Out: records (docs/record-format.md), or
 // views.
 // The caller owns all memory; nothing allocates. A record depends only on format, options and the tile's values: not on the
 // instruction set, the thread, the strides or the rest of the call. Errors are found before anything is written.
@@ -34,7 +34,7 @@ namespace kvarn {
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
 /// `errors` empty, or one entry for each item of the range in its order: what the record lost (6 to 8 per cent of the time of sealing).
 /// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small (records, scratch or errors),
-/// bad_argument (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
+/// bad_argument (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; docs/numerics.md.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
                                  std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},

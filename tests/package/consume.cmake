@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Configures, builds and runs the project in consumer/ in one of the ways that docs/embedding.md describes (MODE).
+# Configures, builds and runs the project in consumer/ in one of the ways that docs/building.md describes (MODE).
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
 
 macro(configure_build_run)

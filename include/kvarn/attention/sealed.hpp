@@ -2,7 +2,7 @@
 #pragma once
 // One record and all query rows of its KV head: scores from the K codes, online softmax, values from the V codes, in the basis of the records.
 // K[t][d] = (code * a_d + z_d) * b_t, so <q, K[t]> = (sum_d (q_d a_d) code + <q, z>) * b_t: the channel scale goes into the query once a
-// tile. V[t][d] = (code * b_t + z_t) * a_d, so sum_t p_t V[t][d] = (sum_t (p_t b_t) code + sum_t p_t z_t) * a_d. (format.md section 5)
+// tile. V[t][d] = (code * b_t + z_t) * a_d, so sum_t p_t V[t][d] = (sum_t (p_t b_t) code + sum_t p_t z_t) * a_d. (docs/record-format.md)
 // Neither K nor V is ever decoded to memory. No allocation; works in the caller's scratch.
 
 #include <cstddef>

@@ -406,6 +406,7 @@ typedef struct kvarn_attention_task {
 #define KVARN_ATTENTION_TASK_INIT \
     {sizeof(kvarn_attention_task), NULL, 0, KVARN_VIEW_INIT, KVARN_VIEW_INIT, NULL, NULL, NULL, -1, NULL, NULL, 0, 0}
 
+/// How a call attends.
 typedef struct kvarn_attention_options {
     size_t size;
     float softmax_scale;   ///< 0; factor on <q, k>; 0: 1 / sqrt(channels of K, exact ones included)
@@ -462,6 +463,7 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_combine_item(const kvarn_attentio
 
 // --- the basis of a head, by its data ------------------------------------------------------------------------------
 
+/// What decides the basis, and the bits, of a head.
 typedef struct kvarn_choose_options {
     size_t size;
     float margin;            ///< 1.5; K leaves the rotation where that divides the weighted error by more than this
@@ -627,6 +629,7 @@ typedef struct kvarn_pool_statistics {
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_statistics_of_pool(const kvarn_pool* pool,
                                                                   kvarn_pool_statistics* statistics) KVARN_C_NOEXCEPT;
 
+/// What a sequence holds.
 typedef struct kvarn_sequence_statistics {
     size_t size;
     size_t tokens;         ///< committed
@@ -794,6 +797,7 @@ typedef struct kvarn_step {
     {sizeof(kvarn_step), {0, 0}, KVARN_VIEW_INIT, KVARN_VIEW_INIT, 0, KVARN_VIEW_INIT, KVARN_VIEW_INIT, NULL, NULL, \
      NULL, NULL, 0, 0}
 
+/// How a layer attends, and how its work is cut into items.
 typedef struct kvarn_layer_options {
     size_t size;
     const kvarn_attention_options* attention;  ///< null: the defaults
@@ -854,6 +858,7 @@ KVARN_C_API size_t kvarn_step_of_finish(const kvarn_layer* layer, size_t item) K
 /// out, or use the sequence.
 typedef void (*kvarn_turn)(void* user, size_t layer, size_t head, float* keys, size_t tokens, size_t channels, int64_t position);
 
+/// What kvarn_shift_positions did.
 typedef struct kvarn_shift_report {
     size_t size;
     size_t tokens;          ///< that moved

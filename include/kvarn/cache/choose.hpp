@@ -23,6 +23,7 @@ namespace kvarn {
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status add_query_moments(const format& f, kv_view<T> q, std::span<std::uint64_t> moments) noexcept;
 
+/// What decides the basis, and the bits, of a head.
 struct choose_options {
     /// K leaves the rotation where that divides the weighted error by more than this. Above 1, because a rotation is the safer choice for
     /// tiles that come later.

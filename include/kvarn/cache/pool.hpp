@@ -26,6 +26,7 @@ struct block_usage {
     std::size_t used = 0, free = 0, shared = 0;
 };
 
+/// What a pool holds.
 struct pool_statistics {
     block_usage records, exact;
     std::size_t bytes_used = 0;             ///< of blocks
@@ -35,6 +36,7 @@ struct pool_statistics {
     std::size_t sequences = 0;  ///< open
 };
 
+/// What a sequence holds.
 struct sequence_statistics {
     std::size_t tokens = 0;  ///< committed
     std::size_t drafts = 0;

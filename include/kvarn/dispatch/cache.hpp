@@ -46,6 +46,9 @@ KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512vnni)
 
 namespace dispatched {
 
+/// As kvarn's function of the same name, or that of layer_items, on the best instruction set.
+/// @{
+
 template <unsigned Built = kvarn::detail::built_archs>
 [[nodiscard]] KVARN_INLINE status store(const cache_pool& pool, sequence_id id, std::size_t layer, const input_view& k,
                                         const input_view& v, std::size_t first_draft = 0, std::size_t first_head = 0) noexcept
@@ -76,7 +79,6 @@ template <unsigned Built = kvarn::detail::built_archs>
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::seal<decltype(arch)>(pool, id, scratch, most); });
 }
 
-/// Items of a layer.
 template <unsigned Built = kvarn::detail::built_archs>
 [[nodiscard]] KVARN_INLINE status store_item(const layer_items& items, std::size_t item) noexcept
 {
@@ -97,6 +99,8 @@ template <unsigned Built = kvarn::detail::built_archs>
 {
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return items.run<decltype(arch)>(scratch); });
 }
+
+/// @}
 
 }  // namespace dispatched
 }  // namespace kvarn

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The common calls of the library by dispatch: the same functions with the same parameters and results, for the best instruction set that
-// kvarn_add_kernels (docs/embedding.md) built into this target and that the running processor has:
+// kvarn_add_kernels (docs/building.md) built into this target and that the running processor has:
 //
 //     kvarn::dispatched::quantize_kv(format, keys, values, records, scratch);
 //
@@ -18,6 +18,9 @@
 #include <kvarn/supports.hpp>
 
 namespace kvarn::dispatched {
+
+/// As kvarn's function of the same name, on the best instruction set.
+/// @{
 
 template <unsigned Built = kvarn::detail::built_archs, element T>
 [[nodiscard]] KVARN_INLINE status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
@@ -98,5 +101,7 @@ template <unsigned Built = kvarn::detail::built_archs, element T>
     const auto vectors = kvarn::detail::as_storage(x);
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::unrotate<decltype(arch)>(vectors); });
 }
+
+/// @}
 
 }  // namespace kvarn::dispatched

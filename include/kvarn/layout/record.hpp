@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Where each field of a record lies (format.md section 5). In: a format. Out: byte offsets and sizes, constexpr, host and
+// Where each field of a record lies (docs/record-format.md). In: a format. Out: byte offsets and sizes, constexpr, host and
 // device. A record is the packed bytes of one tile: K part, then V part, then the exact channels; little-endian, no padding
 // inside. Records need no alignment; the packed stride keeps them 8-aligned when their buffer is.
 
@@ -65,6 +65,7 @@ struct record_layout {
     std::size_t content_bytes = 0;    ///< the sum of all fields
 };
 
+/// The layout of a format's records.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr record_layout layout_of(const format& f) noexcept
 {
     const auto dk = static_cast<std::size_t>(f.head_dim_k());

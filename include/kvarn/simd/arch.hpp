@@ -50,6 +50,7 @@ template <> struct arch_traits<neon64dot> { static constexpr const char* name = 
 #define KVARN_HAS_NEON64DOT 1
 #endif
 
+/// The best set that the flags of this translation unit allow.
 #if defined(KVARN_HAS_AVX512VNNI)
 using native_arch = avx512vnni;
 #elif defined(KVARN_HAS_AVX512)
