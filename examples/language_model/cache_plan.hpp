@@ -35,7 +35,8 @@ struct cache_plan {
     kvarn::encode_options how;             ///< records only
     bool choose_basis =
         false;  ///< records only: each head keeps its keys in the basis that its first tile and its queries ask for
-    kvarn_cli::baseline baseline{};  ///< round trips only
+    kvarn::precision precision = kvarn::precision::fine;  ///< records only: of attention
+    kvarn_cli::baseline baseline{};                       ///< round trips only
     std::size_t sink = 0;            ///< tokens at the start that stay exact, in whole tiles; all of them when nothing is ever sealed
     std::size_t group = 128;         ///< tokens that are sealed at once
 
@@ -152,6 +153,15 @@ namespace plan_detail {
     return std::nullopt;
 }
 
+/// The precision of attention of that name, or none.
+[[nodiscard]] inline std::optional<kvarn::precision> precision_of(std::string_view name)
+{
+    if (name == "exact") return kvarn::precision::exact;
+    if (name == "fine") return kvarn::precision::fine;
+    if (name == "fast") return kvarn::precision::fast;
+    return std::nullopt;
+}
+
 /// A whole number, of the last ones if negative, off the front of `text`.
 [[nodiscard]] inline std::optional<int> take_index(std::string_view& text)
 {
@@ -264,17 +274,21 @@ inline void take_rules(std::string& name, cache_plan& plan)
         throw failure("there is no cache '" + name +
                       "': exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, "
                       "rotated_q<4|5|8>_0, turboquant<2|3|4>, fp8_<tensor|token>, k<bits>v<bits>_g<group>[_ko|_vo|_kovo|_auto] "
-                      "and the last with :paper or :refined are");
+                      "and the last with :paper or :refined, and with :exact, :fine or :fast for attention, are");
     kvarn_cli::check(format.error, name);
     if (!format->has_values()) throw failure(name + ": the values of this model need bits of their own");
     plan.storage = storage::records;
     plan.format = *format;
     plan.group = static_cast<std::size_t>(format->group());
     in_whole_tiles();
-    if (colon != std::string::npos) {
-        const auto encoder = encoder_of(std::string_view(name).substr(colon + 1));
-        if (!encoder) throw failure(name + ": there is no encoder '" + name.substr(colon + 1) + "': paper and refined are");
-        plan.how.encoder = *encoder;
+    for (std::size_t at = colon; at != std::string::npos; at = name.find(':', at + 1)) {
+        const std::string_view word = std::string_view(name).substr(at + 1, name.find(':', at + 1) - at - 1);
+        const auto encoder = encoder_of(word);
+        const auto precision = precision_of(word);
+        if (!encoder && !precision)
+            throw failure(name + ": there is no encoder or precision '" + std::string(word) + "': paper and refined, exact, fine and fast are");
+        if (encoder) plan.how.encoder = *encoder;
+        if (precision) plan.precision = *precision;
     }
     if (options.iterations) plan.how.iterations = plan.how.refined_iterations = *options.iterations;
     if (const auto policy = plan.policy(); !policy)

@@ -49,7 +49,8 @@ public:
         step.v = kvarn::token_major(v, count, kv, d);
         step.q = queries;
         step.out = kvarn::token_major(out, count, kv * each, d);
-        const kvarn::layer_options how{.attention = options};
+        kvarn::layer_options how{.attention = options};
+        how.attention.precision = plan_->precision;
         items_.resize(std::max(items_.size(), kvarn::layer_memory_bytes(pool_, {&step, 1}, how)));
         const auto items = kvarn::plan_layer(pool_, layer, {&step, 1}, how, items_);
         check(items.error, "attention");

@@ -174,7 +174,8 @@ int run(int argc, char** argv)
         "Caches: exact, rtn<bits>, rotated_rtn<bits>, kivi<bits>_g<32|64|128>, q<4|5|8>_0, q<4|5>_1, rotated_q<4|5|8>_0,\n"
         "turboquant<2|3|4>, fp8_<tensor|token> (one scale per layer and tile, or per token and head), and\n"
         "k<bits>v<bits>_g<group>; after it _auto to keep each head's keys in the basis that its queries ask for, or _ko, _vo,\n"
-        "_kovo for the original basis of K, V or both; then :paper or :refined; then rules for layers and heads that get other\n"
+        "_kovo for the original basis of K, V or both; then :paper or :refined, :exact, :fine (default) or :fast for the\n"
+        "precision of attention; then rules for layers and heads that get other "
         "bits: k2v2_g128_auto:refined+0=k4v2+-1/0..3=k3v3. Exit code 0, or 2 with one line on stderr.",
         "language_model");
     app.set_version_flag("--version", "kvarn " KVARN_VERSION_STRING);
