@@ -289,7 +289,7 @@ FUNCTIONS = {
     "choose_bases_scratch_bytes": "z p",
     "layer_bytes": "z ppzp", "layer_plan": "s pzpzppzpp", "store_items": "z p", "attend_items": "z p", "finish_items": "z p",
     "layer_store": "s pz", "layer_attend": "s pzpz", "layer_finish": "s pzpz", "layer_run": "s ppz",
-    "shift_positions": "s pSqqqppppzp", "shift_scratch_bytes": "z p",
+    "shift_positions": "s pSqqqpppzp", "shift_scratch_bytes": "z p",
     "save": "s pSzzpp", "saved_bytes": "Q pSzz", "save_to": "s pSzzpz", "load": "s pppipp", "load_from": "s ppzpp",
     "loader_bytes": "z", "loader_make": "s ppzp", "loader_part": "s pppip", "loader_finish": "s pp", "loader_end": "v p",
 }
