@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data for all tests. They run against an installed package, or with KVARN_LIBRARY and PYTHONPATH=examples/python."""
+"""Data for all tests. They run against an installed package, or with KVARN_LIBRARY and PYTHONPATH=examples/python/src."""
 
 from __future__ import annotations
 

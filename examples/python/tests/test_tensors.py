@@ -28,7 +28,7 @@ def test_anything_with_dlpack(values):
     f = kvarn.Format("k4v2_g64", 64)
     assert np.array_equal(kvarn.quantize(f, Foreign(k), Foreign(k)).data, kvarn.quantize(f, k, k).data)
     with pytest.raises(TypeError, match="k: .*without a copy"):
-        kvarn.quantize(f, Foreign(k > 0) if not hasattr(np, "from_dlpack") else Foreign(None), k)
+        kvarn.quantize(f, Foreign(None), k)
 
 
 def test_tensors(values):
@@ -50,12 +50,12 @@ def test_tensors(values):
         assert torch.equal(torch.as_tensor(kvarn.dequantize(records, dtype=torch.float16)[0]), torch.from_numpy(expected[0]).half())
         q = torch.randn(4, 3, 64).to(dtype)
         answer = torch.zeros(4, 3, 64)
-        assert kvarn.attend(q, [records, (batch_k[0, :, :5], v.to(dtype)[:, :5])], out=answer) is answer
+        assert kvarn.attend(q, [records, (batch_k[0, :, :5], v.to(dtype)[:, :5])], out=answer, precision="exact") is answer
         everything = [torch.cat([torch.from_numpy(x), y[:, :5].to(dtype).float()], 1).repeat_interleave(2, 0)
                       for x, y in zip(expected, (k, v))]
         s = q.float() @ everything[0].transpose(1, 2) / 8
         s = s.masked_fill(torch.arange(133) > torch.arange(130, 133)[:, None], -torch.inf)
-        assert (torch.softmax(s, -1) @ everything[1] - answer).abs().max() < 5e-3
+        assert (torch.softmax(s, -1) @ everything[1] - answer).abs().max() < 1e-3
     with pytest.raises(TypeError, match="k: .*detach"):
         kvarn.quantize(f, k.clone().requires_grad_(), v)
     with pytest.raises(TypeError, match="k: .*float64"):
