@@ -69,7 +69,8 @@ class Values:
         size = self.array.itemsize
         if any(stride % size for stride in self.array.strides):
             raise ValueError(f"{name}: strides {self.array.strides} are not whole elements of {size} bytes")
-        if writable and isinstance(owner, np.ndarray) and not self.array.flags.writeable:
+        # NumPy may call read-only what it sees through DLPack; tensors of PyTorch are not.
+        if writable and not self.array.flags.writeable and type(owner).__module__.partition(".")[0] != "torch":
             raise ValueError(f"{name}: the array is read-only")
         self.heads, self.tokens, self.channels = self.array.shape
 
