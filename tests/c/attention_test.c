@@ -7,7 +7,7 @@
 enum { dim = 64, group = 64, rows = 2, sink = 10, sealed = 20 * group, tail = 37, tokens = sink + sealed + tail, new_tokens = 3 };
 
 static kvarn_format f = KVARN_FORMAT_INIT;
-static float k[tokens * dim], v[tokens * dim];          // as attention sees them: sealed ones decoded
+static float k[tokens * dim], v[tokens * dim];  // as attention sees them: sealed ones decoded
 static float q[new_tokens * rows * dim], out[new_tokens * rows * dim], other[new_tokens * rows * dim];
 static float lse[new_tokens * rows];
 
@@ -61,7 +61,8 @@ void test_attention(void)
     const size_t one = kvarn_record_bytes(&f, 0), bytes = one * (sealed / group), codec_bytes = kvarn_scratch_bytes(&f);
     unsigned char* const records = take_memory(bytes);
     void* const codec_scratch = take_memory(codec_bytes);
-    const kvarn_view all_k = kvarn_token_major(k, KVARN_F32, tokens, 1, dim), all_v = kvarn_token_major(v, KVARN_F32, tokens, 1, dim);
+    const kvarn_view all_k = kvarn_token_major(k, KVARN_F32, tokens, 1, dim),
+                     all_v = kvarn_token_major(v, KVARN_F32, tokens, 1, dim);
     const kvarn_view mid_k = kvarn_view_tokens(&all_k, sink, sealed), mid_v = kvarn_view_tokens(&all_v, sink, sealed);
     const kvarn_records grid = kvarn_head_major_records(&f, records, bytes, sealed / group, 1, 0);
     CHECK_OK(kvarn_quantize(&f, &mid_k, &mid_v, &grid, NULL, codec_scratch, codec_bytes));
@@ -69,12 +70,14 @@ void test_attention(void)
     give_back(codec_scratch);
 
     const kvarn_view sink_k = kvarn_view_tokens(&all_k, 0, sink), sink_v = kvarn_view_tokens(&all_v, 0, sink);
-    const kvarn_view tail_k = kvarn_view_tokens(&all_k, sink + sealed, tail), tail_v = kvarn_view_tokens(&all_v, sink + sealed, tail);
+    const kvarn_view tail_k = kvarn_view_tokens(&all_k, sink + sealed, tail),
+                     tail_v = kvarn_view_tokens(&all_v, sink + sealed, tail);
     kvarn_segment history[4] = {KVARN_SEGMENT_INIT, KVARN_SEGMENT_INIT, KVARN_SEGMENT_INIT, KVARN_SEGMENT_INIT};
     CHECK_OK(kvarn_exact_tokens(&sink_k, &sink_v, 0, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, &history[0]));
     CHECK_OK(kvarn_sealed_tiles(&f, &grid, 0, 0, SIZE_MAX, &history[1]));
     CHECK_OK(kvarn_exact_tokens(&tail_k, &tail_v, 0, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, &history[2]));
-    CHECK(history[0].tokens == sink && history[1].tokens == sealed && history[1].records == sealed / group && history[2].tokens == tail);
+    CHECK(history[0].tokens == sink && history[1].tokens == sealed && history[1].records == sealed / group &&
+          history[2].tokens == tail);
 
     kvarn_attention_task task = KVARN_ATTENTION_TASK_INIT;
     task.history = history;
@@ -138,7 +141,8 @@ void test_attention(void)
     both[0] = task;
     both[0].format = &f;
     kvarn_format another = KVARN_FORMAT_INIT;  // the call's, which no task uses
-    const size_t plan_bytes = kvarn_attention_bytes(&another, both, 2), item_bytes = kvarn_call_scratch_bytes(&f, new_tokens * rows);
+    const size_t plan_bytes = kvarn_attention_bytes(&another, both, 2),
+                 item_bytes = kvarn_call_scratch_bytes(&f, new_tokens * rows);
     CHECK(plan_bytes != 0);
     void *const memory = take_memory(plan_bytes), *const item_scratch = take_memory(item_bytes);
     both[1].format = &f;
@@ -187,7 +191,8 @@ void test_attention(void)
     CHECK_STATUS(kvarn_attend(&f, NULL, NULL, scratch, scratch_bytes), KVARN_NULL_POINTER);
     CHECK_STATUS(kvarn_attend(&f, &task, NULL, NULL, scratch_bytes), KVARN_NULL_POINTER);
     CHECK_STATUS(kvarn_attend(&f, &task, NULL, scratch, 10), KVARN_BUFFER_TOO_SMALL);
-    CHECK_STATUS(kvarn_attend(&f, &task, NULL, scratch, kvarn_attend_scratch_bytes(&f, new_tokens * rows, 3) - 1), KVARN_BUFFER_TOO_SMALL);
+    CHECK_STATUS(kvarn_attend(&f, &task, NULL, scratch, kvarn_attend_scratch_bytes(&f, new_tokens * rows, 3) - 1),
+                 KVARN_BUFFER_TOO_SMALL);
     options = (kvarn_attention_options)KVARN_ATTENTION_OPTIONS_INIT;
     options.window = -1;
     CHECK_STATUS(kvarn_attend(&f, &task, &options, scratch, scratch_bytes), KVARN_BAD_ARGUMENT);

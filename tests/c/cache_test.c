@@ -72,11 +72,13 @@ static kvarn_status step(struct engine* e, kvarn_sequence s, size_t m, uint64_t 
         options.threads = by_items ? 8 : 1;
         options.chunks_per_item = 1;
         const size_t need = kvarn_layer_bytes(e->pool, &one, 1, &options);
-        CHECK(need != 0 && need <= kvarn_layer_bound(&e->config, 1, m * (query_heads / kv_heads), query_heads / kv_heads, &options));
+        CHECK(need != 0 &&
+              need <= kvarn_layer_bound(&e->config, 1, m * (query_heads / kv_heads), query_heads / kv_heads, &options));
         if (e->work != NULL && e->work_bytes < need) give_back(e->work), e->work = NULL;
         if (e->work == NULL) e->work = take_memory(e->work_bytes = need);
         kvarn_layer* items = NULL;
-        CHECK_STATUS(kvarn_layer_plan(e->pool, layer, &one, 1, &options, e->work, need - 1, &items, NULL), KVARN_BUFFER_TOO_SMALL);
+        CHECK_STATUS(kvarn_layer_plan(e->pool, layer, &one, 1, &options, e->work, need - 1, &items, NULL),
+                     KVARN_BUFFER_TOO_SMALL);
         said = kvarn_layer_plan(e->pool, layer, &one, 1, &options, e->work, need, &items, NULL);
         if (said != KVARN_OK) return said;
         if (!by_items) {
@@ -87,8 +89,10 @@ static kvarn_status step(struct engine* e, kvarn_sequence s, size_t m, uint64_t 
         memset(&one, 0xff, sizeof one);  // what a plan needs of its steps it has kept
         CHECK(kvarn_store_items(items) == kv_heads);
         for (size_t i = kvarn_store_items(items); i-- != 0;) CHECK_OK(kvarn_layer_store(items, i));
-        for (size_t i = kvarn_attend_items(items); i-- != 0;) CHECK_OK(kvarn_layer_attend(items, i, e->scratch, e->scratch_bytes));
-        for (size_t i = kvarn_finish_items(items); i-- != 0;) CHECK_OK(kvarn_layer_finish(items, i, e->scratch, e->scratch_bytes));
+        for (size_t i = kvarn_attend_items(items); i-- != 0;)
+            CHECK_OK(kvarn_layer_attend(items, i, e->scratch, e->scratch_bytes));
+        for (size_t i = kvarn_finish_items(items); i-- != 0;)
+            CHECK_OK(kvarn_layer_finish(items, i, e->scratch, e->scratch_bytes));
         CHECK(kvarn_step_of_store(items, 0) == 0 && kvarn_step_of_attend(items, 0) == 0);
         CHECK(kvarn_step_of_store(items, 99999) == SIZE_MAX && kvarn_step_of_attend(items, 99999) == SIZE_MAX &&
               kvarn_step_of_finish(items, 99999) == SIZE_MAX);
@@ -126,7 +130,8 @@ static void same_bits(void)
     go_on(&e, plain, end, expected, 0);
     kvarn_sequence_statistics n = KVARN_SEQUENCE_STATISTICS_INIT;
     CHECK_OK(kvarn_statistics_of(e.pool, plain, &n));
-    CHECK(n.tokens == end && n.sealed_tokens == 96 && n.record_blocks == 3 && n.exact_blocks == 2 && n.next_position == end && n.dead_tokens == 0);
+    CHECK(n.tokens == end && n.sealed_tokens == 96 && n.record_blocks == 3 && n.exact_blocks == 2 && n.next_position == end &&
+          n.dead_tokens == 0);
 
     // By items of many threads, in the slowest instruction set.
     CHECK_OK(kvarn_open(e.pool, 0, &other));
@@ -183,7 +188,8 @@ static void same_bits(void)
             fill(k + t * kv_heads * dim, kv_heads * dim, dim, token * 8 + layer);
             fill(v + t * kv_heads * dim, kv_heads * dim, dim, token * 8 + 2 + layer);
         }
-        const kvarn_view kv = kvarn_token_major(k, KVARN_F32, 3, kv_heads, dim), vv = kvarn_token_major(v, KVARN_F32, 3, kv_heads, dim);
+        const kvarn_view kv = kvarn_token_major(k, KVARN_F32, 3, kv_heads, dim),
+                         vv = kvarn_token_major(v, KVARN_F32, 3, kv_heads, dim);
         CHECK_OK(kvarn_store(e.pool, restored, layer, &kv, &vv, 0, 0));
     }
     static const size_t path[2] = {0, 2}, wrong_path[2] = {2, 0};
@@ -202,7 +208,8 @@ static void same_bits(void)
     CHECK_OK(kvarn_close(e.pool, restored));
     kvarn_pool_statistics all = KVARN_POOL_STATISTICS_INIT;
     CHECK_OK(kvarn_statistics_of_pool(e.pool, &all));
-    CHECK(all.sequences == 0 && all.records_used == 0 && all.exact_used == 0 && all.bytes_used == 0 && all.records_free > 0 && all.tiles_sealed > 6);
+    CHECK(all.sequences == 0 && all.records_used == 0 && all.exact_used == 0 && all.bytes_used == 0 && all.records_free > 0 &&
+          all.tiles_sealed > 6);
     drop_engine(&e);
 }
 
@@ -243,7 +250,8 @@ static void spread_sealing(void)
     CHECK(report.sealed == 1 && kvarn_seal_items(e.pool) == 0 && kvarn_ready_tiles(e.pool, later) == 0);
 
     // Both hold the same.
-    const kvarn_view one = kvarn_token_major(k, KVARN_F32, group, 1, dim), two = kvarn_token_major(spread, KVARN_F32, group, 1, dim);
+    const kvarn_view one = kvarn_token_major(k, KVARN_F32, group, 1, dim),
+                     two = kvarn_token_major(spread, KVARN_F32, group, 1, dim);
     CHECK(kvarn_count_tokens(e.pool, later, 32, 64) == 32);
     CHECK_OK(kvarn_read(e.pool, at_once, 1, 1, 32, 64, &one, NULL, e.scratch, e.scratch_bytes));
     CHECK_OK(kvarn_read(e.pool, later, 1, 1, 32, 64, &two, NULL, e.scratch, e.scratch_bytes));
@@ -292,10 +300,12 @@ static void edited(void)
     CHECK(kvarn_next_position(e.pool, s) == 1000);
     go_on(&e, s, 1000 + 140, out, 0);
     CHECK_OK(kvarn_erase(e.pool, s, 1040, 1050));
-    CHECK(kvarn_tokens(e.pool, s) == 130 && kvarn_next_position(e.pool, s) == 1140 && kvarn_count_tokens(e.pool, s, 1030, 1060) == 20);
+    CHECK(kvarn_tokens(e.pool, s) == 130 && kvarn_next_position(e.pool, s) == 1140 &&
+          kvarn_count_tokens(e.pool, s, 1030, 1060) == 20);
     CHECK_STATUS(kvarn_erase(e.pool, s, 1050, 1040), KVARN_BAD_ARGUMENT);
     CHECK_OK(kvarn_evict_front(e.pool, s, 3));
-    CHECK(kvarn_count_tokens(e.pool, s, 1032, 1035) == 0 && kvarn_count_tokens(e.pool, s, 1000, 1032) == 32 && kvarn_tokens(e.pool, s) == 127);
+    CHECK(kvarn_count_tokens(e.pool, s, 1032, 1035) == 0 && kvarn_count_tokens(e.pool, s, 1000, 1032) == 32 &&
+          kvarn_tokens(e.pool, s) == 127);
     CHECK_STATUS(kvarn_evict_front(e.pool, s, 1000), KVARN_BAD_ARGUMENT);
     kvarn_sequence_statistics n = KVARN_SEQUENCE_STATISTICS_INIT;
     CHECK_OK(kvarn_statistics_of(e.pool, s, &n));
@@ -309,7 +319,8 @@ static void edited(void)
     const size_t bytes = kvarn_shift_scratch_bytes(&e.format);
     void* const scratch = take_memory(bytes);
     CHECK_STATUS(kvarn_shift_positions(e.pool, s, 1050, 1140, -10, NULL, &t, scratch, bytes, &report), KVARN_NULL_POINTER);
-    CHECK_STATUS(kvarn_shift_positions(e.pool, s, 1050, 1140, -10, turn, &t, scratch, bytes - 1, &report), KVARN_BUFFER_TOO_SMALL);
+    CHECK_STATUS(kvarn_shift_positions(e.pool, s, 1050, 1140, -10, turn, &t, scratch, bytes - 1, &report),
+                 KVARN_BUFFER_TOO_SMALL);
     CHECK_STATUS(kvarn_shift_positions(e.pool, s, 1050, 1140, -11, turn, &t, scratch, bytes, &report), KVARN_BAD_ARGUMENT);
     CHECK(t.calls == 0);
     CHECK_OK(kvarn_shift_positions(e.pool, s, 1050, 1140, -10, turn, &t, scratch, bytes, &report));
@@ -353,7 +364,8 @@ static void edited(void)
     CHECK_OK(kvarn_seal(fresh.pool, s, SIZE_MAX, fresh.scratch, fresh.scratch_bytes, NULL));
     f.key_bits = 4;
     CHECK_STATUS(kvarn_pool_set_format(fresh.pool, 1, 1, &f), KVARN_BAD_ARGUMENT);  // there are records
-    CHECK_STATUS(kvarn_pool_choose_bases(fresh.pool, s, moments, count, NULL, choose_scratch, choose_bytes, NULL), KVARN_BAD_ARGUMENT);
+    CHECK_STATUS(kvarn_pool_choose_bases(fresh.pool, s, moments, count, NULL, choose_scratch, choose_bytes, NULL),
+                 KVARN_BAD_ARGUMENT);
     CHECK_STATUS(kvarn_pool_format(fresh.pool, layers, 0, &f), KVARN_BAD_ARGUMENT);
     free(moments);
     give_back(choose_scratch);
@@ -399,7 +411,8 @@ static void plans(void)
     CHECK(kvarn_pool_layers(pool) == 4 && kvarn_pool_heads(pool) == 2);
     kvarn_cache_config whole = KVARN_CACHE_CONFIG_INIT;
     CHECK_OK(kvarn_pool_config(pool, &whole));
-    CHECK(whole.format == NULL && whole.layers == 4 && whole.record_blocks == with_rules.record_blocks && whole.sink_tokens == 128 && whole.most_spans == 80);
+    CHECK(whole.format == NULL && whole.layers == 4 && whole.record_blocks == with_rules.record_blocks &&
+          whole.sink_tokens == 128 && whole.most_spans == 80);
     give_back(memory);
 
     CHECK_STATUS(kvarn_plan_cache(&c, &plan), KVARN_BAD_ARGUMENT);  // rules without a size
@@ -417,7 +430,8 @@ static void plans(void)
     CHECK_OK(kvarn_plan_sequence(&c, 1000, &sequence));
     CHECK(sequence.elements == 1000 * 8 * 256 && sequence.record_bytes == 6 * plan.record_block_bytes);
     CHECK(sequence.exact_bytes == (1000 - 6 * 128) * 8 * 256 * 2);
-    CHECK(fabs(sequence.bits_per_element - 8.0 * (double)(sequence.record_bytes + sequence.exact_bytes) / (double)sequence.elements) < 1e-9);
+    CHECK(fabs(sequence.bits_per_element -
+               8.0 * (double)(sequence.record_bytes + sequence.exact_bytes) / (double)sequence.elements) < 1e-9);
 
     static const int32_t layers_[] = {-1, INT32_MAX, 1 << 20};
     for (size_t i = 0; i < 3; ++i) {
@@ -475,7 +489,8 @@ static void refused(void)
         CHECK_STATUS(kvarn_seal(e.pool, stale[i], 1, e.scratch, e.scratch_bytes, NULL), KVARN_STALE_HANDLE);
         CHECK_STATUS(kvarn_begin_seal(e.pool, stale[i], 1, &number), KVARN_STALE_HANDLE);
         CHECK_STATUS(kvarn_statistics_of(e.pool, stale[i], &n), KVARN_STALE_HANDLE);
-        CHECK(kvarn_is_open(e.pool, stale[i]) == 0 && kvarn_tokens(e.pool, stale[i]) == 0 && kvarn_next_position(e.pool, stale[i]) == -1);
+        CHECK(kvarn_is_open(e.pool, stale[i]) == 0 && kvarn_tokens(e.pool, stale[i]) == 0 &&
+              kvarn_next_position(e.pool, stale[i]) == -1);
         CHECK(kvarn_saved_bytes(e.pool, stale[i], 0, 1) == 0);
         kvarn_step one = KVARN_STEP_INIT;
         kvarn_layer* items = NULL;
@@ -503,7 +518,8 @@ static void refused(void)
     commit_and_seal(&e, s, 64);
     CHECK_OK(step(&e, s, 32, 1, out, 0));
     CHECK_OK(kvarn_commit(e.pool, s, 32));
-    CHECK_STATUS(kvarn_seal(e.pool, s, SIZE_MAX, e.scratch, e.scratch_bytes, NULL), KVARN_NO_ROOM);  // the pool has one record block
+    CHECK_STATUS(kvarn_seal(e.pool, s, SIZE_MAX, e.scratch, e.scratch_bytes, NULL),
+                 KVARN_NO_ROOM);  // the pool has one record block
 
     // Drafts that are not stored are neither committed nor attended to.
     CHECK_OK(kvarn_reserve(e.pool, s, 1));

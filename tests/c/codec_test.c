@@ -22,15 +22,18 @@ void test_codec(void)
     kvarn_format f = KVARN_FORMAT_INIT;
     CHECK_OK(kvarn_format_parse("k4v2_g64", dim, dim, &f));
     const size_t one = kvarn_record_bytes(&f, 0), bytes = one * tiles * heads, scratch_bytes = kvarn_scratch_bytes(&f);
-    unsigned char *const records = take_memory(bytes), *const expected = take_memory(bytes), *const scratch = take_memory(scratch_bytes);
-    float* const keys = malloc(values * sizeof *keys), *const values_ = malloc(values * sizeof *values_);
-    float* const keys2 = malloc(values * sizeof *keys), *const values2 = malloc(values * sizeof *values_);
+    unsigned char *const records = take_memory(bytes), *const expected = take_memory(bytes),
+                         *const scratch = take_memory(scratch_bytes);
+    float *const keys = malloc(values * sizeof *keys), *const values_ = malloc(values * sizeof *values_);
+    float *const keys2 = malloc(values * sizeof *keys), *const values2 = malloc(values * sizeof *values_);
     uint16_t* const narrow = malloc(2 * values * sizeof *narrow);
     if (!keys || !values_ || !keys2 || !values2 || !narrow) exit(1);
     fill(keys, values, dim, 1);
     fill(values_, values, dim, 2);
-    const kvarn_view kv = kvarn_token_major(keys, KVARN_F32, tokens, heads, dim), vv = kvarn_token_major(values_, KVARN_F32, tokens, heads, dim);
-    const kvarn_view kv2 = kvarn_head_major(keys2, KVARN_F32, tokens, heads, dim), vv2 = kvarn_token_major(values2, KVARN_F32, tokens, heads, dim);
+    const kvarn_view kv = kvarn_token_major(keys, KVARN_F32, tokens, heads, dim),
+                     vv = kvarn_token_major(values_, KVARN_F32, tokens, heads, dim);
+    const kvarn_view kv2 = kvarn_head_major(keys2, KVARN_F32, tokens, heads, dim),
+                     vv2 = kvarn_token_major(values2, KVARN_F32, tokens, heads, dim);
     const kvarn_records grid = kvarn_tile_major_records(&f, records, bytes, tiles, heads, 0);
     CHECK(grid.record_bytes == one && grid.tile_stride == heads * one);
 
@@ -89,7 +92,8 @@ void test_codec(void)
     static const int32_t types[] = {KVARN_F16, KVARN_BF16};
     for (size_t i = 0; i < 2; ++i) {
         const kvarn_view kn = kvarn_token_major(narrow, types[i], tokens, heads, dim);
-        const kvarn_view vn = kvarn_token_major(narrow + values, types[i], tokens, heads, dim), wide = kvarn_token_major(keys2, KVARN_F32, tokens, heads, dim);
+        const kvarn_view vn = kvarn_token_major(narrow + values, types[i], tokens, heads, dim),
+                         wide = kvarn_token_major(keys2, KVARN_F32, tokens, heads, dim);
         CHECK_OK(kvarn_convert(&kv, &kn));
         CHECK_OK(kvarn_convert(&vv, &vn));
         CHECK_OK(kvarn_quantize(&f, &kn, &vn, &grid, NULL, scratch, scratch_bytes));
@@ -118,7 +122,8 @@ void test_codec(void)
     CHECK(wide_grid.record_bytes % 1024 == 0 && wide_grid.record_bytes >= one);
     memset(records, 0xff, bytes);
     CHECK_OK(kvarn_quantize(&f, &head, &head_v, &wide_grid, NULL, scratch, scratch_bytes));
-    CHECK(records[wide_grid.record_bytes - 1] == (wide_grid.record_bytes == one ? records[one - 1] : 0) && records[wide_grid.record_bytes] == 0xff);
+    CHECK(records[wide_grid.record_bytes - 1] == (wide_grid.record_bytes == one ? records[one - 1] : 0) &&
+          records[wide_grid.record_bytes] == 0xff);
 
     // Errors; nothing is written.
     memset(records, 0x5a, bytes);
@@ -155,7 +160,8 @@ void test_codec(void)
 
     // The basis of a head by its data: channels far from zero ask for the original one.
     for (size_t t = 0; t < tokens * heads; ++t)
-        for (size_t c = 0; c < dim; ++c) keys[t * dim + c] = random_value(3, t * dim + c) * 0.1f + (c == 9 ? 12.0f * random_value(4, t) : 0.0f);
+        for (size_t c = 0; c < dim; ++c)
+            keys[t * dim + c] = random_value(3, t * dim + c) * 0.1f + (c == 9 ? 12.0f * random_value(4, t) : 0.0f);
     uint64_t moments[dim] = {0};
     float queries[8 * dim];
     for (size_t i = 0; i < 8 * dim; ++i) queries[i] = i % dim == 9 ? 0.0f : random_value(5, i);
@@ -168,14 +174,17 @@ void test_codec(void)
     const size_t choose_bytes = kvarn_choose_scratch_bytes(&f);
     void* const choose_scratch = take_memory(choose_bytes);
     CHECK_OK(kvarn_choose_format(&f, &head, &head_v, moments, dim, NULL, choose_scratch, choose_bytes, &chosen));
-    CHECK(chosen.key_rotation == KVARN_ROTATION_NONE && chosen.key_bits == 4 && chosen.group == group && chosen.head_dim_k == dim);
+    CHECK(chosen.key_rotation == KVARN_ROTATION_NONE && chosen.key_bits == 4 && chosen.group == group &&
+          chosen.head_dim_k == dim);
     kvarn_choose_options choose = KVARN_CHOOSE_OPTIONS_INIT;
     choose.most_key_error = 0.001f;
     CHECK_OK(kvarn_choose_format(&f, &head, NULL, moments, dim, &choose, choose_scratch, choose_bytes, &chosen));
     CHECK(chosen.key_bits > 4 && chosen.value_bits == 2);
     choose.margin = -1.0f;
-    CHECK_STATUS(kvarn_choose_format(&f, &head, NULL, moments, dim, &choose, choose_scratch, choose_bytes, &chosen), KVARN_BAD_ARGUMENT);
-    CHECK_STATUS(kvarn_choose_format(&f, &head, NULL, moments, dim, NULL, choose_scratch, choose_bytes - 1, &chosen), KVARN_BUFFER_TOO_SMALL);
+    CHECK_STATUS(kvarn_choose_format(&f, &head, NULL, moments, dim, &choose, choose_scratch, choose_bytes, &chosen),
+                 KVARN_BAD_ARGUMENT);
+    CHECK_STATUS(kvarn_choose_format(&f, &head, NULL, moments, dim, NULL, choose_scratch, choose_bytes - 1, &chosen),
+                 KVARN_BUFFER_TOO_SMALL);
     give_back(choose_scratch);
 
     give_back(records), give_back(expected), give_back(scratch);

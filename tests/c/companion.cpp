@@ -18,5 +18,6 @@ extern "C" int companion_quantize(const char* name, int dim, const float* k, con
     std::vector<std::byte> scratch(kvarn::scratch_bytes(*format));
     const auto grid = kvarn::tile_major_records(*format, static_cast<std::byte*>(records), bytes, tiles, heads);
     return kvarn::quantize_kv<kvarn::simd::portable>(*format, kvarn::token_major(k, tokens, heads, channels),
-                                                     kvarn::token_major(v, tokens, heads, channels), grid, scratch) == kvarn::status::ok;
+                                                     kvarn::token_major(v, tokens, heads, channels), grid,
+                                                     scratch) == kvarn::status::ok;
 }

@@ -37,7 +37,8 @@ static void formats(void)
     kvarn_format f = KVARN_FORMAT_INIT;
     CHECK_OK(kvarn_format_make(&f));
     CHECK_OK(kvarn_format_parse("kvarn_k3v4_g64_ko", 96, 128, &f));
-    CHECK(f.head_dim_k == 96 && f.head_dim_v == 128 && f.key_bits == 3 && f.value_bits == 4 && f.group == 64 && f.exact_channels == 0);
+    CHECK(f.head_dim_k == 96 && f.head_dim_v == 128 && f.key_bits == 3 && f.value_bits == 4 && f.group == 64 &&
+          f.exact_channels == 0);
     CHECK(f.key_rotation == KVARN_ROTATION_NONE && f.value_rotation == KVARN_ROTATION_HADAMARD);
     CHECK_STATUS(kvarn_format_parse("k4v2", 128, 128, &f), KVARN_BAD_FORMAT_NAME);
     CHECK_STATUS(kvarn_format_parse("k7v2_g128", 128, 128, &f), KVARN_UNSUPPORTED_BITS);
@@ -84,7 +85,8 @@ static void formats(void)
 
     kvarn_kernel_path path = KVARN_KERNEL_PATH_INIT;
     CHECK_OK(kvarn_kernel_path_of(&base, &path));
-    CHECK(strcmp(path.arch, kvarn_active_arch()) == 0 && strlen(path.reason) > 20 && path.keys_specialised == 1 && path.values_specialised == 1);
+    CHECK(strcmp(path.arch, kvarn_active_arch()) == 0 && strlen(path.reason) > 20 && path.keys_specialised == 1 &&
+          path.values_specialised == 1);
     CHECK_STATUS(kvarn_kernel_path_of(&base, NULL), KVARN_NULL_POINTER);
     CHECK_STATUS(kvarn_layout_of(NULL, &at), KVARN_NULL_POINTER);
 }
@@ -119,14 +121,16 @@ static void sizes_of_structs(void)
     small_one.size = offsetof(kvarn_record_layout, v_codes);
     small_one.v_codes = 99;
     CHECK_OK(kvarn_layout_of(&whole, &small_one));
-    CHECK(small_one.size == offsetof(kvarn_record_layout, v_codes) && small_one.k_token_scale == 128 * 128 / 2 + 512 && small_one.v_codes == 99);
+    CHECK(small_one.size == offsetof(kvarn_record_layout, v_codes) && small_one.k_token_scale == 128 * 128 / 2 + 512 &&
+          small_one.v_codes == 99);
     struct {
         kvarn_record_layout known;
         size_t more[2];
     } large_one = {KVARN_RECORD_LAYOUT_INIT, {5, 5}};
     large_one.known.size = sizeof large_one;
     CHECK_OK(kvarn_layout_of(&whole, &large_one.known));
-    CHECK(large_one.more[0] == 0 && large_one.more[1] == 0 && large_one.known.size == sizeof large_one && large_one.known.content_bytes != 0);
+    CHECK(large_one.more[0] == 0 && large_one.more[1] == 0 && large_one.known.size == sizeof large_one &&
+          large_one.known.content_bytes != 0);
 
     static const size_t nonsense[] = {0, 1, 4, 12, 5000, SIZE_MAX};
     for (size_t i = 0; i < sizeof nonsense / sizeof *nonsense; ++i) {
@@ -145,8 +149,10 @@ static void sizes_of_structs(void)
 static void views(void)
 {
     float data[2 * 3 * 4];
-    const kvarn_view none = KVARN_VIEW_INIT, x = kvarn_token_major(data, KVARN_F32, 2, 3, 4), y = kvarn_head_major(data, KVARN_F32, 2, 3, 4);
-    CHECK(x.data == data && x.tokens == 2 && x.heads == 3 && x.channels == 4 && x.token_stride == 12 && x.head_stride == 4 && x.channel_stride == 1);
+    const kvarn_view none = KVARN_VIEW_INIT, x = kvarn_token_major(data, KVARN_F32, 2, 3, 4),
+                     y = kvarn_head_major(data, KVARN_F32, 2, 3, 4);
+    CHECK(x.data == data && x.tokens == 2 && x.heads == 3 && x.channels == 4 && x.token_stride == 12 && x.head_stride == 4 &&
+          x.channel_stride == 1);
     CHECK(y.token_stride == 4 && y.head_stride == 8);
     kvarn_view part = kvarn_view_tokens(&x, 1, 7);
     CHECK(part.data == data + 12 && part.tokens == 1);

@@ -42,7 +42,8 @@ int main(int argc, char** argv)
     static const struct {
         const char* name;
         void (*run)(void);
-    } groups[] = {{"library", test_library}, {"codec", test_codec}, {"attention", test_attention}, {"cache", test_cache}, {"files", test_files}};
+    } groups[] = {{"library", test_library}, {"codec", test_codec}, {"attention", test_attention},
+                  {"cache", test_cache},     {"files", test_files}, {"senseless", test_senseless}};
     for (size_t i = 0; i < sizeof groups / sizeof *groups; ++i)
         if (argc < 2 || strcmp(argv[1], groups[i].name) == 0) groups[i].run();
     printf("%d checks, %d failed, on %s\n", checks, failures, kvarn_active_arch());

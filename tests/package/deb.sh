@@ -62,8 +62,9 @@ if grep -Ev '^(drwxr-xr-x|-rw-r--r--) root/root ' contents; then
 fi
 sed -n 's|^-.* \./||p' contents | LC_ALL=C sort >holds
 {
-    (cd "$repository" && find include/kvarn -name '*.hpp' -o -name '*.cuh') | sed 's|^|usr/|'
-    for file in KvarnKernels.cmake kvarnConfig.cmake kvarnConfigVersion.cmake kvarnFilesTargets.cmake kvarnTargets.cmake kvarn_kernels.cpp.in; do
+    (cd "$repository" && find include/kvarn -name '*.hpp' -o -name '*.cuh' -o -name '*.h') | sed 's|^|usr/|'
+    for file in KvarnCLibrary.cmake KvarnKernels.cmake kvarnConfig.cmake kvarnConfigVersion.cmake kvarnFilesTargets.cmake \
+        kvarnTargets.cmake kvarn_c.cpp.in kvarn_kernels.cpp.in; do
         echo "usr/share/kvarn/$file"
     done
     echo usr/share/pkgconfig/kvarn.pc

@@ -233,7 +233,8 @@ KVARN_C_API size_t kvarn_record_bytes(const kvarn_format* format, size_t round_t
 /// Bits per stored element of K and V at that distance, scalars and padding included; 0 for no format.
 KVARN_C_API double kvarn_bits_per_element(const kvarn_format* format, size_t round_to) KVARN_C_NOEXCEPT;
 /// Scratch for kvarn_quantize, kvarn_dequantize and kvarn_seal_item; and for any one of these, attention items of up
-/// to `query_rows` rows (tokens x query heads of a KV head) and kvarn_combine_item too. Bytes, at any alignment.
+/// to `query_rows` rows (tokens x query heads of a KV head) and kvarn_combine_item too (0 for more
+/// than 1024). Bytes, at any alignment.
 KVARN_C_API size_t kvarn_scratch_bytes(const kvarn_format* format) KVARN_C_NOEXCEPT;
 KVARN_C_API size_t kvarn_call_scratch_bytes(const kvarn_format* format, size_t query_rows) KVARN_C_NOEXCEPT;
 
@@ -431,7 +432,7 @@ KVARN_C_API size_t kvarn_attend_scratch_bytes(const kvarn_format* format, size_t
 /// bits for any number of threads or chunks.
 typedef struct kvarn_attention kvarn_attention;
 
-/// Bytes for kvarn_attention_plan, at any alignment; 0 for arguments that it would refuse.
+/// Bytes for kvarn_attention_plan, at any alignment; 0 for arguments that make no sense.
 KVARN_C_API size_t kvarn_attention_bytes(const kvarn_format* format, const kvarn_attention_task* tasks,
                                          size_t count) KVARN_C_NOEXCEPT;
 /// Plans a batch in `memory`, which keeps all it needs of `tasks` and their segments, but not what those point to
@@ -540,8 +541,9 @@ typedef struct kvarn_cache_plan {
 #define KVARN_CACHE_PLAN_INIT {sizeof(kvarn_cache_plan), 0, 0, 0, 0, 0, 0, 0, 0}
 
 /// Errors: those of kvarn_format_make; KVARN_BAD_ARGUMENT (no layers, heads, sequences, blocks or tokens, or more of
-/// them than 2^31; a rule with an empty range or outside; options); KVARN_SHAPE_MISMATCH (a rule gives bits to a V
-/// part that is not there, or takes it away); KVARN_BUFFER_TOO_SMALL (the sizes do not fit size_t).
+/// them than 2^31, or of layers x heads than 2^20; a rule with an empty range or outside; options);
+/// KVARN_SHAPE_MISMATCH (a rule gives bits to a V part that is not there, or takes it away); KVARN_BUFFER_TOO_SMALL
+/// (the sizes do not fit size_t).
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_plan_cache(const kvarn_cache_config* config,
                                                           kvarn_cache_plan* plan) KVARN_C_NOEXCEPT;
 /// The configuration with its zeros filled in and as many record blocks as fit into `bytes` of memory, but no more
@@ -550,7 +552,8 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_fit_cache(const kvarn_cache_confi
                                                          kvarn_cache_config* fitted) KVARN_C_NOEXCEPT;
 
 /// What the caches of one sequence of `tokens` tokens take, all layers and heads together: the sink exact, then as
-/// many whole tiles as there are, then an exact tail, where exact tokens take what they fill.
+/// many whole tiles as there are, then an exact tail, where exact tokens take what they fill. Errors: those of
+/// kvarn_plan_cache; KVARN_BAD_ARGUMENT (more than 2^31 tokens).
 typedef struct kvarn_sequence_plan {
     size_t size;
     size_t record_bytes;      ///< sealed tiles, scales and padding included
@@ -802,7 +805,7 @@ typedef struct kvarn_layer kvarn_layer;
 KVARN_C_API size_t kvarn_layer_bytes(const kvarn_pool* pool, const kvarn_step* steps, size_t count,
                                      const kvarn_layer_options* options) KVARN_C_NOEXCEPT;
 /// Bytes that are enough for any `steps` sequences of up to `rows` query rows a KV head (m x its query heads,
-/// `group_heads`).
+/// `group_heads`); SIZE_MAX if the number does not fit.
 KVARN_C_API size_t kvarn_layer_bound(const kvarn_cache_config* config, size_t steps, size_t rows, size_t group_heads,
                                      const kvarn_layer_options* options) KVARN_C_NOEXCEPT;
 /// Plans one layer of a step in `memory`, which keeps all it needs of `steps`, but not what those point to. Until its

@@ -86,7 +86,7 @@ struct tile_loss {
 [[nodiscard]] KVARN_INLINE constexpr std::size_t whole_lines(std::size_t bytes) noexcept { return (bytes + 63) / 64 * 64; }
 
 /// Adds what `decoded`, [tokens][dim], loses of `exact`. weights: [dim], or null for 1.
-template <class T>
+template <class Arch, class T>
 KVARN_NOINLINE void add_loss(const kv_view<T>& exact, std::size_t dim, const float* decoded, const float* weights, part_loss& loss) noexcept
 {
     using one = simd::kernels<simd::portable>;
@@ -117,8 +117,8 @@ result<tile_loss> loss_of(const format& f, const kv_view<T>& k, const kv_view<T>
         if (const status s = quantize_kv<Arch>(f, key_tile, value_tile, record, scratch, options); s != status::ok) return s;
         const auto key_tokens = token_major(keys, group, 1, dim);
         if (const status s = dequantize_kv<Arch>(f, record, key_tokens, value_tokens, basis::original, scratch); s != status::ok) return s;
-        add_loss(as_storage(key_tile), dim, keys, weights, loss.k);
-        if (f.has_values()) add_loss(as_storage(value_tile), value_dim, values, nullptr, loss.v);
+        add_loss<Arch>(as_storage(key_tile), dim, keys, weights, loss.k);
+        if (f.has_values()) add_loss<Arch>(as_storage(value_tile), value_dim, values, nullptr, loss.v);
     }
     return loss;
 }
