@@ -72,6 +72,9 @@ class KvarnError(Exception):
         return (_plain_error, (str(self), int(self.status), self.where, self.argument))
 
 
+KvarnError.__module__ = "kvarn"  # where everybody has it from
+
+
 def _plain_error(text: str, status: int, where: str, argument: str | None) -> KvarnError:
     error = KvarnError(status, where, argument)
     error.args = (text,)

@@ -188,8 +188,9 @@ def _pair(format: Format, k: ArrayLike | None, v: ArrayLike | None, *, tiles: bo
         if found is not None and found.channels != channels:
             raise ValueError(f"{found.name}: {found.channels} channels, {format} has {channels}")
         if found is not None and tiles and found.tokens % format.group:
-            raise ValueError(f"{found.name}: {found.tokens} tokens are no whole tiles of {format.group}: keep the last "
-                             f"{found.tokens % format.group} exact, array[:, :{found.tokens // format.group * format.group}]")
+            whole = found.tokens // format.group * format.group
+            raise ValueError(f"{found.name}: {found.tokens} tokens are no whole tiles of {format.group}: array[:, :{whole}] is, "
+                             f"the other {found.tokens - whole} stay exact")
     if found_k is not None and found_v is not None:
         if (found_k.heads, found_k.tokens) != (found_v.heads, found_v.tokens):
             raise ValueError(f"{names[1]}: {found_v.heads} heads of {found_v.tokens} tokens, but {names[0]} has {found_k.heads} "
