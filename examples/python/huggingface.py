@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What each format loses on the keys and values of a Hugging Face model: per layer, the table of `kvarn compare`.
+"""What each format loses on the keys and values of a Hugging Face model: per layer, the table of `kvarn
+compare`.
 
     python huggingface.py --model HuggingFaceTB/SmolLM2-135M --text book.txt --tokens 1024
     python huggingface.py --npy examples/data/layer0_k.npy examples/data/layer0_v.npy examples/data/layer0_q.npy
 
-The first needs torch and transformers, the second neither. Queries are not in `past_key_values`; they are recorded where the
-model's module has a function `apply_rotary_pos_emb` (Llama, Mistral, Qwen, Gemma, Phi and many others), and otherwise the
-errors of attention and the formats that end in _auto are left out.
+The first needs torch and transformers, the second neither. Queries are not in `past_key_values`; they are
+recorded where the model's module has a function `apply_rotary_pos_emb` (Llama, Mistral, Qwen, Gemma, Phi and
+many others), and otherwise the errors of attention and the formats that end in _auto are left out.
 
-In a notebook: `layers_of(model(**inputs, use_cache=True).past_key_values)` gives K and V of each layer, as views.
+In a notebook: `layers_of(model(**inputs, use_cache=True).past_key_values)` gives K and V of each layer, as
+views.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +29,9 @@ import kvarn
 
 
 def layers_of(past_key_values: Any, sequence: int = 0) -> list[tuple[Any, Any]]:
-    """K and V [KV heads, tokens, head_dim] of each layer, for one sequence of the batch: views of the model's own tensors.
-    Takes a DynamicCache of any version, or tuples (k, v, ...)."""
+    """K and V [KV heads, tokens, head_dim] of each layer, for one sequence of the batch: views of the model's
+    own tensors. Takes a DynamicCache of any version, or tuples (k, v, ...).
+    """
     if hasattr(past_key_values, "layers"):  # transformers from 4.54 on
         pairs = [(layer.keys, layer.values) for layer in past_key_values.layers]
     elif hasattr(past_key_values, "key_cache"):
@@ -44,7 +48,9 @@ def layers_of(past_key_values: Any, sequence: int = 0) -> list[tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def recorded_queries(model: Any) -> Iterator[list[Any]]:
-    """The queries of each layer, behind the rotary embedding, [batch, query heads, tokens, head_dim], while it is open."""
+    """The queries of each layer, behind the rotary embedding, [batch, query heads, tokens, head_dim], while
+    it is open.
+    """
     module = sys.modules[type(model).__module__]
     queries: list[Any] = []
     original = getattr(module, "apply_rotary_pos_emb", None)
@@ -70,16 +76,23 @@ def run_model(name: str, text: str, tokens: int) -> list[tuple[Any, Any, Any]]:
         import torch
         import transformers
     except ImportError as error:
-        raise SystemExit(f"huggingface.py: {error}. --model needs torch and transformers; --npy needs neither") from error
+        raise SystemExit(
+            f"huggingface.py: {error}. --model needs torch and transformers; --npy needs neither"
+        ) from error
     folder = pathlib.Path(name)
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))  # nothing to guess by
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json")
+        )  # nothing to guess by
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     model = transformers.AutoModelForCausalLM.from_pretrained(name).float().eval()
     inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
     found = inputs["input_ids"].shape[1]
-    print(f"{name}: {found} tokens, transformers {transformers.__version__}, torch {torch.__version__}", flush=True)
+    print(
+        f"{name}: {found} tokens, transformers {transformers.__version__}, torch {torch.__version__}",
+        flush=True,
+    )
     with torch.no_grad(), recorded_queries(model) as queries:
         pairs = layers_of(model(**inputs, use_cache=True).past_key_values)
     if len(queries) != len(pairs):
@@ -93,11 +106,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a name on the hub, or a folder")
-    source.add_argument("--npy", nargs="+", metavar="FILE", help="K, V and, if there, Q: [heads, tokens, head_dim]")
-    parser.add_argument("--text", type=pathlib.Path, default=pathlib.Path(__file__).with_name("README.md"),
-                        help="what the model reads (default: the README beside this script)")
+    source.add_argument(
+        "--npy", nargs="+", metavar="FILE", help="K, V and, if there, Q: [heads, tokens, head_dim]"
+    )
+    parser.add_argument(
+        "--text",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).with_name("README.md"),
+        help="what the model reads (default: the README beside this script)",
+    )
     parser.add_argument("--tokens", type=int, default=512, help="of the text (default: %(default)s)")
-    parser.add_argument("--formats", nargs="+", help="for example k4v2_g128 k4v2_g128_auto (default: those of `kvarn compare`)")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        help="for example k4v2_g128 k4v2_g128_auto (default: those of `kvarn compare`)",
+    )
     parser.add_argument("--encoders", nargs="+", default=["refined"], choices=["refined", "paper"])
     parser.add_argument("--layers", nargs="+", type=int, help="only these (default: all)")
     parser.add_argument("--summary", action="store_true", help="only the summary over layers")
@@ -123,14 +146,19 @@ def main() -> None:
             print(f"\nlayer {number}: {result}", flush=True)
     if len(results) > 1:
         print(f"\nover {len(results)} layers: mean and worst relative error\n")
-        print(f"{'method':28}  {'bits':>6}  {'K mean':>7}  {'worst':>7}  {'V mean':>7}  {'worst':>7}  {'attention':>9}  {'worst':>7}")
+        print(
+            f"{'method':28}  {'bits':>6}  {'K mean':>7}  {'worst':>7}  {'V mean':>7}  {'worst':>7}  {'attention':>9}  {'worst':>7}"
+        )
         for methods in zip(*(result.methods for result in results)):
             first = methods[0]
             row = f"{'kvarn/' + first.encoder + ' ' + first.name:28}  {first.bits_per_element:6.3f}"
             for name, width in (("k_error", 7), ("v_error", 7), ("attention_error", 9)):
                 errors = np.array([getattr(method, name) for method in methods])
-                row += "  " + ("-".rjust(width) + "  " + "-".rjust(7) if np.isnan(errors).any()
-                               else f"{errors.mean():{width}.4f}  {errors.max():7.4f}")
+                row += "  " + (
+                    "-".rjust(width) + "  " + "-".rjust(7)
+                    if np.isnan(errors).any()
+                    else f"{errors.mean():{width}.4f}  {errors.max():7.4f}"
+                )
             print(row)
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data for all tests. They run against an installed package, or with KVARN_LIBRARY and PYTHONPATH=examples/python/src."""
+"""Data for all tests. They run against an installed package, or with KVARN_LIBRARY and
+PYTHONPATH=examples/python/src.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "manifest.json").read_text(enco
 @pytest.fixture
 def golden():
     """K, V and the record of a case of tests/golden."""
-    return lambda case: tuple(np.load(ROOT / "tests" / "golden" / f"{case}_{part}.npy") for part in ("k", "v", "record"))
+    return lambda case: tuple(
+        np.load(ROOT / "tests" / "golden" / f"{case}_{part}.npy") for part in ("k", "v", "record")
+    )
 
 
 @pytest.fixture
@@ -28,8 +32,11 @@ def activations():
 @pytest.fixture
 def values():
     """Random float32 [heads, tokens, channels] with outlier channels."""
+
     def make(heads: int, tokens: int, channels: int, seed: int = 1) -> np.ndarray:
         generator = np.random.default_rng(seed)
-        return (generator.standard_normal((heads, tokens, channels)) * np.exp(generator.standard_normal(channels))).astype(np.float32)
+        return (
+            generator.standard_normal((heads, tokens, channels)) * np.exp(generator.standard_normal(channels))
+        ).astype(np.float32)
 
     return make

@@ -15,16 +15,23 @@ FORMAT = kvarn.Format("k4v2_g64", DIM)
 
 
 def make(**fields):
-    return kvarn.Cache(FORMAT, **{**dict(layers=LAYERS, heads=HEADS, sequences=6, most_tokens=1024, most_step=200, sink_tokens=64),
-                                  **fields})
+    return kvarn.Cache(
+        FORMAT,
+        **{
+            **dict(layers=LAYERS, heads=HEADS, sequences=6, most_tokens=1024, most_step=200, sink_tokens=64),
+            **fields,
+        },
+    )
 
 
 def tokens(begin, end):
     """K, V and queries of the tokens at these positions, the same whenever they are asked for."""
-    rows = [np.random.default_rng(position).standard_normal((2 * HEADS + HEADS * ROWS, DIM)).astype(np.float32)
-            for position in range(begin, end)]
+    rows = [
+        np.random.default_rng(position).standard_normal((2 * HEADS + HEADS * ROWS, DIM)).astype(np.float32)
+        for position in range(begin, end)
+    ]
     all_rows = np.stack(rows, 1) if rows else np.zeros((2 * HEADS + HEADS * ROWS, 0, DIM), np.float32)
-    return all_rows[:HEADS], all_rows[HEADS:2 * HEADS], all_rows[2 * HEADS:]
+    return all_rows[:HEADS], all_rows[HEADS : 2 * HEADS], all_rows[2 * HEADS :]
 
 
 def grow(sequence, count, accepted=None, threads=1):
@@ -41,7 +48,11 @@ def test_a_sequence(values):
     with make() as cache, cache.open() as sequence:
         for count in (150, 1, 1, 200, 30):
             out = grow(sequence, count)
-        assert out.shape == (LAYERS, HEADS * ROWS, 30, DIM) and len(sequence) == 382 and sequence.next_position == 382
+        assert (
+            out.shape == (LAYERS, HEADS * ROWS, 30, DIM)
+            and len(sequence) == 382
+            and sequence.next_position == 382
+        )
         numbers = sequence.statistics
         assert (numbers.tokens, numbers.drafts, numbers.sealed_tokens) == (382, 0, 256)
         assert cache.statistics.tiles_sealed == 4 and cache.statistics.sequences == 1
@@ -49,10 +60,14 @@ def test_a_sequence(values):
         # What the cache holds is what attention saw.
         k, v = sequence.read(1)
         expected_k, expected_v, q = tokens(0, 382)
-        assert np.array_equal(k[:, :64], expected_k[:, :64].astype(np.float16)) and np.array_equal(v[:, 320:], expected_v[:, 320:].astype(np.float16))
+        assert np.array_equal(k[:, :64], expected_k[:, :64].astype(np.float16)) and np.array_equal(
+            v[:, 320:], expected_v[:, 320:].astype(np.float16)
+        )
         error = np.linalg.norm(k - expected_k) / np.linalg.norm(expected_k)
         assert 0.02 < error < 0.15
-        records = kvarn.quantize(FORMAT, expected_k[:, 64:320].astype(np.float16), expected_v[:, 64:320].astype(np.float16))
+        records = kvarn.quantize(
+            FORMAT, expected_k[:, 64:320].astype(np.float16), expected_v[:, 64:320].astype(np.float16)
+        )
         assert np.array_equal(kvarn.dequantize(records)[0], k[:, 64:320])
         again = kvarn.attend(q[:, -30:], [(k[:, :64], v[:, :64]), records, (k[:, 320:], v[:, 320:])])
         assert np.abs(again - out[1]).max() < 1e-3
@@ -89,7 +104,13 @@ def test_rollback_fork_save_and_restore_are_bit_for_bit(tmp_path):
             assert len(other) == 320 and np.array_equal(grow(other, 5), expected)
             other.close()
         with make() as another:
-            for source in (saved, bytes(saved), tmp_path / "sequence", str(tmp_path / "sequence"), io.BytesIO(bytes(saved))):
+            for source in (
+                saved,
+                bytes(saved),
+                tmp_path / "sequence",
+                str(tmp_path / "sequence"),
+                io.BytesIO(bytes(saved)),
+            ):
                 with another.load(source) as restored:
                     assert len(restored) == 320 and np.array_equal(grow(restored, 5), expected)
         # Layer by layer, into several files.
@@ -148,11 +169,27 @@ def test_step_options(values):
             sequence.store(0, k[:, part], v[:, part], first_draft=2 * draft)
         out = np.zeros((4, HEADS * ROWS, DIM), np.float16).transpose(1, 0, 2)
         options = kvarn.AttentionOptions(window=50, soft_cap=20.0)
-        got, sums = sequence.attend(0, q, out=out, options=options, log_sum_exp=True, sink_logits=np.ones(4), alibi_slopes=np.full(4, 0.01))
+        got, sums = sequence.attend(
+            0,
+            q,
+            out=out,
+            options=options,
+            log_sum_exp=True,
+            sink_logits=np.ones(4),
+            alibi_slopes=np.full(4, 0.01),
+        )
         assert got is out and sums.shape == (HEADS * ROWS, 4)
         held_k, held_v = sequence.read(0)
-        expected, expected_sums = kvarn.attend(q, (held_k, held_v), format=FORMAT, window=50, soft_cap=20.0, log_sum_exp=True,
-                                               sink_logits=np.ones(4), alibi_slopes=np.full(4, 0.01))
+        expected, expected_sums = kvarn.attend(
+            q,
+            (held_k, held_v),
+            format=FORMAT,
+            window=50,
+            soft_cap=20.0,
+            log_sum_exp=True,
+            sink_logits=np.ones(4),
+            alibi_slopes=np.full(4, 0.01),
+        )
         assert np.abs(expected - out).max() < 5e-3 and np.abs(expected_sums - sums).max() < 5e-3
         # A tree of drafts: 2 follows 0, not 1.
         seen = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]], bool)
@@ -171,7 +208,7 @@ def test_shift():
         calls = []
 
         def turned(keys):  # of all pairs of channels by one angle
-            a, b = keys[..., :DIM // 2], keys[..., DIM // 2:]
+            a, b = keys[..., : DIM // 2], keys[..., DIM // 2 :]
             return np.concatenate([a * np.cos(0.3) - b * np.sin(0.3), a * np.sin(0.3) + b * np.cos(0.3)], -1)
 
         def turn(layer, head, keys, position):
@@ -180,7 +217,12 @@ def test_shift():
 
         report = sequence.shift(64, 200, 20, turn)
         after = sequence.read(0)[0]
-        assert (report.tokens, report.sealed_tokens) == (136, 128) and 0 < report.relative_error < 0.2 and sequence.next_position == 220 and calls
+        assert (
+            (report.tokens, report.sealed_tokens) == (136, 128)
+            and 0 < report.relative_error < 0.2
+            and sequence.next_position == 220
+            and calls
+        )
         assert np.array_equal(after[:, :64], before[:, :64])
         assert np.linalg.norm(after[:, 64:] - turned(before[:, 64:])) < 0.15 * np.linalg.norm(before[:, 64:])
 
@@ -194,15 +236,25 @@ def test_shift():
 def test_plans():
     config = kvarn.CacheConfig(FORMAT, layers=4, heads=2, most_tokens=4096, sequences=8)
     plan = config.plan()
-    assert plan.bytes == plan.records + plan.exact + plan.state and plan.record_block_bytes == 4 * 2 * FORMAT.record_bytes
+    assert (
+        plan.bytes == plan.records + plan.exact + plan.state
+        and plan.record_block_bytes == 4 * 2 * FORMAT.record_bytes
+    )
     fitted = config.fit(plan.bytes // 2)
     assert 0 < fitted.record_blocks < plan.record_blocks and fitted.plan().bytes <= plan.bytes // 2
     with kvarn.Cache(config, memory_bytes=plan.bytes // 2) as cache:
         assert cache.plan == fitted.plan()
     one = config.plan_sequence(4096)
     assert one.elements == 4096 * 4 * 2 * 2 * DIM and FORMAT.bits_per_element < one.bits_per_element < 16
-    ruled = kvarn.CacheConfig(FORMAT, layers=4, heads=2, rules=(kvarn.Rule(layers=(0, 0), key_bits=8, value_bits=8),
-                                                                kvarn.Rule(heads=(-1, -1), key_rotated=False)))
+    ruled = kvarn.CacheConfig(
+        FORMAT,
+        layers=4,
+        heads=2,
+        rules=(
+            kvarn.Rule(layers=(0, 0), key_bits=8, value_bits=8),
+            kvarn.Rule(heads=(-1, -1), key_rotated=False),
+        ),
+    )
     assert ruled.plan().record_block_bytes > 4 * 2 * FORMAT.record_bytes
     with kvarn.Cache(ruled) as cache:
         assert cache.format(0, 0).bits == (8, 8) and cache.format(1, 0) == FORMAT
@@ -240,7 +292,9 @@ def test_tiles_that_no_record_can_hold_stay_exact():
         report = sequence.seal()
         assert (report.sealed, report.kept_exact) == (1, 1)
         assert report.first_kept == kvarn.KeptTile(64, 0, 0, kvarn.Status.NOT_FINITE)
-        assert sequence.statistics.kept_tiles == 1 and np.array_equal(sequence.read(0, 64, 128)[0], k[:, 64:128], equal_nan=True)
+        assert sequence.statistics.kept_tiles == 1 and np.array_equal(
+            sequence.read(0, 64, 128)[0], k[:, 64:128], equal_nan=True
+        )
 
 
 def test_errors():
@@ -264,11 +318,15 @@ def test_errors():
         assert error.value.argument == "tokens"
         with pytest.raises(kvarn.KvarnError, match="NOT|BAD_ARGUMENT"):
             a.attend(0, q)
-        for call, words in ((lambda: a.attend(0, q, k[:1], v[:1]), "k: 1 heads"), (lambda: a.attend(0, q, k), "v: is missing"),
-                            (lambda: a.attend(0, q[:3], k, v), "q: 3 query heads"), (lambda: a.attend(0, q[..., :8], k, v), "q: 8 channels"),
-                            (lambda: a.attend(0, q, k, v, out=np.zeros((1, 4, DIM), np.float32)), "out: "),
-                            (lambda: a.commit(1, path=[0]), "path"),
-                            (lambda: cache.step(0, [kvarn.Step(make().open(), q, k, v)]), "sequence: is of another cache")):
+        for call, words in (
+            (lambda: a.attend(0, q, k[:1], v[:1]), "k: 1 heads"),
+            (lambda: a.attend(0, q, k), "v: is missing"),
+            (lambda: a.attend(0, q[:3], k, v), "q: 3 query heads"),
+            (lambda: a.attend(0, q[..., :8], k, v), "q: 8 channels"),
+            (lambda: a.attend(0, q, k, v, out=np.zeros((1, 4, DIM), np.float32)), "out: "),
+            (lambda: a.commit(1, path=[0]), "path"),
+            (lambda: cache.step(0, [kvarn.Step(make().open(), q, k, v)]), "sequence: is of another cache"),
+        ):
             with pytest.raises(ValueError, match=words):
                 call()
         with pytest.raises(kvarn.KvarnError, match="layer"):
@@ -313,7 +371,11 @@ def test_errors():
             cache.load("/there/is/no/such/file")
     with pytest.raises(ValueError, match="closed"):
         cache.open()
-    for fields, words in ((dict(layers=0), "layers"), (dict(sink_tokens=-1), "sink_tokens"), (dict(key_basis="x"), "key_basis")):
+    for fields, words in (
+        (dict(layers=0), "layers"),
+        (dict(sink_tokens=-1), "sink_tokens"),
+        (dict(key_basis="x"), "key_basis"),
+    ):
         with pytest.raises(ValueError, match=words):
             make(**fields)
     with pytest.raises(TypeError, match="format"):

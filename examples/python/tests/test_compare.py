@@ -40,16 +40,23 @@ def same_figures(mine: str, theirs: str) -> None:
     ours, expected = rows(mine), rows(theirs)
     assert expected and set(expected) <= set(ours)
     for method, figures in expected.items():
-        assert np.allclose(ours[method], figures, atol=1.01e-4, rtol=0), method  # one in the last place that is printed
+        assert np.allclose(ours[method], figures, atol=1.01e-4, rtol=0), (
+            method
+        )  # one in the last place that is printed
 
 
 def test_figures_of_the_command(activations):
     k, v, q = activations
     result = kvarn.compare(k, v, ["k4v2_g128", kvarn.Format("k8v8_g128")], q, threads=2)
     same_figures(str(result), PRINTED)
-    assert str(result).startswith("512 of 512 tokens, 1 head, head_dim 128 (K) and 128 (V); float16 would take 262,144 bytes\n"
-                                  "attention: 2 query heads on 1, causal, every query\n")
-    assert result["k4v2_g128"].encoder == "refined" and result["paper k4v2_g128"].v_error > result["k4v2_g128"].v_error
+    assert str(result).startswith(
+        "512 of 512 tokens, 1 head, head_dim 128 (K) and 128 (V); float16 would take 262,144 bytes\n"
+        "attention: 2 query heads on 1, causal, every query\n"
+    )
+    assert (
+        result["k4v2_g128"].encoder == "refined"
+        and result["paper k4v2_g128"].v_error > result["k4v2_g128"].v_error
+    )
     with pytest.raises(KeyError):
         result["k2v2_g128"]
 
@@ -61,8 +68,12 @@ def test_the_command_itself(activations):
     data = ROOT / "examples" / "data"
     k, v, q = (np.load(data / f"layer2_{part}.npy") for part in "kvq")
     for more, queries in (([], None), (["--q", data / "layer2_q.npy"], q)):
-        printed = subprocess.run([command, "compare", data / "layer2_k.npy", data / "layer2_v.npy", *more], check=True,
-                                 capture_output=True, text=True).stdout
+        printed = subprocess.run(
+            [command, "compare", data / "layer2_k.npy", data / "layer2_v.npy", *more],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         mine = str(kvarn.compare(k, v, None, queries))
         same_figures(mine, printed)
         assert mine.splitlines()[0] == printed.splitlines()[0]
@@ -71,10 +82,15 @@ def test_the_command_itself(activations):
 def test_without_queries_and_values(activations, values):
     k, v, _ = activations
     result = kvarn.compare(k, v)
-    assert [method.name for method in result.methods[:2]] == ["k2v2_g128", "k3v3_g128"] and "attention" not in str(result)
+    assert [method.name for method in result.methods[:2]] == [
+        "k2v2_g128",
+        "k3v3_g128",
+    ] and "attention" not in str(result)
     latent = kvarn.compare(k, v, [kvarn.Format.of(value_bits=0, head_dim=128)], encoders=["refined"])
     assert np.isnan(latent.methods[0].v_error) and " -  " in str(latent)
-    many = kvarn.compare(values(2, 150, 64), values(2, 150, 96, 2), ["k4v4_g32"], values(4, 150, 64, 3), query_step=7)
+    many = kvarn.compare(
+        values(2, 150, 64), values(2, 150, 96, 2), ["k4v4_g32"], values(4, 150, 64, 3), query_step=7
+    )
     assert (many.tokens, many.all_tokens, many.query_step) == (128, 150, 7) and "one query in 7" in str(many)
 
 
@@ -82,9 +98,14 @@ def test_errors_name_the_argument(activations):
     k, v, q = activations
     bad = v.copy()
     bad[0, 3, 3] = np.inf
-    for call, words in ((lambda: kvarn.compare(k, bad), "v: .*finite"), (lambda: kvarn.compare(k[:, :100], v[:, :100]), "k: 100 tokens"),
-                        (lambda: kvarn.compare(k, v[:, :200]), "v: "), (lambda: kvarn.compare(k, v, None, q[:, :200]), "q: "),
-                        (lambda: kvarn.compare(k, v, ["k4v2_g128_auto"]), "q: is missing"), (lambda: kvarn.compare(k, v, []), "formats")):
+    for call, words in (
+        (lambda: kvarn.compare(k, bad), "v: .*finite"),
+        (lambda: kvarn.compare(k[:, :100], v[:, :100]), "k: 100 tokens"),
+        (lambda: kvarn.compare(k, v[:, :200]), "v: "),
+        (lambda: kvarn.compare(k, v, None, q[:, :200]), "q: "),
+        (lambda: kvarn.compare(k, v, ["k4v2_g128_auto"]), "q: is missing"),
+        (lambda: kvarn.compare(k, v, []), "formats"),
+    ):
         with pytest.raises(ValueError, match=words):
             call()
     with pytest.raises(kvarn.KvarnError, match="name"):
@@ -110,8 +131,12 @@ def test_script_reads_every_kind_of_past_key_values(values):
     spec.loader.exec_module(huggingface)
     k, v = values(4, 10, 8).reshape(2, 2, 10, 8), values(4, 10, 8, 2).reshape(2, 2, 10, 8)
     layer = types.SimpleNamespace(keys=k, values=v)
-    for past in (((k, v), (k, v)), [(k, v, k, v)] * 2, types.SimpleNamespace(key_cache=[k, k], value_cache=[v, v]),
-                 types.SimpleNamespace(layers=[layer, layer])):
+    for past in (
+        ((k, v), (k, v)),
+        [(k, v, k, v)] * 2,
+        types.SimpleNamespace(key_cache=[k, k], value_cache=[v, v]),
+        types.SimpleNamespace(layers=[layer, layer]),
+    ):
         pairs = huggingface.layers_of(past, sequence=1)
         assert len(pairs) == 2
         for got_k, got_v in pairs:

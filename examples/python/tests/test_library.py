@@ -40,10 +40,17 @@ def test_structs_are_those_of_the_header():
 def test_defaults_are_those_of_the_header():
     text = (ROOT / "include" / "kvarn" / "c" / "kvarn.h").read_text()
     for name in ("encode_options", "choose_options", "bit_rule", "layer_options", "attention_options"):
-        init = text.split(f"#define KVARN_{name.upper()}_INIT")[1].split("}")[0].split("{")[1].replace("\\", "")
+        init = (
+            text.split(f"#define KVARN_{name.upper()}_INIT")[1].split("}")[0].split("{")[1].replace("\\", "")
+        )
         numbers = [item.strip() for item in init.split(",")]
         struct = _c.STRUCTS["kvarn_" + name]()
-        known = {"NULL": None, "KVARN_ENCODER_REFINED": 1, "KVARN_BASIS_ORIGINAL": 0, "KVARN_PRECISION_FINE": 1}
+        known = {
+            "NULL": None,
+            "KVARN_ENCODER_REFINED": 1,
+            "KVARN_BASIS_ORIGINAL": 0,
+            "KVARN_PRECISION_FINE": 1,
+        }
         for (field, *_), item in zip(struct._fields_[1:], numbers[1:]):
             expected = known[item] if item in known else float(item.rstrip("f"))
             found = getattr(struct, field)
@@ -52,11 +59,21 @@ def test_defaults_are_those_of_the_header():
 
 
 def test_statuses_are_those_of_the_header():
-    text = (ROOT / "include" / "kvarn" / "c" / "kvarn.h").read_text().split("typedef enum kvarn_status {")[1].split("}")[0]
-    header = dict((line.split("=")[0].strip().removeprefix("KVARN_"), int(line.split("=")[1].split(",")[0]))
-                  for line in text.splitlines() if "=" in line and "STATUS_IS_INT" not in line)
+    text = (
+        (ROOT / "include" / "kvarn" / "c" / "kvarn.h")
+        .read_text()
+        .split("typedef enum kvarn_status {")[1]
+        .split("}")[0]
+    )
+    header = dict(
+        (line.split("=")[0].strip().removeprefix("KVARN_"), int(line.split("=")[1].split(",")[0]))
+        for line in text.splitlines()
+        if "=" in line and "STATUS_IS_INT" not in line
+    )
     assert header == {status.name: status.value for status in kvarn.Status}
-    assert kvarn.Status(77) == 77 and kvarn.Status(77).name == "STATUS_77"  # one that a newer library may have
+    assert (
+        kvarn.Status(77) == 77 and kvarn.Status(77).name == "STATUS_77"
+    )  # one that a newer library may have
 
 
 def test_functions_are_in_the_header():
@@ -68,16 +85,38 @@ def test_functions_are_in_the_header():
         assert len(parameters) == len(given), name
         for parameter, kind in zip(parameters, given):
             base = parameter.split()
-            expected = "t" if "char*" in parameter and "**" not in parameter else "p" if "*" in parameter else {
-                "size_t": "z", "int32_t": "i", "int64_t": "q", "uint64_t": "Q", "double": "d", "kvarn_sequence": "S",
-                "kvarn_status": "i", "kvarn_write": "p", "kvarn_read_some": "p", "kvarn_turn": "p"}[base[0]]
+            expected = (
+                "t"
+                if "char*" in parameter and "**" not in parameter
+                else "p"
+                if "*" in parameter
+                else {
+                    "size_t": "z",
+                    "int32_t": "i",
+                    "int64_t": "q",
+                    "uint64_t": "Q",
+                    "double": "d",
+                    "kvarn_sequence": "S",
+                    "kvarn_status": "i",
+                    "kvarn_write": "p",
+                    "kvarn_read_some": "p",
+                    "kvarn_turn": "p",
+                }[base[0]]
+            )
             assert kind == expected, f"{name}: {parameter.strip()}"
 
 
 def test_a_library_that_is_not_one(tmp_path):
-    for named, words in ((tmp_path / "none.so", "names no file"), (ROOT / "README.md", "not a library of kvarn")):
-        run = subprocess.run([sys.executable, "-c", "import kvarn"], env={**os.environ, "KVARN_LIBRARY": str(named)},
-                             capture_output=True, text=True)
+    for named, words in (
+        (tmp_path / "none.so", "names no file"),
+        (ROOT / "README.md", "not a library of kvarn"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "-c", "import kvarn"],
+            env={**os.environ, "KVARN_LIBRARY": str(named)},
+            capture_output=True,
+            text=True,
+        )
         assert run.returncode != 0 and "ImportError" in run.stderr and words in run.stderr
 
 
@@ -98,7 +137,13 @@ def test_format():
     assert f == kvarn.Format.of() and hash(f) == hash(kvarn.Format()) and f != f.replace(key_bits=3)
     assert pickle.loads(pickle.dumps(f)) == f and eval(repr(f), {"Format": kvarn.Format}) == f
     ko = kvarn.Format("kvarn_k3v2_g64_ko", 96, head_dim_v=64, exact_channels=64)
-    assert (ko.name, ko.key_rotated, ko.value_rotated, ko.key_channels, ko.head_dim_v) == ("k3v2_g64_ko", False, True, 160, 64)
+    assert (ko.name, ko.key_rotated, ko.value_rotated, ko.key_channels, ko.head_dim_v) == (
+        "k3v2_g64_ko",
+        False,
+        True,
+        160,
+        64,
+    )
     latent = kvarn.Format.of(key_bits=4, value_bits=0, head_dim=512, exact_channels=64)
     assert not latent.has_values and latent.head_dim_v == 512
     assert f.within(2.5).name == "k2v2_g128" and f.kernel_path.arch == kvarn.active_arch()
@@ -106,9 +151,15 @@ def test_format():
     assert kvarn.supports("k4v2_g128_kovo", 100) is not None
 
 
-@pytest.mark.parametrize("arguments, argument, status", [
-    (("k4v2", 128), "name", "BAD_FORMAT_NAME"), (("k4v2_g128", 44), "head_dim", "UNSUPPORTED_HEAD_DIM"),
-    (("k7v2_g128", 128), "bits", "UNSUPPORTED_BITS"), (("k4v2_g100", 128), "group", "UNSUPPORTED_GROUP")])
+@pytest.mark.parametrize(
+    "arguments, argument, status",
+    [
+        (("k4v2", 128), "name", "BAD_FORMAT_NAME"),
+        (("k4v2_g128", 44), "head_dim", "UNSUPPORTED_HEAD_DIM"),
+        (("k7v2_g128", 128), "bits", "UNSUPPORTED_BITS"),
+        (("k4v2_g100", 128), "group", "UNSUPPORTED_GROUP"),
+    ],
+)
 def test_format_errors(arguments, argument, status):
     with pytest.raises(kvarn.KvarnError, match=argument) as error:
         kvarn.Format(*arguments)

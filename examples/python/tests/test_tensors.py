@@ -47,12 +47,20 @@ def test_tensors(values):
         expected = kvarn.dequantize(records)
         for mine, other in zip(out, expected):
             assert torch.equal(mine, torch.from_numpy(other).to(dtype))
-        assert torch.equal(torch.as_tensor(kvarn.dequantize(records, dtype=torch.float16)[0]), torch.from_numpy(expected[0]).half())
+        assert torch.equal(
+            torch.as_tensor(kvarn.dequantize(records, dtype=torch.float16)[0]),
+            torch.from_numpy(expected[0]).half(),
+        )
         q = torch.randn(4, 3, 64).to(dtype)
         answer = torch.zeros(4, 3, 64)
-        assert kvarn.attend(q, [records, (batch_k[0, :, :5], v.to(dtype)[:, :5])], out=answer, precision="exact") is answer
-        everything = [torch.cat([torch.from_numpy(x), y[:, :5].to(dtype).float()], 1).repeat_interleave(2, 0)
-                      for x, y in zip(expected, (k, v))]
+        assert (
+            kvarn.attend(q, [records, (batch_k[0, :, :5], v.to(dtype)[:, :5])], out=answer, precision="exact")
+            is answer
+        )
+        everything = [
+            torch.cat([torch.from_numpy(x), y[:, :5].to(dtype).float()], 1).repeat_interleave(2, 0)
+            for x, y in zip(expected, (k, v))
+        ]
         s = q.float() @ everything[0].transpose(1, 2) / 8
         s = s.masked_fill(torch.arange(133) > torch.arange(130, 133)[:, None], -torch.inf)
         assert (torch.softmax(s, -1) @ everything[1] - answer).abs().max() < 1e-3
@@ -65,7 +73,10 @@ def test_tensors(values):
 def test_tensors_in_a_cache(values):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     f = kvarn.Format("k4v2_g64", 64)
-    with kvarn.Cache(f, layers=1, heads=2, most_step=128, exact="bfloat16") as cache, cache.open() as sequence:
+    with (
+        kvarn.Cache(f, layers=1, heads=2, most_step=128, exact="bfloat16") as cache,
+        cache.open() as sequence,
+    ):
         k = torch.from_numpy(values(2, 128, 64)).bfloat16()
         sequence.reserve(128)
         out = torch.zeros(4, 128, 64, dtype=torch.bfloat16)

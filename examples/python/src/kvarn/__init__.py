@@ -7,17 +7,31 @@
     out = kvarn.attend(q, [records, (tail_k, tail_v)])        # q: [query heads, new tokens, channels]
     print(kvarn.compare(k, v, ["k4v2_g128", "k2v2_g128"], q))
 
-Arrays are NumPy arrays, torch tensors on the CPU or anything with DLPack, in float32, float16 or bfloat16, and are not
-copied. Errors of the library are KvarnError, errors that can be seen before are ValueError and TypeError; both name the
-argument. Calls release the GIL.
+Arrays are NumPy arrays, torch tensors on the CPU or anything with DLPack, in float32, float16 or bfloat16,
+and are not copied. Errors of the library are KvarnError, errors that can be seen before are ValueError and
+TypeError; both name the argument. Calls release the GIL.
 """
 
 from __future__ import annotations
 
-from ._c import KvarnError, Status, lib as _lib, path as library_path
+from ._c import KvarnError, Status
+from ._c import lib as _lib
+from ._c import path as library_path
 from .attention import AttentionOptions, ExactTokens, SealedTokens, attend
-from .cache import (Cache, CacheConfig, CachePlan, KeptTile, PoolStatistics, Rule, SealReport, Sequence, SequencePlan,
-                    SequenceStatistics, ShiftReport, Step)
+from .cache import (
+    Cache,
+    CacheConfig,
+    CachePlan,
+    KeptTile,
+    PoolStatistics,
+    Rule,
+    SealReport,
+    Sequence,
+    SequencePlan,
+    SequenceStatistics,
+    ShiftReport,
+    Step,
+)
 from .codec import ERRORS, Encoding, Records, choose_format, dequantize, quantize, rotate
 from .compare import Comparison, Method, compare
 from .formats import Format, KernelPath, supports
@@ -51,9 +65,40 @@ def has_files() -> bool:
 
 
 __all__ = [
-    "AttentionOptions", "Cache", "CacheConfig", "CachePlan", "Comparison", "ERRORS", "Encoding", "ExactTokens", "Format",
-    "KeptTile", "KernelPath", "KvarnError", "Method", "PoolStatistics", "Records", "Rule", "SealReport", "SealedTokens",
-    "Sequence", "SequencePlan", "SequenceStatistics", "ShiftReport", "Status", "Step", "active_arch", "attend",
-    "choose_format", "compare", "dequantize", "has_files", "library_path", "quantize", "rotate", "select_arch", "supports",
+    "AttentionOptions",
+    "Cache",
+    "CacheConfig",
+    "CachePlan",
+    "Comparison",
+    "ERRORS",
+    "Encoding",
+    "ExactTokens",
+    "Format",
+    "KeptTile",
+    "KernelPath",
+    "KvarnError",
+    "Method",
+    "PoolStatistics",
+    "Records",
+    "Rule",
+    "SealReport",
+    "SealedTokens",
+    "Sequence",
+    "SequencePlan",
+    "SequenceStatistics",
+    "ShiftReport",
+    "Status",
+    "Step",
+    "active_arch",
+    "attend",
+    "choose_format",
+    "compare",
+    "dequantize",
+    "has_files",
+    "library_path",
+    "quantize",
+    "rotate",
+    "select_arch",
+    "supports",
     "usable_archs",
 ]

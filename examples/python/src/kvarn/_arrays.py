@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrays of others as views of the library, without copies.
 
-Values are [heads, tokens, channels] with any strides, in memory of this machine: float32, float16, or bfloat16 as
-torch.bfloat16, ml_dtypes.bfloat16, or its bits in uint16.
+Values are [heads, tokens, channels] with any strides, in memory of this machine: float32, float16, or
+bfloat16 as torch.bfloat16, ml_dtypes.bfloat16, or its bits in uint16.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ def _dlpack(array: Any, name: str) -> npt.NDArray[Any]:
     try:
         return np.from_dlpack(array)
     except Exception as error:  # of whatever library the array is from
-        raise TypeError(f"{name}: NumPy cannot look at this {type(array).__module__}.{type(array).__qualname__} without a copy: "
-                        f"{error} (tensors must be on the CPU and need no gradient: .cpu(), .detach())") from error
+        raise TypeError(
+            f"{name}: NumPy cannot look at this {type(array).__module__}.{type(array).__qualname__} without a copy: "
+            f"{error} (tensors must be on the CPU and need no gradient: .cpu(), .detach())"
+        ) from error
 
 
 def as_numpy(array: ArrayLike, name: str) -> tuple[npt.NDArray[Any], int]:
@@ -38,8 +40,10 @@ def as_numpy(array: ArrayLike, name: str) -> tuple[npt.NDArray[Any], int]:
         elif hasattr(array, "__dlpack__"):
             array = _dlpack(array, name)
         else:
-            raise TypeError(f"{name}: expected a NumPy array, a torch tensor or another array with DLPack, not "
-                            f"{type(array).__name__}")
+            raise TypeError(
+                f"{name}: expected a NumPy array, a torch tensor or another array with DLPack, not "
+                f"{type(array).__name__}"
+            )
     if array.dtype == np.float32:
         return array, F32
     if array.dtype == np.float16:
@@ -48,8 +52,10 @@ def as_numpy(array: ArrayLike, name: str) -> tuple[npt.NDArray[Any], int]:
         return array, BF16
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16), BF16
-    raise TypeError(f"{name}: float32, float16 or bfloat16 (torch.bfloat16, ml_dtypes.bfloat16, or its bits as uint16), not "
-                    f"{array.dtype}; nothing is converted silently")
+    raise TypeError(
+        f"{name}: float32, float16 or bfloat16 (torch.bfloat16, ml_dtypes.bfloat16, or its bits as uint16), not "
+        f"{array.dtype}; nothing is converted silently"
+    )
 
 
 class Values:
@@ -61,25 +67,41 @@ class Values:
         self.name = name
         self.owner = owner
         if self.array.ndim != 3:
-            raise ValueError(f"{name}: expected [heads, tokens, channels], got the shape {self.array.shape}"
-                             + ("; take one batch entry, or another order with transpose, which copies nothing"
-                                if self.array.ndim == 4 else ""))
+            raise ValueError(
+                f"{name}: expected [heads, tokens, channels], got the shape {self.array.shape}"
+                + (
+                    "; take one batch entry, or another order with transpose, which copies nothing"
+                    if self.array.ndim == 4
+                    else ""
+                )
+            )
         if not self.array.dtype.isnative:
             raise TypeError(f"{name}: the byte order is not this machine's")
         size = self.array.itemsize
         if any(stride % size for stride in self.array.strides):
             raise ValueError(f"{name}: strides {self.array.strides} are not whole elements of {size} bytes")
         # NumPy may call read-only what it sees through DLPack; tensors of PyTorch are not.
-        if writable and not self.array.flags.writeable and type(owner).__module__.partition(".")[0] != "torch":
+        if (
+            writable
+            and not self.array.flags.writeable
+            and type(owner).__module__.partition(".")[0] != "torch"
+        ):
             raise ValueError(f"{name}: the array is read-only")
         self.heads, self.tokens, self.channels = self.array.shape
 
     def view(self, head: int = 0, heads: int | None = None) -> View:
         """Of all heads, or of `heads` of them from `head` on."""
         strides = [stride // self.array.itemsize for stride in self.array.strides]
-        return View(data=self.array.ctypes.data + head * self.array.strides[0], tokens=self.tokens,
-                    heads=self.heads if heads is None else heads, channels=self.channels, token_stride=strides[1],
-                    head_stride=strides[0], channel_stride=strides[2], type=self.type)
+        return View(
+            data=self.array.ctypes.data + head * self.array.strides[0],
+            tokens=self.tokens,
+            heads=self.heads if heads is None else heads,
+            channels=self.channels,
+            token_stride=strides[1],
+            head_stride=strides[0],
+            channel_stride=strides[2],
+            type=self.type,
+        )
 
     def not_finite(self) -> bool:
         return not bool(np.isfinite(as_float(self.array)).all())
@@ -94,7 +116,9 @@ def as_float(array: ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def element_type(dtype: Any, name: str = "dtype") -> tuple[int, np.dtype[Any]]:
-    """The library's number of an element type and the NumPy type to allocate. "bfloat16" is allocated as uint16."""
+    """The library's number of an element type and the NumPy type to allocate. "bfloat16" is allocated as
+    uint16.
+    """
     if isinstance(dtype, str) and dtype == "bfloat16" or str(dtype) == "torch.bfloat16":
         return BF16, np.dtype(np.uint16)
     text = str(dtype)

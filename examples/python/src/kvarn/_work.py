@@ -34,8 +34,12 @@ def _executor(threads: Threads, count: int) -> concurrent.futures.Executor:
         return _executors[count]
 
 
-def run(items: int, scratch_bytes: int, threads: Threads, work: Callable[[int, npt.NDArray[np.uint8]], None]) -> None:
-    """work(item, scratch) for every item, over the threads, each with scratch of its own. The first exception wins."""
+def run(
+    items: int, scratch_bytes: int, threads: Threads, work: Callable[[int, npt.NDArray[np.uint8]], None]
+) -> None:
+    """work(item, scratch) for every item, over the threads, each with scratch of its own. The first exception
+    wins.
+    """
     workers = min(count_of(threads), items)
     if workers <= 1:
         scratch = np.empty(max(scratch_bytes, 1), np.uint8)
@@ -58,6 +62,8 @@ def run(items: int, scratch_bytes: int, threads: Threads, work: Callable[[int, n
                 raise
 
     futures = [_executor(threads, workers).submit(loop) for _ in range(workers)]
-    concurrent.futures.wait(futures)  # all of them, so that nothing is written to memory that the caller may drop
+    concurrent.futures.wait(
+        futures
+    )  # all of them, so that nothing is written to memory that the caller may drop
     for future in futures:
         future.result()

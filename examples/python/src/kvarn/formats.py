@@ -22,7 +22,9 @@ def basis_number(basis: str, name: str) -> int:
 
 
 class KernelPath(NamedTuple):
-    """Which code a format runs on: the instruction set in use, and whether its loops have compile-time bounds."""
+    """Which code a format runs on: the instruction set in use, and whether its loops have compile-time
+    bounds.
+    """
 
     arch: str
     reason: str
@@ -31,17 +33,26 @@ class KernelPath(NamedTuple):
 
 
 class Format:
-    """What a record holds: one tile of `group` tokens of one KV head, K of 2 to 8 bits and V of 2 to 8 (or 0) bits.
+    """What a record holds: one tile of `group` tokens of one KV head, K of 2 to 8 bits and V of 2 to 8 (or 0)
+    bits.
 
-    name: `k<bits>v<bits>_g<group>`, for example "k4v2_g128"; `_ko`, `_vo` or `_kovo` behind it where K, V or both are not
-    rotated. head_dim: channels of a K vector that are quantized; head_dim_v: those of a V vector, if different;
-    exact_channels: further channels of K that stay float16 (a decoupled rotary part). Formats are immutable values.
+    name: `k<bits>v<bits>_g<group>`, for example "k4v2_g128"; `_ko`, `_vo` or `_kovo` behind it where K, V or
+    both are not rotated. head_dim: channels of a K vector that are quantized; head_dim_v: those of a V
+    vector, if different; exact_channels: further channels of K that stay float16 (a decoupled rotary part).
+    Formats are immutable values.
     """
 
     __slots__ = ("_c",)
     _c: CFormat
 
-    def __init__(self, name: str = "k4v2_g128", head_dim: int = 128, *, head_dim_v: int | None = None, exact_channels: int = 0):
+    def __init__(
+        self,
+        name: str = "k4v2_g128",
+        head_dim: int = 128,
+        *,
+        head_dim_v: int | None = None,
+        exact_channels: int = 0,
+    ):
         made = CFormat()
         head_dims = (head_dim, head_dim if head_dim_v is None else head_dim_v)
         status = lib.kvarn_format_parse(str(name).encode(), *head_dims, ctypes.byref(made))
@@ -52,12 +63,31 @@ class Format:
         self._c = made
 
     @classmethod
-    def of(cls, *, key_bits: int = 4, value_bits: int = 2, group: int = 128, head_dim: int = 128, head_dim_v: int | None = None,
-           key_rotated: bool = True, value_rotated: bool = True, exact_channels: int = 0) -> Format:
+    def of(
+        cls,
+        *,
+        key_bits: int = 4,
+        value_bits: int = 2,
+        group: int = 128,
+        head_dim: int = 128,
+        head_dim_v: int | None = None,
+        key_rotated: bool = True,
+        value_rotated: bool = True,
+        exact_channels: int = 0,
+    ) -> Format:
         """A format by its parts. value_bits 0: no V part, attention reads V from K (latent attention)."""
-        return cls._make(CFormat(
-            head_dim_k=head_dim, head_dim_v=head_dim if head_dim_v is None else head_dim_v, key_bits=key_bits, value_bits=value_bits,
-            group=group, key_rotation=int(key_rotated), value_rotation=int(value_rotated), exact_channels=exact_channels))
+        return cls._make(
+            CFormat(
+                head_dim_k=head_dim,
+                head_dim_v=head_dim if head_dim_v is None else head_dim_v,
+                key_bits=key_bits,
+                value_bits=value_bits,
+                group=group,
+                key_rotation=int(key_rotated),
+                value_rotation=int(value_rotated),
+                exact_channels=exact_channels,
+            )
+        )
 
     @classmethod
     def _make(cls, c: CFormat) -> Format:
@@ -73,13 +103,22 @@ class Format:
 
     def replace(self, **parts: Any) -> Format:
         """The same format but for the given parts, named as for `of`."""
-        mine = dict(key_bits=self.key_bits, value_bits=self.value_bits, group=self.group, head_dim=self.head_dim_k,
-                    head_dim_v=self.head_dim_v, key_rotated=self.key_rotated, value_rotated=self.value_rotated,
-                    exact_channels=self.exact_channels)
+        mine = dict(
+            key_bits=self.key_bits,
+            value_bits=self.value_bits,
+            group=self.group,
+            head_dim=self.head_dim_k,
+            head_dim_v=self.head_dim_v,
+            key_rotated=self.key_rotated,
+            value_rotated=self.value_rotated,
+            exact_channels=self.exact_channels,
+        )
         return Format.of(**{**mine, **parts})  # type: ignore[arg-type]
 
     def within(self, bits: float) -> Format:
-        """This format with the widths that keep most at no more than `bits` bits an element, scales included."""
+        """This format with the widths that keep most at no more than `bits` bits an element, scales
+        included.
+        """
         made = CFormat()
         check(lib.kvarn_format_within(self._ref, bits, ctypes.byref(made)), "Format.within", "bits")
         return Format._of_c(made)
@@ -91,7 +130,9 @@ class Format:
     @property
     def name(self) -> str:
         """Its name, which Format() reads again."""
-        original = ("" if self.key_rotated else "ko") + ("" if self.value_rotated or not self.has_values else "vo")
+        original = ("" if self.key_rotated else "ko") + (
+            "" if self.value_rotated or not self.has_values else "vo"
+        )
         return f"k{self.key_bits}v{self.value_bits}_g{self.group}" + (f"_{original}" if original else "")
 
     @property
@@ -167,7 +208,12 @@ class Format:
         """Which code it runs on here."""
         made = CKernelPath()
         check(lib.kvarn_kernel_path_of(self._ref, ctypes.byref(made)), "Format.kernel_path")
-        return KernelPath(made.arch.decode(), made.reason.decode(), bool(made.keys_specialised), bool(made.values_specialised))
+        return KernelPath(
+            made.arch.decode(),
+            made.reason.decode(),
+            bool(made.keys_specialised),
+            bool(made.values_specialised),
+        )
 
     def _key(self) -> tuple[int, ...]:
         return tuple(int(getattr(self._c, name)) for name, _ in CFormat._fields_[1:])  # type: ignore[misc]
@@ -192,7 +238,9 @@ def _unpickled(*parts: int) -> Format:
     return Format._make(CFormat(**dict(zip(names, parts))))
 
 
-def supports(name: str, head_dim: int, *, head_dim_v: int | None = None, exact_channels: int = 0) -> KernelPath | None:
+def supports(
+    name: str, head_dim: int, *, head_dim_v: int | None = None, exact_channels: int = 0
+) -> KernelPath | None:
     """Which code a format would run on here; None where the library has no such format."""
     try:
         return Format(name, head_dim, head_dim_v=head_dim_v, exact_channels=exact_channels).kernel_path
