@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What each format loses on the keys and values of a Hugging Face model: per layer, the table of `kvarn
-compare`.
+"""What each format loses on K and V of a Hugging Face model: the table of `kvarn compare`, per layer.
 
     python huggingface.py --model HuggingFaceTB/SmolLM2-135M --text book.txt --tokens 1024
-    python huggingface.py --npy examples/data/layer0_k.npy examples/data/layer0_v.npy examples/data/layer0_q.npy
+    python huggingface.py --npy k.npy v.npy q.npy
 
 The first needs torch and transformers, the second neither. Queries are not in `past_key_values`; they are
 recorded where the model's module has a function `apply_rotary_pos_emb` (Llama, Mistral, Qwen, Gemma, Phi and
@@ -147,7 +146,8 @@ def main() -> None:
     if len(results) > 1:
         print(f"\nover {len(results)} layers: mean and worst relative error\n")
         print(
-            f"{'method':28}  {'bits':>6}  {'K mean':>7}  {'worst':>7}  {'V mean':>7}  {'worst':>7}  {'attention':>9}  {'worst':>7}"
+            f"{'method':28}  {'bits':>6}  {'K mean':>7}  {'worst':>7}  "
+            f"{'V mean':>7}  {'worst':>7}  {'attention':>9}  {'worst':>7}"
         )
         for methods in zip(*(result.methods for result in results)):
             first = methods[0]

@@ -4,7 +4,9 @@
 # interpreter. Exit code 77: no Python here has what they need.
 set -eu
 folder=$1
-export KVARN_LIBRARY="$2" KVARN_CLI="${3:-}" PYTHONPATH="$folder/src" PYTHONDONTWRITEBYTECODE=1
+command=${3:-}
+[ -x "$command" ] || command=  # not built
+export KVARN_LIBRARY="$2" KVARN_CLI="$command" PYTHONPATH="$folder/src" PYTHONDONTWRITEBYTECODE=1
 
 for python in ${KVARN_PYTHON:-python3 /usr/bin/python3}; do
     if "$python" -c 'import sys, numpy, pytest; sys.exit(sys.version_info < (3, 9) or not hasattr(numpy, "from_dlpack"))' 2>/dev/null; then

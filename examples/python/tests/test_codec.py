@@ -183,7 +183,8 @@ def test_bases(values):
 def test_formats_of_heads(activations, values):
     k, v, q = activations
     base = kvarn.Format("k2v2_g128")
-    # One head as it is, and one with a large channel that no query looks at: a rotation would spread its error over all others.
+    # One head as it is, and one with a large channel that no query looks at: a rotation would spread its
+    # error over all others.
     spiky = np.random.default_rng(3).standard_normal((1, 128, 128)).astype(np.float32)
     spiky[:, :, 5] *= 50
     two_k = np.concatenate([k[:, :128].astype(np.float32), spiky])

@@ -3,8 +3,8 @@
 
     import kvarn, numpy as np
     k4v2 = kvarn.Format("k4v2_g128", head_dim=128)
-    records = kvarn.quantize(k4v2, k, v)                      # k, v: [KV heads, tokens, channels], any strides
-    out = kvarn.attend(q, [records, (tail_k, tail_v)])        # q: [query heads, new tokens, channels]
+    records = kvarn.quantize(k4v2, k, v)                     # k, v: [KV heads, tokens, channels], any strides
+    out = kvarn.attend(q, [records, (tail_k, tail_v)])       # q: [query heads, new tokens, channels]
     print(kvarn.compare(k, v, ["k4v2_g128", "k2v2_g128"], q))
 
 Arrays are NumPy arrays, torch tensors on the CPU or anything with DLPack, in float32, float16 or bfloat16,
@@ -46,7 +46,7 @@ def active_arch() -> str:
 
 def usable_archs() -> list[str]:
     """The sets that the library has and this machine runs, the slowest first."""
-    names = []
+    names: list[str] = []
     while (name := _lib.kvarn_usable_arch(len(names))) is not None:
         names.append(name.decode())
     return names

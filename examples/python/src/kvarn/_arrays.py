@@ -25,7 +25,8 @@ def _dlpack(array: Any, name: str) -> npt.NDArray[Any]:
         return np.from_dlpack(array)
     except Exception as error:  # of whatever library the array is from
         raise TypeError(
-            f"{name}: NumPy cannot look at this {type(array).__module__}.{type(array).__qualname__} without a copy: "
+            f"{name}: NumPy cannot look at this "
+            f"{type(array).__module__}.{type(array).__qualname__} without a copy: "
             f"{error} (tensors must be on the CPU and need no gradient: .cpu(), .detach())"
         ) from error
 
@@ -34,7 +35,7 @@ def as_numpy(array: ArrayLike, name: str) -> tuple[npt.NDArray[Any], int]:
     """The same memory as a NumPy array, and its element type. bfloat16 comes as uint16."""
     if not isinstance(array, np.ndarray):
         if str(getattr(array, "dtype", "")) == "torch.bfloat16":
-            import torch
+            import torch  # type: ignore[import-not-found, unused-ignore]
 
             array = _dlpack(array.view(torch.int16), name).view(np.uint16)
         elif hasattr(array, "__dlpack__"):
@@ -53,7 +54,8 @@ def as_numpy(array: ArrayLike, name: str) -> tuple[npt.NDArray[Any], int]:
     if array.dtype.name == "bfloat16":
         return array.view(np.uint16), BF16
     raise TypeError(
-        f"{name}: float32, float16 or bfloat16 (torch.bfloat16, ml_dtypes.bfloat16, or its bits as uint16), not "
+        f"{name}: float32, float16 or bfloat16 (torch.bfloat16, ml_dtypes.bfloat16, or its bits as "
+        f"uint16), not "
         f"{array.dtype}; nothing is converted silently"
     )
 

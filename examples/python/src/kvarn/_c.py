@@ -98,7 +98,7 @@ def check(status: int, where: str, argument: str | None = None, detail: str | No
         raise KvarnError(status, where, argument, detail)
 
 
-# --- structs ---------------------------------------------------------------------------------------------------------
+# --- structs ------------------------------------------------------------------------------------------------
 
 
 class Sized(ctypes.Structure):
@@ -473,7 +473,8 @@ STRUCTS = {
     "kvarn_shift_report": CShiftReport,
 }
 
-# --- functions: s a status, z size_t, i int32, q int64, Q uint64, d double, t text, p any pointer, v nothing, S a sequence ---
+# --- functions ----------------------------------------------------------------------------------------------
+# s a status, z size_t, i int32, q int64, Q uint64, d double, t text, p any pointer, v nothing, S a sequence
 
 _KINDS = {
     "s": c_int32,
@@ -597,7 +598,8 @@ def find_library() -> pathlib.Path:
         if (folder / name).is_file():
             return folder / name
     raise ImportError(
-        "kvarn: the shared library is missing. Either `pip install ./examples/python`, which builds it, or set "
+        "kvarn: the shared library is missing. Either `pip install ./examples/python`, which builds it, or "
+        "set "
         "KVARN_LIBRARY to the path of one that kvarn_add_c_library made (docs/c-api.md)"
     )
 

@@ -154,7 +154,8 @@ def attend(
             part = ExactTokens(*part)
         if not isinstance(part, (Records, SealedTokens, ExactTokens)):
             raise TypeError(
-                f"history[{i}]: expected Records, SealedTokens, ExactTokens or (k, v), not {type(part).__name__}"
+                f"history[{i}]: expected Records, SealedTokens, ExactTokens or (k, v), not "
+                f"{type(part).__name__}"
             )
         parts.append(part)
 

@@ -267,8 +267,13 @@ class CacheConfig:
             "CacheConfig.fit",
             "memory_bytes",
         )
-        names = ("record_blocks", "exact_blocks", "most_spans", "sink_tokens")
-        return dataclasses.replace(self, **{name: int(getattr(made, name)) for name in names})
+        return dataclasses.replace(
+            self,
+            record_blocks=made.record_blocks,
+            exact_blocks=made.exact_blocks,
+            most_spans=made.most_spans,
+            sink_tokens=made.sink_tokens,
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -474,16 +479,15 @@ class Cache:
             lambda item, _: checked(lib.kvarn_layer_store(items, item), item),
         )
         scratch = self._scratch_bytes(rows_per_task)
-        for count, run in (
-            (lib.kvarn_attend_items, lib.kvarn_layer_attend),
-            (lib.kvarn_finish_items, lib.kvarn_layer_finish),
-        ):
-            _work.run(
-                int(count(items)),
-                scratch,
-                threads,
-                lambda item, space, run=run: checked(run(items, item, address(space), space.size), item),
-            )
+
+        def attend(item: int, space: npt.NDArray[np.uint8]) -> None:
+            checked(lib.kvarn_layer_attend(items, item, address(space), space.size), item)
+
+        def finish(item: int, space: npt.NDArray[np.uint8]) -> None:
+            checked(lib.kvarn_layer_finish(items, item, address(space), space.size), item)
+
+        _work.run(int(lib.kvarn_attend_items(items)), scratch, threads, attend)
+        _work.run(int(lib.kvarn_finish_items(items)), scratch, threads, finish)
         del keep
         return [
             out
@@ -638,7 +642,8 @@ class Cache:
         if self._memory is None:
             return "Cache(closed)"
         return (
-            f"Cache({self.config.format.name}, layers={self.config.layers}, heads={self.config.heads}, bytes={self.plan.bytes}, "
+            f"Cache({self.config.format.name}, layers={self.config.layers}, heads={self.config.heads}, "
+            f"bytes={self.plan.bytes}, "
             f"sequences={self.statistics.sequences} of {self.config.sequences})"
         )
 
@@ -887,7 +892,7 @@ class Sequence:
         ) -> None:
             try:
                 memory = (ctypes.c_float * (tokens * channels)).from_address(keys)
-                turn(layer, head, np.frombuffer(memory, np.float32).reshape(tokens, channels), position)
+                turn(layer, head, np.ctypeslib.as_array(memory).reshape(tokens, channels), position)
             except BaseException as error:
                 errors.append(error)
 

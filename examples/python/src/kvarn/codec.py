@@ -18,8 +18,9 @@ from .formats import Format, basis_number
 
 ENCODERS = {"paper": 0, "refined": 1}
 
-#: What a record lost, for K and V: `worst_scale_error` is the largest | |x'| / |x| - 1 | and `worst_relative_error` the
-#: largest |x - x'| / |x| over the tokens, `relative_error` is |X - X'| / |X| over the part. No unit.
+#: What a record lost, for K and V: `worst_scale_error` is the largest | |x'| / |x| - 1 | and
+#: `worst_relative_error` the largest |x - x'| / |x| over the tokens, `relative_error` is |X - X'| / |X| over
+#: the part. No unit.
 ERRORS = np.dtype(
     [
         (
@@ -234,13 +235,15 @@ def _pair(
         if found is not None and tiles and found.tokens % format.group:
             whole = found.tokens // format.group * format.group
             raise ValueError(
-                f"{found.name}: {found.tokens} tokens are no whole tiles of {format.group}: array[:, :{whole}] is, "
+                f"{found.name}: {found.tokens} tokens are no whole tiles of {format.group}: "
+                f"array[:, :{whole}] is, "
                 f"the other {found.tokens - whole} stay exact"
             )
     if found_k is not None and found_v is not None:
         if (found_k.heads, found_k.tokens) != (found_v.heads, found_v.tokens):
             raise ValueError(
-                f"{names[1]}: {found_v.heads} heads of {found_v.tokens} tokens, but {names[0]} has {found_k.heads} "
+                f"{names[1]}: {found_v.heads} heads of {found_v.tokens} tokens, but {names[0]} has "
+                f"{found_k.heads} "
                 f"of {found_k.tokens}"
             )
         if found_k.type != found_v.type:
@@ -353,7 +356,8 @@ def dequantize(
     for values in (values_k, values_v):
         if values is not None and (values.heads, values.tokens) != (records.heads, records.tokens):
             raise ValueError(
-                f"{values.name}: {values.heads} heads of {values.tokens} tokens, the records have {records.heads} "
+                f"{values.name}: {values.heads} heads of {values.tokens} tokens, the records "
+                f"have {records.heads} "
                 f"of {records.tokens}"
             )
     for begin, count, one in records._runs():

@@ -68,7 +68,8 @@ class Comparison:
     def __str__(self) -> str:
         exact = self.heads * self.tokens * (self.head_dim_k + self.head_dim_v) * 2
         lines = [
-            f"{self.tokens} of {self.all_tokens} tokens, {self.heads} head{'' if self.heads == 1 else 's'}, head_dim "
+            f"{self.tokens} of {self.all_tokens} tokens, {self.heads} head{'' if self.heads == 1 else 's'}, "
+            f"head_dim "
             f"{self.head_dim_k} (K) and {self.head_dim_v} (V); float16 would take {exact:,} bytes"
         ]
         if self.query_heads:
@@ -79,7 +80,8 @@ class Comparison:
             )
             lines.append(f"attention: {self.query_heads} query heads on {self.heads}, causal, {every}")
         lines.append(
-            "rel error: ||X - X'|| / ||X||; scale: token-scale error | ||x'|| / ||x|| - 1 | per token; magn.: share of the "
+            "rel error: ||X - X'|| / ||X||; scale: token-scale error | ||x'|| / ||x|| - 1 | per token; "
+            "magn.: share of the "
             "squared error that lies in token norms"
         )
         table = [
@@ -210,7 +212,8 @@ def compare(
     values_k, values_v = Values(k, "k"), Values(v, "v")
     if (values_k.heads, values_k.tokens) != (values_v.heads, values_v.tokens):
         raise ValueError(
-            f"v: {values_v.heads} heads of {values_v.tokens} tokens, but k has {values_k.heads} of {values_k.tokens}"
+            f"v: {values_v.heads} heads of {values_v.tokens} tokens, but k has "
+            f"{values_k.heads} of {values_k.tokens}"
         )
     values_q = None if q is None else Values(q, "q")
     if values_q is not None and (
@@ -220,7 +223,8 @@ def compare(
         or values_q.channels != values_k.channels
     ):
         raise ValueError(
-            f"q: expected [a multiple of {values_k.heads}, {values_k.tokens}, {values_k.channels}], got the shape "
+            f"q: expected [a multiple of {values_k.heads}, {values_k.tokens}, {values_k.channels}], "
+            f"got the shape "
             f"{values_q.array.shape}"
         )
     for values in (values_k, values_v, values_q):
