@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvarn
+from kvarn import _work
 
 LAYERS, HEADS, ROWS, DIM = 2, 2, 2, 64
 FORMAT = kvarn.Format("k4v2_g64", DIM)
@@ -231,6 +232,48 @@ def test_shift():
 
         with pytest.raises(RuntimeError, match="wrong way"):
             sequence.shift(213, 220, 1, fails)
+
+
+def test_nothing_to_do(values):
+    """No tokens, no tiles, no steps; and integers of NumPy."""
+    with make() as cache, cache.open() as sequence:
+        assert cache.step(np.int64(0), []) == [] and sequence.seal().sealed == 0
+        sequence.reserve(np.int64(0))
+        sequence.commit(np.int64(0))
+        assert (
+            sequence.read(np.int32(1))[0].shape == (HEADS, 0, DIM)
+            and cache.load(sequence.save()).next_position == 0
+        )
+    nothing = values(2, 0, DIM)
+    records = kvarn.quantize(FORMAT, nothing, nothing, errors=True)
+    assert (
+        records.tiles == 0
+        and records.nbytes == 0
+        and kvarn.dequantize(records, threads=2)[0].shape == (2, 0, DIM)
+    )
+    out, sums = kvarn.attend(values(2, 3, DIM), records, log_sum_exp=True)
+    assert not out.any() and (sums == -np.inf).all()
+    assert kvarn.attend(nothing, kvarn.quantize(FORMAT, values(2, 64, DIM), values(2, 64, DIM))).shape == (
+        2,
+        0,
+        DIM,
+    )
+
+
+def test_an_interrupt_stops_the_threads():
+    done = []
+
+    def work(item, scratch):
+        if item == 3:
+            raise KeyboardInterrupt
+        done.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        _work.run(100_000, 1, 3, work)
+    count = len(done)
+    assert count < 100_000
+    _work.run(10, 1, 3, lambda item, scratch: done.append(item))
+    assert sorted(done[count:]) == list(range(10))
 
 
 def test_plans():

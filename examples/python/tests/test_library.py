@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -173,3 +174,15 @@ def test_more_format_errors():
         kvarn.Format(exact_channels=3)
     with pytest.raises(kvarn.KvarnError, match="bits"):
         kvarn.Format().within(1.0)
+
+
+def test_integers_of_numpy_and_ones_that_do_not_fit():
+    assert kvarn.Format("k4v2_g128", np.int64(64)) == kvarn.Format("k4v2_g128", 64)
+    for call in (
+        lambda: kvarn.Format("k4v2_g128", 2**32 + 128),
+        lambda: kvarn.Format(exact_channels=2**32),
+        lambda: kvarn.Encoding(iterations=2**32 + 8)._make(),
+        lambda: kvarn.CacheConfig(kvarn.Format(), layers=2**32 + 1, heads=1).plan(),
+    ):
+        with pytest.raises(ValueError, match="out of range"):
+            call()

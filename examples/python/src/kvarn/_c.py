@@ -27,8 +27,10 @@ from ctypes import (
 )
 from typing import Any
 
+import numpy as np
+
 ABI = 1
-SIZE_MAX = 2 ** (8 * ctypes.sizeof(c_size_t)) - 1
+SIZE_MAX: int = 2 ** (8 * ctypes.sizeof(c_size_t)) - 1
 
 
 class Status(enum.IntEnum):
@@ -101,6 +103,11 @@ def check(status: int, where: str, argument: str | None = None, detail: str | No
 # --- structs ------------------------------------------------------------------------------------------------
 
 
+def integer(value: Any) -> Any:
+    """An integer of NumPy as one of Python, which ctypes wants; everything else as it is."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
 class Sized(ctypes.Structure):
     """A struct that begins with its size. Fields that are not given have the defaults of its _INIT."""
 
@@ -110,7 +117,12 @@ class Sized(ctypes.Structure):
         super().__init__()
         self.size = ctypes.sizeof(self)
         for name, value in {**self.DEFAULTS, **fields}.items():
-            setattr(self, name, value)
+            number = integer(value)
+            setattr(self, name, number)
+            if (
+                isinstance(number, int) and getattr(self, name) != number
+            ):  # ctypes does not say that it did not fit
+                raise ValueError(f"{name}: {value} is out of range")
 
 
 class View(ctypes.Structure):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import os
 import threading
 from typing import Callable, Union
 
@@ -16,6 +17,8 @@ Threads = Union[int, concurrent.futures.ThreadPoolExecutor]
 
 _executors: dict[int, concurrent.futures.ThreadPoolExecutor] = {}
 _lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_executors.clear)  # their threads are not in the child
 
 
 def count_of(threads: Threads) -> int:
@@ -62,8 +65,11 @@ def run(
                 raise
 
     futures = [_executor(threads, workers).submit(loop) for _ in range(workers)]
-    concurrent.futures.wait(
-        futures
-    )  # all of them, so that nothing is written to memory that the caller may drop
+    try:
+        concurrent.futures.wait(futures)
+    except BaseException:  # an interrupt: nothing may be written any more to memory that the caller drops
+        failed.set()
+        concurrent.futures.wait(futures)
+        raise
     for future in futures:
         future.result()

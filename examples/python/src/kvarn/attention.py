@@ -49,7 +49,7 @@ class SealedTokens:
 
 
 #: Part of a history. A pair (k, v) is ExactTokens(k, v).
-Segment = Union[Records, SealedTokens, ExactTokens, tuple]
+Segment = Union[Records, SealedTokens, ExactTokens, tuple[ArrayLike, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,7 @@ def attend(
         if not isinstance(part, ExactTokens)
     ]
     if grids:
-        formats = grids[0].formats  # type: ignore[union-attr]
+        formats = grids[0].formats
         if format is not None and format not in formats:
             raise ValueError(f"format: {format} is not that of the records")
     elif format is not None:

@@ -41,6 +41,7 @@ from ._c import (
     Status,
     View,
     check,
+    integer,
     lib,
 )
 from .attention import AttentionOptions, mask_words, output_of
@@ -387,7 +388,7 @@ class Cache:
         without queries, or the pair of output and log-sum-exp [query heads, m] where that was asked for.
         Outputs are float32 unless the step says where to write. The same bits for any number of threads.
         """
-        steps = list(steps)
+        steps, layer = list(steps), integer(layer)
         made = (CStep * max(len(steps), 1))()
         keep: list[Any] = []
         outputs: list[Any] = []
@@ -670,11 +671,12 @@ class _Reader:
     def _read(self, _: int | None, data: int, size: int) -> int:
         try:
             if hasattr(self.file, "readinto"):
-                return (
-                    self.file.readinto(memoryview((ctypes.c_ubyte * size).from_address(data)).cast("B")) or 0
-                )
-            got = self.file.read(size)
-            ctypes.memmove(data, bytes(got), len(got))
+                place = memoryview((ctypes.c_ubyte * size).from_address(data)).cast("B")
+                return int(self.file.readinto(place) or 0)
+            got = bytes(self.file.read(size))
+            if len(got) > size:
+                raise ValueError(f"source: read({size}) gave {len(got)} bytes")
+            ctypes.memmove(data, got, len(got))
             return len(got)
         except BaseException as error:
             self.error = error
@@ -704,7 +706,7 @@ class Sequence:
         return self._cache
 
     def _call(self, function: Callable[..., int], *arguments: Any, argument: str | None = None) -> None:
-        status = function(self._cache._handle, self._c, *arguments)
+        status = function(self._cache._handle, self._c, *map(integer, arguments))
         if status == Status.STALE_HANDLE:
             argument = "sequence"
         elif status in (Status.NO_ROOM, Status.SEQUENCE_FULL):

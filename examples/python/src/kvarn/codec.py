@@ -117,11 +117,11 @@ class Records:
 
     @property
     def tiles(self) -> int:
-        return self.data.shape[0]
+        return int(self.data.shape[0])
 
     @property
     def heads(self) -> int:
-        return self.data.shape[1]
+        return int(self.data.shape[1])
 
     @property
     def tokens(self) -> int:
@@ -130,7 +130,7 @@ class Records:
     @property
     def nbytes(self) -> int:
         """Bytes of all records, padding included."""
-        return self.tiles * self.heads * self.data.shape[2]
+        return self.tiles * self.heads * int(self.data.shape[2])
 
     @property
     def strides(self) -> tuple[int, int]:

@@ -53,14 +53,20 @@ class Format:
         head_dim_v: int | None = None,
         exact_channels: int = 0,
     ):
-        made = CFormat()
-        head_dims = (head_dim, head_dim if head_dim_v is None else head_dim_v)
-        status = lib.kvarn_format_parse(str(name).encode(), *head_dims, ctypes.byref(made))
+        made = CFormat(
+            head_dim_k=head_dim,
+            head_dim_v=head_dim if head_dim_v is None else head_dim_v,
+            exact_channels=exact_channels,
+        )
+        parsed = CFormat()
+        status = lib.kvarn_format_parse(
+            str(name).encode(), made.head_dim_k, made.head_dim_v, ctypes.byref(parsed)
+        )
         if status == 0 and exact_channels:
-            made.exact_channels = exact_channels
-            status = lib.kvarn_format_make(ctypes.byref(made))
+            parsed.exact_channels = made.exact_channels
+            status = lib.kvarn_format_make(ctypes.byref(parsed))
         check(status, f"Format({name!r}, head_dim={head_dim})", _ARGUMENTS.get(status))
-        self._c = made
+        self._c = parsed
 
     @classmethod
     def of(
@@ -113,7 +119,7 @@ class Format:
             value_rotated=self.value_rotated,
             exact_channels=self.exact_channels,
         )
-        return Format.of(**{**mine, **parts})  # type: ignore[arg-type]
+        return Format.of(**{**mine, **parts})
 
     def within(self, bits: float) -> Format:
         """This format with the widths that keep most at no more than `bits` bits an element, scales
