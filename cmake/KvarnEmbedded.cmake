@@ -5,7 +5,7 @@
 # engine's consumers link, since unlinked code may need other libraries at link time. A header-only library has nothing to link, so
 # the note changes no build; but install(EXPORT) and export() insist that what it names is exported too. Therefore these notes, and
 # nothing else, are removed when the top-level CMakeLists.txt has been read, before CMake generates anything.
-# A PUBLIC use is not touched: engine's headers then need kvarn's, and its package must find kvarn (docs/embedding.md).
+# A PUBLIC use is not touched: engine's headers then need kvarn's, and its package must find kvarn (docs/building.md).
 
 function(kvarn_leave_exports directory)
   # Also as `debug`, `optimized` or another plain condition, and as what is linked only while building.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# One binary for many processors (docs/embedding.md):
+# One binary for many processors (docs/building.md):
 #
 #   kvarn_add_kernels(<target> ARCHS <set> ... [ELEMENTS <type> ...] [CACHE])
 #
 # adds one source file for each instruction set to <target>, compiled with that set's flags, and tells <target> by private
 # definitions which ones there are; its own files then include <kvarn/dispatch.hpp>. Nothing else of <target> changes.
-#   ARCHS     portable, sse2, avx2, avx512, neon64 (alias neon); those of other processors are left out
+#   ARCHS     portable, sse2, avx2, avxvnni, avx512, avx512vnni, neon64 (alias neon), neon64dot; those of other processors, and those
+#             that the compiler does not know, are left out
 #   ELEMENTS  float, half, bfloat16; default half. Each one costs compile time
 #   CACHE     the functions of a whole cache too (kvarn/dispatch/cache.hpp)
 # <target> is a target that has sources, and links kvarn::kvarn.
@@ -14,7 +15,7 @@ cmake_policy(VERSION 3.20)  # for this file alone, also where a project with old
 
 function(kvarn_add_kernels target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "CACHE" "" "ARCHS;ELEMENTS")
-  set(usage "kvarn_add_kernels(<target> ARCHS portable|sse2|avx2|avx512|neon64 ... [ELEMENTS float|half|bfloat16 ...] [CACHE])")
+  set(usage "kvarn_add_kernels(<target> ARCHS portable|sse2|avx2|avxvnni|avx512|avx512vnni|neon64|neon64dot ... [ELEMENTS float|half|bfloat16 ...] [CACHE])")
   if(arg_UNPARSED_ARGUMENTS OR NOT arg_ARCHS)
     message(FATAL_ERROR "${usage}: unexpected `${arg_UNPARSED_ARGUMENTS}`, or no ARCHS")
   endif()
@@ -46,11 +47,11 @@ function(kvarn_add_kernels target)
   if(processor MATCHES ";")
     message(FATAL_ERROR "kvarn_add_kernels: one processor at a time, not ${processor}; join the programs with lipo")
   elseif(processor MATCHES "^(x86_64|amd64|AMD64|x64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
-    list(APPEND here sse2 avx2 avx512)
+    list(APPEND here sse2 avx2 avxvnni avx512 avx512vnni)
   elseif(processor MATCHES "^(x86_64|amd64|AMD64|x64|x86|i[3-6]86)$")  # 32 bits
     list(APPEND here sse2)
   elseif(processor MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
-    list(APPEND here neon64)
+    list(APPEND here neon64 neon64dot)
   endif()
   # MinGW-w64's GCC aligns the stack to 16 bytes only, but may keep larger registers there with instructions that fault unless they
   # are aligned (GCC bug 54412; some distributions patch it). An assembler from binutils 2.38 on can make them the others.
@@ -60,22 +61,39 @@ function(kvarn_add_kernels target)
     set(vector_moves -Wa,-muse-unaligned-vector-move)
     check_cxx_compiler_flag(${vector_moves} KVARN_HAS_UNALIGNED_VECTOR_MOVE)
     if(NOT KVARN_HAS_UNALIGNED_VECTOR_MOVE)
-      list(REMOVE_ITEM here avx2 avx512)
+      list(REMOVE_ITEM here avx2 avxvnni avx512 avx512vnni)
       message(WARNING "kvarn_add_kernels: this GCC may put AVX registers where they are not aligned (GCC bug 54412), and its assembler "
-        "does not help: avx2 and avx512 are left out. Take binutils 2.38 or newer, or Clang.")
+        "does not help: avx2, avx512 and their kin are left out. Take binutils 2.38 or newer, or Clang.")
     endif()
   endif()
-  set(known_archs portable sse2 avx2 avx512 neon64)
+  # What a compiler may be too old for.
+  set(extra_flag_avxvnni -mavxvnni)
+  set(extra_flag_avx512vnni -mavx512vnni)
+  set(extra_flag_neon64dot -march=armv8.2-a+dotprod)
+  set(unknown "")
+  foreach(arch IN ITEMS avxvnni avx512vnni neon64dot)
+    if(arch IN_LIST arg_ARCHS AND arch IN_LIST here)
+      include(CheckCXXCompilerFlag)
+      string(TOUPPER "KVARN_COMPILES_${arch}" compiles)
+      check_cxx_compiler_flag(${extra_flag_${arch}} ${compiles})
+      if(NOT ${compiles})
+        list(APPEND unknown ${arch})
+      endif()
+    endif()
+  endforeach()
+  set(known_archs portable sse2 avx2 avxvnni avx512 avx512vnni neon64 neon64dot)
   set(archs "")
   foreach(arch IN LISTS arg_ARCHS)
     if(arch STREQUAL "neon")
       set(arch neon64)
     endif()
     if(NOT arch IN_LIST known_archs)
-      message(FATAL_ERROR "${usage}: unknown instruction set `${arch}`; known are: portable, sse2, avx2, avx512, neon64, "
-        "neon (neon64)")
+      message(FATAL_ERROR "${usage}: unknown instruction set `${arch}`; known are: portable, sse2, avx2, avxvnni, "
+        "avx512, avx512vnni, neon64, neon64dot, neon (neon64)")
     elseif(NOT arch IN_LIST here)
       message(STATUS "kvarn: ${target}: ${arch} left out, this is ${processor}")
+    elseif(arch IN_LIST unknown)
+      message(STATUS "kvarn: ${target}: ${arch} left out, the compiler does not know ${extra_flag_${arch}}")
     else()
       list(APPEND archs ${arch})
     endif()
@@ -92,7 +110,10 @@ function(kvarn_add_kernels target)
   endforeach()
   if(CMAKE_CXX_COMPILER_FRONTEND_VARIANT STREQUAL "MSVC" OR MSVC)
     set(flags_avx2 /arch:AVX2)
+    set(flags_avxvnni /arch:AVX2 ${extra_flag_avxvnni})
     set(flags_avx512 /arch:AVX512)
+    set(flags_avx512vnni /arch:AVX512 ${extra_flag_avx512vnni})
+    set(flags_neon64dot ${extra_flag_neon64dot})
   else()
     # Without optimisation the standard library's small functions would be emitted with this set's instructions, and the linker
     # might take them for the rest of the program; besides, the kernels would be useless.
@@ -105,9 +126,12 @@ function(kvarn_add_kernels target)
     set(flags_sse2 ${flags_portable})
     set(flags_avx2 -march=x86-64-v3 ${vector_moves})
     set(flags_avx512 -march=x86-64-v4 ${vector_moves})
+    set(flags_avxvnni ${flags_avx2} ${extra_flag_avxvnni})
+    set(flags_neon64dot ${extra_flag_neon64dot})
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
       list(APPEND flags_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)  # its AVX-512 headers, GCC bug 105593
     endif()
+    set(flags_avx512vnni ${flags_avx512} ${extra_flag_avx512vnni})
   endif()
 
   set(definitions "")

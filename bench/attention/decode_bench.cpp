@@ -230,6 +230,11 @@ int main(int argc, char** argv)
     for (const std::size_t r : {1u, 4u})
         for (const char* bits : {"k3v3", "k5v5", "k6v6", "k3v2", "k6v4"}) add(128, bits, r, 16384, precision::fine, "fine");
     add_fp16_rows<64>(16384);
+    for (const std::size_t r : {1u, 2u, 4u, 8u})
+        for (const char* bits : {"k4v4", "k4v2", "k2v2"}) {
+            if (r == 2 || r == 8 || bits != std::string("k4v2")) add(64, bits, r, 16384, precision::fine, "fine");
+            add(64, bits, r, 16384, precision::fast, "fast");
+        }
     add_fp16_rows<256>(16384);
     for (const int d : {64, 80, 96, 112, 192, 256, 512, 576})
         for (const std::size_t r : {1u, 4u}) add(d, "k4v2", r, 16384, precision::fine, "fine");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // convert: the values of one view into another, of any element types and strides: float, half and bfloat16.
-// In: [token][head][channel]. Out: the same values, rounded to nearest even; a half saturates at +-65504 (format.md section 7).
+// In: [token][head][channel]. Out: the same values, rounded to nearest even; a half saturates at +-65504.
 // No accumulator, no allocation. Thread safe; to spread a call, give each thread token ranges or heads of its own.
 //
 // Between different types: to half, infinities become +-65504, as everything too large does; to float and bfloat16 they stay. NaN stays NaN,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // One binary for many processors. In: a function of an architecture tag. Out: its result for the best instruction set that
-// kvarn_add_kernels (docs/embedding.md) built into this target and that the running processor has:
+// kvarn_add_kernels (docs/building.md) built into this target and that the running processor has:
 //
 //     kvarn::dispatch([&](auto arch) { return kvarn::quantize_kv<decltype(arch)>(format, keys, values, records, scratch); });
 //
@@ -18,12 +18,15 @@
 #include <kvarn/dispatch/cpu.hpp>
 #include <kvarn/dispatch/entry_points.hpp>
 
-#if defined(KVARN_KERNELS_PORTABLE) || defined(KVARN_KERNELS_NEON64) || defined(KVARN_KERNELS_SSE2) || \
-    defined(KVARN_KERNELS_AVX2) || defined(KVARN_KERNELS_AVX512)
+#if defined(KVARN_KERNELS_PORTABLE) || defined(KVARN_KERNELS_NEON64) || defined(KVARN_KERNELS_NEON64DOT) || \
+    defined(KVARN_KERNELS_SSE2) || defined(KVARN_KERNELS_AVX2) || defined(KVARN_KERNELS_AVXVNNI) || \
+    defined(KVARN_KERNELS_AVX512) || defined(KVARN_KERNELS_AVX512VNNI)
 #define KVARN_HAS_KERNELS 1
 #if !defined(KVARN_KERNELS_PORTABLE) && !(defined(KVARN_KERNELS_NEON64) && defined(KVARN_HAS_NEON64)) && \
-    !(defined(KVARN_KERNELS_SSE2) && defined(KVARN_HAS_SSE2)) && !(defined(KVARN_KERNELS_AVX2) && defined(KVARN_HAS_AVX2)) && \
-    !(defined(KVARN_KERNELS_AVX512) && defined(KVARN_HAS_AVX512))
+    !(defined(KVARN_KERNELS_NEON64DOT) && defined(KVARN_HAS_NEON64DOT)) && !(defined(KVARN_KERNELS_SSE2) && defined(KVARN_HAS_SSE2)) && \
+    !(defined(KVARN_KERNELS_AVX2) && defined(KVARN_HAS_AVX2)) && !(defined(KVARN_KERNELS_AVXVNNI) && defined(KVARN_HAS_AVXVNNI)) && \
+    !(defined(KVARN_KERNELS_AVX512) && defined(KVARN_HAS_AVX512)) && \
+    !(defined(KVARN_KERNELS_AVX512VNNI) && defined(KVARN_HAS_AVX512VNNI))
 #error "kvarn: this file may run on a processor that has none of the instruction sets given to kvarn_add_kernels. Add \
 `portable` (on x86 `sse2`) to its ARCHS, or compile this file for the lowest of them."
 #endif
@@ -37,14 +40,23 @@ KVARN_ENTRY_POINTS(extern template, simd::portable)
 #if defined(KVARN_KERNELS_NEON64)
 KVARN_ENTRY_POINTS(extern template, simd::neon64)
 #endif
+#if defined(KVARN_KERNELS_NEON64DOT)
+KVARN_ENTRY_POINTS(extern template, simd::neon64dot)
+#endif
 #if defined(KVARN_KERNELS_SSE2)
 KVARN_ENTRY_POINTS(extern template, simd::sse2)
 #endif
 #if defined(KVARN_KERNELS_AVX2)
 KVARN_ENTRY_POINTS(extern template, simd::avx2)
 #endif
+#if defined(KVARN_KERNELS_AVXVNNI)
+KVARN_ENTRY_POINTS(extern template, simd::avxvnni)
+#endif
 #if defined(KVARN_KERNELS_AVX512)
 KVARN_ENTRY_POINTS(extern template, simd::avx512)
+#endif
+#if defined(KVARN_KERNELS_AVX512VNNI)
+KVARN_ENTRY_POINTS(extern template, simd::avx512vnni)
 #endif
 
 namespace detail {
@@ -57,14 +69,23 @@ constexpr unsigned built_archs = 0
 #if defined(KVARN_KERNELS_NEON64)
                                  | arch_bit<simd::neon64>
 #endif
+#if defined(KVARN_KERNELS_NEON64DOT)
+                                 | arch_bit<simd::neon64dot>
+#endif
 #if defined(KVARN_KERNELS_SSE2)
                                  | arch_bit<simd::sse2>
 #endif
 #if defined(KVARN_KERNELS_AVX2)
                                  | arch_bit<simd::avx2>
 #endif
+#if defined(KVARN_KERNELS_AVXVNNI)
+                                 | arch_bit<simd::avxvnni>
+#endif
 #if defined(KVARN_KERNELS_AVX512)
                                  | arch_bit<simd::avx512>
+#endif
+#if defined(KVARN_KERNELS_AVX512VNNI)
+                                 | arch_bit<simd::avx512vnni>
 #endif
 #if !defined(KVARN_HAS_KERNELS)
                                  | arch_bit<simd::native_arch>
@@ -89,9 +110,12 @@ KVARN_INLINE void for_each_of(unsigned set, F&& f)
 {
     call_if<Built, simd::portable>(set, f);
     call_if<Built, simd::neon64>(set, f);
+    call_if<Built, simd::neon64dot>(set, f);
     call_if<Built, simd::sse2>(set, f);
     call_if<Built, simd::avx2>(set, f);
+    call_if<Built, simd::avxvnni>(set, f);
     call_if<Built, simd::avx512>(set, f);
+    call_if<Built, simd::avx512vnni>(set, f);
 }
 
 /// The sets of this target that run on this machine. Where it denies all of them, the lowest one: this very file needs that.
@@ -141,10 +165,11 @@ KVARN_INLINE bool same_name(std::string_view a, const char* b) noexcept
 template <unsigned Built = detail::built_archs, class F>
 KVARN_INLINE decltype(auto) dispatch(F&& f)
 {
-    return detail::call_active<Built, simd::avx512, simd::avx2, simd::sse2, simd::neon64, simd::portable>(detail::active_arch_bit<Built>(), f);
+    return detail::call_active<Built, simd::avx512vnni, simd::avx512, simd::avxvnni, simd::avx2, simd::sse2, simd::neon64dot, simd::neon64, simd::portable>(
+        detail::active_arch_bit<Built>(), f);
 }
 
-/// The name of the active instruction set: portable, neon64, sse2, avx2 or avx512.
+/// The name of the active instruction set: portable, neon64, neon64dot, sse2, avx2, avxvnni, avx512 or avx512vnni.
 template <unsigned Built = detail::built_archs>
 [[nodiscard]] KVARN_INLINE const char* active_arch_name() noexcept
 {

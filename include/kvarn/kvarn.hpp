@@ -18,4 +18,5 @@
 #include <kvarn/quantize.hpp>
 #include <kvarn/rotate/hadamard.hpp>
 #include <kvarn/scratch.hpp>
+#include <kvarn/supports.hpp>
 #include <kvarn/version.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // quantize_kv and dequantize_kv: K and V of any strides to records and back, many heads and tiles in one call.
-// In: float, half or bfloat16 views [token][head][channel], in the original basis or, by options, rotated. Out: records (format.md section 5), or
+// In: float, half or bfloat16 views [token][head][channel], in the original basis or, by options, rotated. Out: records (docs/record-format.md), or
 // views.
 // The caller owns all memory; nothing allocates. A record depends only on format, options and the tile's values: not on the
 // instruction set, the thread, the strides or the rest of the call. Errors are found before anything is written.
@@ -34,7 +34,7 @@ namespace kvarn {
 /// Bytes between a record's content and the grid's record_bytes are set to zero.
 /// `errors` empty, or one entry for each item of the range in its order: what the record lost (6 to 8 per cent of the time of sealing).
 /// Errors, nothing written: null_pointer, shape_mismatch, token_count_mismatch, buffer_too_small (records, scratch or errors),
-/// bad_argument (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; format.md sections 2 to 5.
+/// bad_argument (options), not_finite, scale_overflow. Zero tiles or heads are fine. Source: paper section 4; docs/numerics.md.
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
                                  std::span<std::byte> scratch, const encode_options& options = {}, record_range range = {},
@@ -47,25 +47,6 @@ template <class Arch = simd::native_arch, element T>
 template <class Arch = simd::native_arch, class Byte, element T>
 [[nodiscard]] status dequantize_kv(const format& f, record_grid<Byte> records, kv_view<T> k, kv_view<T> v, basis wanted,
                                    std::span<std::byte> scratch, record_range range = {}) noexcept;
-
-/// Which code a format runs on, for logs and for tests of a build.
-struct kernel_path {
-    const char* arch;           ///< instruction set: portable, sse2, avx2, avx512, neon64
-    bool keys_specialised;      ///< loops over tokens of K have compile-time bounds
-    bool values_specialised;    ///< loops over channels of V have compile-time bounds
-    const char* reason;         ///< one sentence
-};
-
-template <class Arch = simd::native_arch>
-[[nodiscard]] KVARN_INLINE constexpr kernel_path kernel_path_of(const format& f) noexcept
-{
-    const bool keys = detail::is_common_extent(f.head_dim_k()) && detail::is_common_extent(f.group());
-    const bool values = f.has_values() && detail::is_common_extent(f.head_dim_v());
-    const char* reason = keys && (values || !f.has_values()) ? "head_dim and group are 64, 128 or 256: compile-time loop bounds"
-                         : keys || values ? "one of K and V has compile-time loop bounds; the other runs the same code with run-time bounds"
-                                          : "head_dim or group is not 64, 128 or 256: the same code with run-time loop bounds";
-    return {simd::arch_traits<Arch>::name, keys, values, reason};
-}
 
 template <class Arch, element T>
 status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records, std::span<std::byte> scratch,

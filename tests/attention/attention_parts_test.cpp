@@ -101,6 +101,38 @@ void check(const kv_history& history, const attention_query& x)
 
 }  // namespace
 
+TEST_CASE("attention/parts: layers of two head dimensions in pages of one size", "[unit]")
+{
+    constexpr std::size_t tiles = 3;
+    const kvarn::format layers[] = {format_of(64, 64, 4, 2, 32), format_of(128, 128, 3, 4, 32)};
+    const std::size_t page = (kvarn::record_bytes(layers[1]) + 511) / 512 * 512;
+    const auto stride = kvarn::record_stride::multiple_of(page);
+    std::vector<std::byte> pool(2 * tiles * page, std::byte{0xa5});
+    support::random_source random(31);
+    for (std::size_t layer = 0; layer < 2; ++layer) {  // layer 0 has the even pages, layer 1 the odd ones
+        const kvarn::format& f = layers[layer];
+        REQUIRE(kvarn::record_bytes(f, stride) == page);
+        const auto x = support::random_tiles(random, f, tiles, 1, support::tile_kind::token_scales);
+        auto k = x.k, v = x.v;
+        auto grid = kvarn::tile_major_records(f, pool.data() + layer * page, pool.size() - layer * page, tiles, 1, stride);
+        grid.tile_stride = 2 * page;
+        std::vector<std::byte> scratch(kvarn::call_scratch_bytes(f, 4));
+        support::expect_ok(kvarn::quantize_kv(f, support::dense_keys(f, k.data(), tiles, 1), support::dense_values(f, v.data(), tiles, 1),
+                                              grid, std::span<std::byte>(scratch)));
+        const auto packed = support::encode(f, x);
+        for (std::size_t i = 0; i < tiles; ++i) {
+            CHECK(std::memcmp(grid.at(i, 0), packed.data() + i * kvarn::record_bytes(f), kvarn::record_bytes(f)) == 0);
+            CHECK(std::all_of(grid.at(i, 0) + kvarn::record_bytes(f), grid.at(i, 0) + page, [](std::byte b) { return b == std::byte{0}; }));
+        }
+        const std::int32_t table[] = {static_cast<std::int32_t>(layer), static_cast<std::int32_t>(2 + layer), static_cast<std::int32_t>(4 + layer)};
+        const kvarn::kv_segment paged[] = {kvarn::paged_tiles(f, pool.data(), static_cast<std::ptrdiff_t>(page), table)};
+        const kvarn::kv_segment dense[] = {
+            kvarn::sealed_tiles(f, kvarn::tile_major_records(f, support::as_bytes(packed.data()), packed.size(), tiles, 1), 0)};
+        const auto query = support::random_query(f, 1, 4, 5);
+        CHECK(support::same_bits(support::attend(f, paged, query).out, support::attend(f, dense, query).out));
+    }
+}
+
 TEST_CASE("attention/parts: a range of a segment", "[unit]")
 {
     const kvarn::format f = format_of(64, 64, 4, 2, 32);

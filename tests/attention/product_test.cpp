@@ -41,21 +41,26 @@ void multiply(const std::uint8_t* codes, int rows, int columns, const Weight* we
         kvarn::simd::kernels<Arch>::template multiply_bytes<Bits, heads>(codes, rows, columns, w, to, ahead);
 }
 
-/// Compiled for 1, 2 and 4 heads.
-struct head_counts {
-    static constexpr int count[] = {1, 2, 4};
-};
+/// Compiled for 1, 2 and 4 heads, for bytes for 8 where a kernel takes so many.
+constexpr int head_counts[] = {1, 2, 4, 8};
+constexpr std::size_t most_heads = 8;
 template <class Arch, int Bits, class Weight>
-constexpr std::array<product<Weight>, 3> products = {&multiply<Arch, Bits, Weight, 0>, &multiply<Arch, Bits, Weight, 0, 1>,
-                                                     &multiply<Arch, Bits, Weight, 0, 1, 2, 3>};
+constexpr std::array<product<Weight>, 4> products()
+{
+    std::array<product<Weight>, 4> all = {&multiply<Arch, Bits, Weight, 0>, &multiply<Arch, Bits, Weight, 0, 1>,
+                                          &multiply<Arch, Bits, Weight, 0, 1, 2, 3>, nullptr};
+    if constexpr (sizeof(Weight) == 1 && kvarn::simd::kernels<Arch>::most_byte_heads == 8)
+        all[3] = &multiply<Arch, Bits, Weight, 0, 1, 2, 3, 4, 5, 6, 7>;
+    return all;
+}
 
 template <class Weight>
-std::array<product<Weight>, 3> products_of(bool is_native, int bits)
+std::array<product<Weight>, 4> products_of(bool is_native, int bits)
 {
-    std::array<product<Weight>, 3> found{};
+    std::array<product<Weight>, 4> found{};
     kvarn::detail::with_bits(bits, [&](auto b) {
         if constexpr (sizeof(Weight) == 2 || b() == 2 || b() == 4)
-            found = is_native ? products<native, b(), Weight> : products<portable, b(), Weight>;
+            found = is_native ? products<native, b(), Weight>() : products<portable, b(), Weight>();
     });
     return found;
 }
@@ -103,9 +108,9 @@ void check_products(int bits, int rows, int columns, std::int64_t total, std::in
     const std::size_t r = static_cast<std::size_t>(rows), c = static_cast<std::size_t>(columns);
     const std::ptrdiff_t stride = std::max(rows, columns) + 16;
     for (const code_kind kind : {code_kind::largest, code_kind::random, code_kind::by_sign}) {
-        std::vector<Weight> weights(4 * static_cast<std::size_t>(stride), Weight{1});
+        std::vector<Weight> weights(most_heads * static_cast<std::size_t>(stride), Weight{1});
         const std::size_t rotate_shares = random.below(6);
-        for (std::size_t h = 0; h < 4; ++h) {
+        for (std::size_t h = 0; h < most_heads; ++h) {
             const auto one = shared_out<Weight>(random, all_shares[(rotate_shares + h) % 6], rows, total, most);
             std::copy(one.begin(), one.end(), weights.begin() + static_cast<std::ptrdiff_t>(h) * stride);
         }
@@ -122,8 +127,8 @@ void check_products(int bits, int rows, int columns, std::int64_t total, std::in
                                          0xff);  // a product may read 16 bytes more
         kvarn::detail::with_bits(
             bits, [&](auto b) { kvarn::detail::pack_stream<portable, b()>(codes.data(), codes.size(), packed.data()); });
-        std::vector<float> wanted(4 * c);
-        for (std::size_t h = 0; h < 4; ++h)
+        std::vector<float> wanted(most_heads * c);
+        for (std::size_t h = 0; h < most_heads; ++h)
             for (std::size_t j = 0; j < c; ++j) {
                 std::int64_t sum = 0;
                 for (std::size_t i = 0; i < r; ++i)
@@ -132,17 +137,18 @@ void check_products(int bits, int rows, int columns, std::int64_t total, std::in
             }
         for (const bool is_native : {false, true}) {
             const auto calls = products_of<Weight>(is_native, bits);
-            for (std::size_t n = 0; n < 3; ++n) {
-                std::vector<float> sums(4 * static_cast<std::size_t>(stride), -77.0f);
+            for (std::size_t n = 0; n < calls.size(); ++n) {
+                if (calls[n] == nullptr) continue;
+                std::vector<float> sums(most_heads * static_cast<std::size_t>(stride), -77.0f);
                 calls[n](packed.data(), rows, columns, weights.data(), sums.data(), stride);
                 std::size_t different = 0;
-                for (std::size_t h = 0; h < 4; ++h)
+                for (std::size_t h = 0; h < most_heads; ++h)
                     for (std::size_t j = 0; j < static_cast<std::size_t>(stride); ++j) {
-                        const bool inside = h < static_cast<std::size_t>(head_counts::count[n]) && j < c;
+                        const bool inside = h < static_cast<std::size_t>(head_counts[n]) && j < c;
                         different += sums[h * static_cast<std::size_t>(stride) + j] != (inside ? wanted[h * c + j] : -77.0f);
                     }
                 INFO((is_native ? "native" : "portable")
-                     << ", " << bits << " bits, " << rows << " rows, " << columns << " columns, heads " << head_counts::count[n]
+                     << ", " << bits << " bits, " << rows << " rows, " << columns << " columns, heads " << head_counts[n]
                      << ", codes " << static_cast<int>(kind));
                 CHECK(different == 0);
             }
@@ -193,7 +199,8 @@ rounding rounded(int bits, int n, const std::vector<float>& w)
     std::vector<float> same(w.size());
     kvarn::detail::weight_totals totals{};
     const int padded = static_cast<int>(w.size());
-    kvarn::detail::weigh<Arch>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
+    constexpr auto kind = sizeof(Weight) == 2 ? kvarn::detail::product_kind::words : kvarn::detail::product_kind::bytes;
+    kvarn::detail::weigh_query<Arch, kind>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
     std::vector<Weight> to(w.size() + 1, Weight{77});
     rounding r;
     kvarn::detail::with_bits(bits, [&](auto b) {
@@ -249,17 +256,15 @@ TEST_CASE("attention/product: 16-bit weights at the limit of the 32-bit sums", "
             }
 }
 
-TEST_CASE("attention/product: 8-bit weights at the limit of the 16-bit sums", "[unit]")
+TEST_CASE("attention/product: 8-bit weights, all of them as large as they come", "[unit]")
 {
     support::random_source random(1310);
     for (const int bits : {2, 4})
         for (const int rows : row_counts)
             for (const int columns : column_counts) {
                 const int levels = (1 << bits) - 1;
-                check_products<std::uint8_t>(bits, rows, columns, 65535 / levels, 255, levels, random);
-                // The largest weights, as far as smaller codes allow them.
-                const int code = std::min(levels, 65535 / (255 * rows));
-                if (code > 0) check_products<std::uint8_t>(bits, rows, columns, 255 * rows, 255, code, random);
+                check_products<std::int8_t>(bits, rows, columns, std::int64_t{127} * rows, 127, levels, random);
+                check_products<std::int8_t>(bits, rows, columns, std::int64_t{40} * rows, 127, levels, random);
             }
 }
 
@@ -286,16 +291,19 @@ TEST_CASE("attention/product: rounding to 16 bits stays below the limit and with
         }
 }
 
-TEST_CASE("attention/product: rounding to 8 bits stays below the limit and makes up for what it takes away", "[unit]")
+TEST_CASE("attention/product: rounding to 8 bits keeps half a step and makes up for what it takes away", "[unit]")
 {
     support::random_source random(1330);
     for (const int bits : {2, 4})
-        for (const int n : {32, 64, kvarn::detail::byte_rows}) {
-            const int levels = (1 << bits) - 1;
+        for (const int n : {32, 36, 64, 100, 128, 256, 576}) {
             std::size_t number = 0;
-            for (const std::vector<float>& w : awkward_weights(random, n, 65535.0 / levels - 0.5 * n - 1.0)) {
-                INFO(bits << " bits, " << n << " weights, kind " << number);
-                check_rounding<std::uint8_t>(bits, n, w, 255, 65535, levels, number % 8 == 0 && number < 32);
+            for (std::vector<float>& w : awkward_weights(random, n, 127.0 * n)) {
+                for (const bool signs : {false, true}) {
+                    if (signs)
+                        for (std::size_t i = 1; i < w.size(); i += 2) w[i] = -w[i];
+                    INFO(bits << " bits, " << n << " weights, kind " << number << (signs ? ", signs" : ""));
+                    check_rounding<std::int8_t>(bits, n, w, 127, std::int64_t{127} * n, 1, number % 8 == 0 && number < 32);
+                }
                 ++number;
             }
         }

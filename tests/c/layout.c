@@ -60,8 +60,8 @@ int main(void)
     FIELD(v_codes) FIELD(v_channel_scale) FIELD(v_token_scale) FIELD(v_token_zero) FIELD(exact)
     FIELD(content_bytes)
     END
-    BEGIN(kvarn_kernel_path)
-    FIELD(size) FIELD(arch) FIELD(reason) FIELD(keys_specialised) FIELD(values_specialised)
+    BEGIN(kvarn_support)
+    FIELD(size) FIELD(arch) FIELD(fixed_bounds) FIELD(key_precision) FIELD(value_precision) FIELD(time)
     END
     BEGIN(kvarn_records)
     FIELD(data) FIELD(bytes) FIELD(tiles) FIELD(heads) FIELD(tile_stride) FIELD(head_stride)
@@ -87,7 +87,8 @@ int main(void)
     END
     BEGIN(kvarn_attention_options)
     FIELD(size) FIELD(softmax_scale) FIELD(logit_soft_cap) FIELD(window) FIELD(causal) FIELD(query_basis)
-    FIELD(output_basis) FIELD(precision)
+    FIELD(output_basis) FIELD(precision) FIELD(fast_bound)
+    FIELD(reserved)
     END
     BEGIN(kvarn_choose_options)
     FIELD(size) FIELD(margin) FIELD(value_margin) FIELD(most_key_error) FIELD(most_value_error) FIELD(encode)

@@ -83,11 +83,13 @@ static void formats(void)
     CHECK(kvarn_call_scratch_bytes(&base, SIZE_MAX) == 0);
     CHECK(kvarn_record_bytes(NULL, 0) == 0 && kvarn_bits_per_element(NULL, 0) == 0.0 && kvarn_choose_scratch_bytes(NULL) == 0);
 
-    kvarn_kernel_path path = KVARN_KERNEL_PATH_INIT;
-    CHECK_OK(kvarn_kernel_path_of(&base, &path));
-    CHECK(strcmp(path.arch, kvarn_active_arch()) == 0 && strlen(path.reason) > 20 && path.keys_specialised == 1 &&
-          path.values_specialised == 1);
-    CHECK_STATUS(kvarn_kernel_path_of(&base, NULL), KVARN_NULL_POINTER);
+    kvarn_support support = KVARN_SUPPORT_INIT;
+    CHECK_OK(kvarn_supports(&base, KVARN_OPERATION_ATTEND, KVARN_PRECISION_FINE, &support));
+    CHECK(strcmp(support.arch, kvarn_active_arch()) == 0 && support.fixed_bounds == 1 &&
+          support.key_precision == KVARN_PRECISION_FINE && support.value_precision == KVARN_PRECISION_FINE);
+    CHECK_STATUS(kvarn_supports(&base, KVARN_OPERATION_ATTEND, KVARN_PRECISION_FINE, NULL), KVARN_NULL_POINTER);
+    CHECK_STATUS(kvarn_supports(&base, 3, KVARN_PRECISION_FINE, &support), KVARN_BAD_ARGUMENT);
+    CHECK_STATUS(kvarn_supports(&base, KVARN_OPERATION_SEAL, -1, &support), KVARN_BAD_ARGUMENT);
     CHECK_STATUS(kvarn_layout_of(NULL, &at), KVARN_NULL_POINTER);
 }
 

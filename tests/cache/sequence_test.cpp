@@ -584,6 +584,60 @@ TEST_CASE("cache/sequence: sequences of different lengths in one plan", "[unit]"
         }
 }
 
+TEST_CASE("cache/sequence: a step cancelled between any two items leaves nothing behind", "[unit]")
+{
+    guarded_cache cache(small_cache());
+    auto& pool = cache.pool();
+    const auto id = cache.open();
+    cache.feed(id, 1, 0, 140, 50, true);
+    const auto before = cache.look(id);
+    constexpr std::size_t tokens = 20, query_heads = 4;
+    std::vector<float> q(tokens * query_heads * 32), out(q.size());
+    support::fill_values(q, 9);
+    const auto k = cache.values(true, 1, 140, tokens, 0), v = cache.values(false, 1, 140, tokens, 0);
+    kvarn::sequence_step step;
+    step.sequence = id;
+    step.k = kvarn::token_major<const float>(k.data(), tokens, pool.heads(), 32);
+    step.v = kvarn::token_major<const float>(v.data(), tokens, pool.heads(), 32);
+    step.q = kvarn::token_major<const float>(q.data(), tokens, query_heads, 32);
+    step.out = kvarn::token_major(out.data(), tokens, query_heads, 32);
+
+    // Runs up to `most` items of the first layer, then gives up; true if that was all of them.
+    const auto run = [&](std::size_t most) {
+        REQUIRE(pool.reserve(id, tokens) == status::ok);
+        std::vector<std::byte> memory(kvarn::layer_memory_bytes(pool, {&step, 1}, {}));
+        const auto items = kvarn::plan_layer(pool, 0, {&step, 1}, {}, memory);
+        REQUIRE(items.ok());
+        std::size_t done = 0;
+        for (std::size_t i = 0; i < items->store_items() && done < most; ++i, ++done) support::expect_ok(items->store_item(i));
+        for (std::size_t i = 0; i < items->attend_items() && done < most; ++i, ++done)
+            support::expect_ok(items->attend_item(i, cache.scratch()));
+        for (std::size_t i = 0; i < items->finish_items() && done < most; ++i, ++done)
+            support::expect_ok(items->finish_item(i, cache.scratch()));
+        REQUIRE(pool.commit(id, 0) == status::ok);
+        return done < most;
+    };
+    std::size_t most = 0;
+    while (!run(most++)) CHECK(cache.look(id) == before);
+    CHECK(most > pool.heads() + 2);
+    const auto whole = bits_of(out);
+    run(pool.heads() + 1);
+    out.assign(out.size(), -1.0f);
+    CHECK(run(all));
+    CHECK(bits_of(out) == whole);
+
+    // Sealing that is given up half way goes on from there, or not at all.
+    const auto undisturbed = cache.fork(id);
+    for (const auto each : {id, undisturbed}) cache.feed(each, 1, 140, 60);
+    REQUIRE(kvarn::begin_seal(pool, id).ok());
+    REQUIRE(kvarn::seal_items(pool) > 1);
+    support::expect_ok(kvarn::seal_item(pool, 0, cache.scratch()));
+    CHECK(kvarn::cancel_seal(pool, id) != 0);
+    cache.seal(id);
+    cache.seal(undisturbed);
+    CHECK(cache.records(id) == cache.records(undisturbed));
+}
+
 TEST_CASE("cache/sequence: a padded batch gives what one that is not padded gives", "[unit]")
 {
     guarded_cache cache(small_cache());

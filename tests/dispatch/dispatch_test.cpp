@@ -20,8 +20,8 @@ constexpr kvarn::detail::x86_report v4{v3.leaf1_ecx, 0xd0030128u, 0x00000021u, 0
 
 /// A set of built instruction sets that no other test uses: `Tag` keeps their states apart.
 template <unsigned Tag>
-constexpr unsigned all_sets = arch_bit<simd::portable> | arch_bit<simd::neon64> | arch_bit<simd::sse2> | arch_bit<simd::avx2> |
-                                 arch_bit<simd::avx512> | Tag << 8;
+constexpr unsigned all_sets = arch_bit<simd::portable> | arch_bit<simd::neon64> | arch_bit<simd::neon64dot> | arch_bit<simd::sse2> |
+                              arch_bit<simd::avx2> | arch_bit<simd::avxvnni> | arch_bit<simd::avx512> | arch_bit<simd::avx512vnni> | Tag << 8;
 
 template <unsigned Built>
 std::string dispatched()
@@ -54,6 +54,32 @@ TEST_CASE("dispatch/cpu: x86-64-v3 and v4 are taken with all of their features o
         INFO("bit " << bit << " of leaf 7");
         CHECK(x86_arch_bits(r) == ((v3.leaf7_ebx & one) != 0 ? 0u : arch_bit<simd::avx2>));
     }
+}
+
+TEST_CASE("dispatch/cpu: dot products are taken with the level that they stand on only", "[unit]")
+{
+    using kvarn::detail::x86_arch_bits;
+    constexpr unsigned avx2 = arch_bit<simd::avx2>, avx512 = arch_bit<simd::avx512>;
+    for (int bit = 0; bit < 32; ++bit) {
+        INFO("bit " << bit);
+        auto r = v4;
+        r.leaf7_ecx = 1u << bit;
+        CHECK(x86_arch_bits(r) == (avx2 | avx512 | (bit == 11 ? arch_bit<simd::avx512vnni> : 0u)));
+        r = v4;
+        r.leaf7_1_eax = 1u << bit;
+        CHECK(x86_arch_bits(r) == (avx2 | avx512 | (bit == 4 ? arch_bit<simd::avxvnni> : 0u)));
+    }
+    auto r = v3;  // an Alder Lake
+    r.leaf7_1_eax = 1u << 4;
+    CHECK(x86_arch_bits(r) == (avx2 | arch_bit<simd::avxvnni>));
+    r.leaf7_ecx = 1u << 11;
+    CHECK(x86_arch_bits(r) == (avx2 | arch_bit<simd::avxvnni>));
+    r.leaf7_ebx = 0;
+    CHECK(x86_arch_bits(r) == 0);
+    r = v4;
+    r.leaf7_ecx = 1u << 11;
+    r.saved_state = v3.saved_state;
+    CHECK(x86_arch_bits(r) == avx2);
 }
 
 TEST_CASE("dispatch/cpu: registers that the operating system does not save are not used", "[unit]")

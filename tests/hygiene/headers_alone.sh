@@ -9,7 +9,7 @@ esac
 "$compiler" --version | head -n 1
 # Without and with the instruction sets that change what the headers declare.
 case $(uname -m) in
-    x86_64) sets='-march=x86-64 -march=x86-64-v4' ;;
+    x86_64) sets='-march=x86-64 -march=sapphirerapids' ;;
     *) sets='-march=native' ;;
 esac
 failed=0 count=0
@@ -20,7 +20,7 @@ for set in $sets; do
         case $set:$header in
             # These are parts of simd/xsimd.hpp, which includes the one that fits.
             -march=x86-64:kvarn/simd/x86*.hpp) continue ;;
-            -march=x86*:kvarn/simd/neon.hpp | -march=native:kvarn/simd/x86*.hpp) continue ;;
+            -march=[xs]*:kvarn/simd/neon*.hpp | -march=native:kvarn/simd/x86*.hpp) continue ;;
             *:kvarn/interop/eigen*) eigen="-isystem $KVARN_EIGEN" ;;
             *:kvarn/interop/throwing*) plain= ;;
         esac

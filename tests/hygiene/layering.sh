@@ -4,14 +4,14 @@
 set -eu
 cd "$1"
 find . -name '*.hpp' -o -name '*.cuh' | sed 's|^\./||' | LC_ALL=C sort | xargs awk '
-# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp, 5 cache, 6 interop,
+# 0 base, 1 layout, 2 simd, 3 rotate normalize codec, 4 convert.hpp quantize.hpp attention scratch.hpp supports.hpp, 5 cache, 6 interop,
 # 7 the umbrella and dispatch, 8 cuda, which knows layers 0 and 1 and itself, 9 the C interface, which knows neither interop nor cuda.
 function layer(path) {
     if (path ~ /^base\// || path == "version.hpp") return 0
     if (path ~ /^layout\//) return 1
     if (path ~ /^simd\//) return 2
     if (path ~ /^(rotate|normalize|codec)\//) return 3
-    if (path ~ /^(quantize|attention)(\.hpp$|\/)/ || path ~ /^(convert|scratch)\.hpp$/) return 4
+    if (path ~ /^(quantize|attention)(\.hpp$|\/)/ || path ~ /^(convert|scratch|supports)\.hpp$/) return 4
     if (path ~ /^cache\//) return 5
     if (path ~ /^interop\//) return 6
     if (path == "kvarn.hpp" || path ~ /^dispatch(\.hpp$|\/)/) return 7

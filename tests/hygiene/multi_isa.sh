@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # One binary for many processors, on the objects of examples/multi_isa.
 # multi_isa.sh link <compiler> <object> ...: links them in both orders, with a main file compiled with and without optimisation;
-#   all programs print the same, and outside of the functions for AVX2 and AVX-512 there is no instruction of those sets.
+#   all programs print the same, and outside of the functions for AVX2, AVX-512 and their kin there is no instruction of those sets.
 # multi_isa.sh emulate: runs these programs on emulated processors without AVX2. Exit code 77: skipped.
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
@@ -20,7 +20,7 @@ wrong() {
 # BMI encodings; tzcnt is also what objdump calls a baseline `rep bsf`). Also says whether there are such instructions at all.
 foreign_code() { # <program>
     objdump -d --no-show-raw-insn "$1" | awk '
-    /^[0-9a-f]+ <.*>:$/ { name = $2; tagged = name ~ /4avx2|6avx512/; functions++; next }
+    /^[0-9a-f]+ <.*>:$/ { name = $2; tagged = name ~ /4avx2|7avxvnni|6avx512|10avx512vnni/; functions++; next }
     $2 ~ /^v/ && $2 !~ /^v(err|erw|m[a-z]+)$/ || $0 ~ /%[yz]mm|%k[0-7]/ ||
     $2 ~ /^(andn|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|lzcnt|movbe|popcnt)[lqw]?$/ {
         if (tagged) seen++

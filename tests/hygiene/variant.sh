@@ -57,6 +57,9 @@ case $level in
         needs='avx512f avx512bw avx512cd avx512dq avx512vl'
         ;;
 esac
+case " $* " in
+    *' -mavx512vnni '*) needs="$needs avx512_vnni" ;;
+esac
 if [ "$target" != "$level" ]; then
     flags="$flags -static" run=${KVARN_WINE:-none}
     if [ -n "$clang" ]; then

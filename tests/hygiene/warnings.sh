@@ -40,7 +40,7 @@ esac
 first= last=
 ! defined _WIN32 "$@" || first='#include <windows.h>' last='#include <intrin.h>'
 sets=default
-! defined __x86_64__ "$@" || sets='-march=x86-64 -march=x86-64-v3 -march=x86-64-v4'
+! defined __x86_64__ "$@" || sets='-march=x86-64 -march=x86-64-v3 -march=x86-64-v4 -march=sapphirerapids'
 
 # A template's body is looked at, and a warning is an error.
 if printf 'template <class T> short narrow(T x) { return x; }\ntemplate short narrow(int);\n' |

@@ -53,6 +53,30 @@ TEST_CASE("layout/record: the reference stride is a power of two per token from 
         }
 }
 
+TEST_CASE("layout/record: records rounded up to a multiple of bytes", "[unit]")
+{
+    using kvarn::record_stride;
+    const auto narrow = named("k4v2_g64", 64), wide = named("k4v2_g128", 128);
+    static_assert(record_stride{} == record_stride::packed && !(record_stride{} == record_stride::reference));
+    static_assert(record_stride::multiple_of(8) == record_stride::packed && record_stride::multiple_of(0) == record_stride::packed);
+    CHECK(kvarn::record_bytes(narrow, record_stride::multiple_of(4096)) == 4096);
+    CHECK(kvarn::record_bytes(wide, record_stride::multiple_of(4096)) == 4 * 4096);
+    CHECK(kvarn::record_bytes(wide, record_stride::multiple_of(13824)) == 13824);
+    CHECK(kvarn::record_bytes(wide, record_stride::multiple_of(1)) == kvarn::layout_of(wide).content_bytes);
+    CHECK(kvarn::record_bytes(wide, record_stride::multiple_of(SIZE_MAX)) == SIZE_MAX);
+    CHECK(kvarn::bits_per_element(narrow, record_stride::multiple_of(4096)) == 8.0 * 4096 / (64 * 128));
+
+    // Layers of two head dimensions, one page size.
+    const std::size_t page = kvarn::record_bytes(wide);
+    CHECK(kvarn::record_bytes(narrow, record_stride::multiple_of(page)) == page);
+    CHECK(kvarn::grid_bytes(narrow, 3, 2, record_stride::multiple_of(page)) == 6 * page);
+    std::byte memory[1]{};
+    const auto grid = kvarn::tile_major_records(narrow, memory, 6 * page, 3, 2, record_stride::multiple_of(page));
+    CHECK(grid.head_stride == page);
+    CHECK(grid.tile_stride == 2 * page);
+    CHECK(grid.record_bytes == page);
+}
+
 TEST_CASE("layout/record: fields follow each other as written in the table", "[unit]")
 {
     std::size_t formats = 0;

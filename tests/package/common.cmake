@@ -31,7 +31,7 @@ function(must_exist)
   endforeach()
 endfunction()
 
-# install_library(<prefix>): this repository, as docs/embedding.md says.
+# install_library(<prefix>): this repository, as docs/building.md says.
 function(install_library prefix)
   must_run("configuring the library" "${CMAKE_COMMAND}" -S "${REPOSITORY}" -B "${WORK}/library" ${common} ${quiet_build}
     "-DCMAKE_INSTALL_PREFIX=${prefix}")

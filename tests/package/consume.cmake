@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Configures, builds and runs the project in consumer/ in one of the ways that docs/embedding.md describes (MODE).
+# Configures, builds and runs the project in consumer/ in one of the ways that docs/building.md describes (MODE).
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
 
 macro(configure_build_run)
@@ -97,7 +97,7 @@ elseif(MODE STREQUAL "kernels_arguments")
   kernels_say("consumer_kernels" "no ARCHS")
   kernels_say("consumer_kernels portable" "unexpected `portable`")
   kernels_say("consumer_kernel ARCHS portable" "no target `consumer_kernel`")
-  kernels_say("consumer_kernels ARCHS portable avx3" "unknown instruction set `avx3`; known are: portable, sse2, avx2, avx512, neon64")
+  kernels_say("consumer_kernels ARCHS portable avx3" "unknown instruction set `avx3`; known are: portable, sse2, avx2, avxvnni, avx512, avx512vnni, neon64, neon64dot")
   kernels_say("consumer_kernels ARCHS portable ELEMENTS double" "unknown element type `double`; known are: float, half, bfloat16")
   kernels_say("consumer_kernels ARCHS portable avx2 neon64 sse2" "left out, this is" accepted)
 

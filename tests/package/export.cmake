@@ -45,7 +45,7 @@ function(says_nothing_of_kvarn)
 endfunction()
 
 if(MODE STREQUAL "export_private")
-  # As docs/embedding.md has it: a copy of kvarn, PRIVATE, no install rules.
+  # As docs/building.md has it: a copy of kvarn, PRIVATE, no install rules.
   configure_engine("-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PRIVATE -DENGINE_KERNELS=ON ${cuda} ${files})
   install_engine()
   says_nothing_of_kvarn()
@@ -75,7 +75,7 @@ elseif(MODE STREQUAL "export_public_install")
   use_engine(build "-Dengine_DIR=${WORK}/engine" "-Dkvarn_DIR=${WORK}/engine/kvarn" -DFOUND_KVARN=ON)
 
 elseif(MODE STREQUAL "export_public_embedded")
-  # Headers that nobody would have: CMake refuses, with the words that docs/embedding.md explains.
+  # Headers that nobody would have: CMake refuses, with the words that docs/building.md explains.
   execute_process(COMMAND "${CMAKE_COMMAND}" -S "${REPOSITORY}/tests/package/engine" -B "${WORK}/engine" ${common}
     "-DENGINE_KVARN=${REPOSITORY}" -DENGINE_USE=PUBLIC RESULT_VARIABLE code OUTPUT_VARIABLE log ERROR_VARIABLE log)
   string(REGEX REPLACE "[ \n]+" " " log "${log}")

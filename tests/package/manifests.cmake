@@ -21,9 +21,9 @@ list(GET headings 0 heading)
 if(NOT heading MATCHES "^## ([0-9.]+) \\((unreleased|20[0-9][0-9]-[0-9][0-9]-[0-9][0-9])\\)$" OR NOT CMAKE_MATCH_1 STREQUAL version)
   fail("the newest heading of CHANGELOG.md is `${heading}`, the library is ${version}")
 endif()
-file(READ "${REPOSITORY}/docs/embedding.md" embedding)
-if(NOT embedding MATCHES "FetchContent_Declare\\(kvarn [^)]*GIT_TAG v([0-9.]+)\\)" OR NOT CMAKE_MATCH_1 STREQUAL version)
-  fail("docs/embedding.md fetches kvarn ${CMAKE_MATCH_1}, the library is ${version}")
+file(READ "${REPOSITORY}/docs/building.md" building)
+if(NOT building MATCHES "FetchContent_Declare\\(kvarn [^)]*GIT_TAG v([0-9.]+)\\)" OR NOT CMAKE_MATCH_1 STREQUAL version)
+  fail("docs/building.md fetches kvarn ${CMAKE_MATCH_1}, the library is ${version}")
 endif()
 
 # format(<variable> <text> <indentation> <path> ...): the JSON value at the path, as vcpkg's formatter writes it.

@@ -594,11 +594,11 @@ inline constexpr kvarn::precision all_precisions[] = {kvarn::precision::exact, k
 /// Bounds on Gaussian data with scores of standard deviation about 1.
 inline double out_bound(kvarn::precision p)
 {
-    return p == kvarn::precision::exact ? 1e-5 : p == kvarn::precision::fine ? 1e-3 : 1.3e-2;
+    return p == kvarn::precision::exact ? 1e-5 : p == kvarn::precision::fine ? 1e-3 : 4e-2;
 }
 inline double log_sum_exp_bound(kvarn::precision p)
 {
-    return p == kvarn::precision::exact ? 1e-5 : 1e-3;
+    return p == kvarn::precision::exact ? 1e-5 : p == kvarn::precision::fine ? 1e-3 : 6e-2;
 }
 
 }  // namespace support

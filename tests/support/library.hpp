@@ -52,11 +52,20 @@ KVARN_TEST_INSTANTIATE(extern, kvarn::simd::sse2)
 #if defined(KVARN_HAS_AVX2)
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::avx2)
 #endif
+#if defined(KVARN_HAS_AVXVNNI)
+KVARN_TEST_INSTANTIATE(extern, kvarn::simd::avxvnni)
+#endif
 #if defined(KVARN_HAS_AVX512)
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::avx512)
 #endif
+#if defined(KVARN_HAS_AVX512VNNI)
+KVARN_TEST_INSTANTIATE(extern, kvarn::simd::avx512vnni)
+#endif
 #if defined(KVARN_HAS_NEON64)
 KVARN_TEST_INSTANTIATE(extern, kvarn::simd::neon64)
+#endif
+#if defined(KVARN_HAS_NEON64DOT)
+KVARN_TEST_INSTANTIATE(extern, kvarn::simd::neon64dot)
 #endif
 
 namespace support {
@@ -279,11 +288,20 @@ void for_each_arch(Test&& test)
 #if defined(KVARN_HAS_AVX2)
     test(kvarn::simd::avx2{});
 #endif
+#if defined(KVARN_HAS_AVXVNNI)
+    test(kvarn::simd::avxvnni{});
+#endif
 #if defined(KVARN_HAS_AVX512)
     test(kvarn::simd::avx512{});
 #endif
+#if defined(KVARN_HAS_AVX512VNNI)
+    test(kvarn::simd::avx512vnni{});
+#endif
 #if defined(KVARN_HAS_NEON64)
     test(kvarn::simd::neon64{});
+#endif
+#if defined(KVARN_HAS_NEON64DOT)
+    test(kvarn::simd::neon64dot{});
 #endif
 }
 

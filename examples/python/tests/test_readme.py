@@ -26,6 +26,15 @@ def test_programs(monkeypatch, capsys):
     assert np.abs(names["out"]).max() > 0 and names["k_held"].shape == (1, 450, 128)
 
 
+def test_quick_start(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / "docs" / "quick-start.md").read_text(encoding="utf-8")
+    (program,) = [p for p in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "import kvarn" in p]
+    names: dict = {}
+    exec(program, names)
+    assert names["out"].shape == (2, 512, 128) and "tokens=300" in capsys.readouterr().out
+
+
 def test_errors():
     k = np.zeros((2, 500, 128), np.float32)
     with pytest.raises(ValueError) as error:

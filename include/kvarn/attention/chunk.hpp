@@ -69,6 +69,7 @@ KVARN_INLINE status check_options(const attention_options& o) noexcept
     const auto in_range = [](float x) KVARN_LAMBDA { return x >= 0.0f && x <= 1e30f; };
     if (!in_range(o.softmax_scale) || !in_range(o.logit_soft_cap) || o.logit_soft_cap > largest_soft_cap || o.window < 0)
         return status::bad_argument;
+    if (!(o.fast_bound >= 0.0f)) return status::bad_argument;
     if (o.precision > precision::fast || o.query_basis > basis::rotated || o.output_basis > basis::rotated) return status::bad_argument;
     return status::ok;
 }
@@ -207,6 +208,27 @@ KVARN_NOINLINE status prepare_queries(const format& f, const attention_task& tas
     return status::ok;
 }
 
+/// The products with the codes of K and of V.
+struct tile_products {
+    product_kind keys, values;
+};
+[[nodiscard]] KVARN_INLINE constexpr tile_products products_of(const format& f, precision p) noexcept
+{
+    const bool fast = p == precision::fast;
+    const product_kind other = p == precision::exact ? product_kind::exact : product_kind::words;
+    return {kind_for(fast ? product_kind::bytes : other, f.key_bits(), f.group()),
+            f.has_values() ? kind_for(fast ? product_kind::positive_bytes : other, f.value_bits(), f.head_dim_v()) : product_kind::exact};
+}
+
+/// What weights of K that are rounded to a step of 1 do to a score, before the token's scale, as a standard deviation in natural units:
+/// the losses of the channels are even within half a step, codes even over their levels, their mean accounted for.
+[[nodiscard]] KVARN_INLINE float deviation_of_codes(const format& f) noexcept
+{
+    const double levels = static_cast<double>(1 << f.key_bits());
+    const double variance = static_cast<double>(f.head_dim_k()) / 12.0 * (levels * levels - 1.0) / 12.0;
+    return static_cast<float>(static_cast<double>(ln_2) * std::sqrt(variance));
+}
+
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
 KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, const call_positions& positions, const chunk& c,
@@ -221,8 +243,8 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         const record_layout at = layout_of(f);
         const auto group = static_cast<std::size_t>(f.group());
         const std::size_t end = c.first + c.tokens;
-        const product_kind keys = o.precision == precision::exact ? product_kind::exact : product_kind::words;
-        const product_kind values = o.precision == precision::fast ? product_kind::bytes : keys;
+        const tile_products products = products_of(f, o.precision);
+        const float bound = simd::kernels<simd::portable>::div(o.fast_bound, deviation_of_codes(f));
         for (std::size_t i = c.first / group; i * group < end; ++i) {
             const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, end - i * group < group ? static_cast<int>(end - i * group) : f.group()};
             const visible_block block = find_visible<Arch>(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r);
@@ -230,7 +252,7 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
             const std::byte* const record = s.record(i);
             simd::read_ahead ahead{record, record};
             if (i + 1 < s.records) ahead = {s.record(i + 1), s.record(i + 1) + at.content_bytes};
-            attend_record<Arch>(f, at, record, keys, values, cap, block, r, ahead);
+            attend_record<Arch>({f, at, record, products.keys, products.values, bound, cap, block}, r, ahead);
         }
         return;
     }

@@ -98,8 +98,8 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
     const product_rows& x = r.product;
     for_row_groups(r.rows, [&](int row, int heads) KVARN_LAMBDA {
         if (!any_visible(r.seen + row, heads)) return;
-        with_heads(heads, [&](auto n) KVARN_LAMBDA {
-            score_exact<Arch, n()>(r.keys, tokens, queries + row * e.query(), e.query(), x.y, x.stride);
+        with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+            score_exact<Arch, n()>(r.keys, tokens, queries + (row + first) * e.query(), e.query(), x.y + first * x.stride, x.stride);
         });
         for (int h = 0; h < heads; ++h) {
             float* const s = x.y + h * x.stride;
@@ -114,8 +114,8 @@ KVARN_NOINLINE void attend_exact(const format& f, int tokens, bool rotated, floa
             absorb_scores<Arch>(s, exact_block, reduce_max(largest_of<Arch>(s, exact_block)), r.state[row + h], r.out + (row + h) * e.values,
                                 e.values);
         }
-        with_heads(heads, [&](auto n) KVARN_LAMBDA {
-            add_exact_values<Arch, n()>(r.values, tokens, x.y, x.stride, r.out + row * e.values, e.values);
+        with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+            add_exact_values<Arch, n()>(r.values, tokens, x.y + first * x.stride, x.stride, r.out + (row + first) * e.values, e.values);
         });
     });
 }

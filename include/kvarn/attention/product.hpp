@@ -3,12 +3,12 @@
 // Weights times packed codes, the one product behind scores and values: y[h][c] = sum over rows i of w[h][i] * code[i][c].
 // K: rows are channels, columns tokens. V: rows are tokens, columns channels. Nothing is decoded to memory beyond a few rows.
 //
-// exact: float fma, codes unpacked 32 rows at a time. words: weights rounded to 16 bits, exact 32-bit sums. bytes: weights, not
-// negative, rounded to 8 bits, exact 16-bit sums, for codes of 2 and 4 bits. Rounding and sums are the same on every instruction set.
+// exact: float fma, codes unpacked 32 rows at a time. words: weights rounded to 16 bits. bytes: weights rounded to 8 bits, for codes of 2
+// and 4 bits. Sums of rounded weights are exact. Rounding and sums are the same on every instruction set.
 
 #include <cstddef>
 #include <cstdint>
-
+#include <limits>
 #include <type_traits>
 
 #include <kvarn/codec/packing.hpp>
@@ -16,11 +16,15 @@
 
 namespace kvarn::detail {
 
-enum class product_kind : std::uint8_t { exact, words, bytes };
+enum class product_kind : std::uint8_t {
+    exact,
+    words,
+    bytes,           // with a sign, for K
+    positive_bytes,  // for V, twice as fine
+};
 
-inline constexpr int most_heads = 4;     // query rows that one pass over the codes serves
+inline constexpr int most_heads = 8;     // query rows that share the scalars of a tile, and, where the kernel likes it, a pass over its codes
 inline constexpr int unpacked_rows = 32; // of the exact product
-inline constexpr int byte_rows = 128;    // whose 16-bit sums cannot overflow before the weights become too coarse
 
 /// Query rows [h] of one product: floats w[h * stride], y[h * stride]; and where the rounded weights go.
 struct product_rows {
@@ -28,9 +32,22 @@ struct product_rows {
     float* y;
     std::ptrdiff_t stride;
     std::int16_t* words;       // [heads][stride]
-    std::uint8_t* bytes;       // the same memory
+    std::int8_t* bytes;              // the same memory
+    std::uint8_t* positive_bytes;    // the same memory
     std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
 };
+
+/// Those from row `first` on.
+[[nodiscard]] KVARN_INLINE product_rows rows_from(product_rows x, int first) noexcept
+{
+    const std::ptrdiff_t skip = first * x.stride;
+    x.w += skip;
+    x.y += skip;
+    x.words += skip;
+    x.bytes += skip;
+    x.positive_bytes += skip;
+    return x;
+}
 
 /// What a row's sums stand for: the product is step * y + offset.
 struct product_scale {
@@ -38,15 +55,14 @@ struct product_scale {
     float offset;
 };
 
-/// What rounding needs to know of one row's weights: the largest magnitude and the sum of magnitudes.
+/// What rounding needs to know of one row's weights: the largest magnitude, and the sum of magnitudes (words) or of the weights (bytes).
 struct weight_totals {
     float most;
     float sum;
 };
 
 /// Rounds `n` weights (padded with zeros to a multiple of 16) to 16 bits such that no 32-bit sum over `bits`-bit codes overflows, or to
-/// 8 bits (none negative, n <= byte_rows) such that no unsigned 16-bit sum does. What rounding to 8 bits took away in total meets the
-/// middle code: that is the offset.
+/// 8 bits, with a sign or without. What rounding to 8 bits took away in total meets the middle code: that is the offset.
 template <class Arch, class Rounded>
 KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const weight_totals& of, Rounded* rounded) noexcept
 {
@@ -54,26 +70,23 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     using one = simd::kernels<simd::portable>;
     using lane = simd::lanes<Arch>;
     constexpr bool words = sizeof(Rounded) == 2;
-    const float levels = static_cast<float>((1 << bits) - 1);
     // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
-    // Bytes: rounded <= 255 and sum rounded * levels <= (sum / step + n / 2) * levels < 2^16.
-    const float most = words ? 1.0f / 32767.0f : 1.0f / 255.0f;
-    const float limit = words ? 2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)
-                              : 65535.0f / levels - static_cast<float>(n) * 0.5f - 1.0f;
-    const float step = one::maximum(one::maximum(one::mul(of.most, most), of.sum / limit), 1e-30f);
-    const lane inverse = lane::broadcast(1.0f / step), magic = lane::broadcast(12582912.0f);
-    lane sum = lane::broadcast(0.0f);
+    float step = one::mul(of.most, 1.0f / static_cast<float>(std::numeric_limits<Rounded>::max()));
+    if constexpr (words)
+        step = one::maximum(step, of.sum / (2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)));
+    step = one::maximum(step, 1e-30f);
+    const auto inverse = k::broadcast(1.0f / step);
     for (int i = 0; i < n; i += simd::lane_count) {
         const lane x = lane::load(w + i);
-        if constexpr (words) {
-            k::store_words(rounded + i, x.r, inverse.r[0]);
-        } else {
-            k::store_codes(rounded + i, x.r, inverse.r[0]);
-            sum = add(sum, sub(fma(x, inverse, magic), magic));
-        }
+        if constexpr (words) k::store_words(rounded + i, x.r, inverse);
+        else if constexpr (std::is_signed_v<Rounded>) k::store_bytes(rounded + i, x.r, inverse);
+        else k::store_codes(rounded + i, x.r, inverse);
     }
     if constexpr (words) return {step, 0.0f};
-    else return {step, one::mul(one::fnma(step, reduce_add(sum), of.sum), 0.5f * levels)};
+    else {
+        const float lost = one::fnma(step, static_cast<float>(k::sum_bytes(rounded, simd::whole_lanes(n))), of.sum);
+        return {step, one::mul(lost, 0.5f * static_cast<float>((1 << bits) - 1))};
+    }
 }
 
 /// round_weights of `heads` rows of x.
@@ -151,27 +164,36 @@ KVARN_NOINLINE void multiply_rounded(const std::uint8_t* codes, int rows, int co
     const Weight* const(&weights)[Heads] = reinterpret_cast<const Weight* const(&)[Heads]>(w);
     float* const(&sums)[Heads] = reinterpret_cast<float* const(&)[Heads]>(y);
     if constexpr (sizeof(Weight) == 2) simd::kernels<Arch>::template multiply_words<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
-    else simd::kernels<Arch>::template multiply_bytes<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
+    else simd::kernels<Arch>::template multiply_bytes<Bits, Heads, Weight>(codes, rows, columns, weights, sums, ahead);
 }
 
 /// Which product a tile gets: what was asked for, or the next more precise one where the shape does not allow it.
-[[nodiscard]] KVARN_INLINE constexpr product_kind kind_for(product_kind wanted, int bits, int rows, int columns) noexcept
+[[nodiscard]] KVARN_INLINE constexpr product_kind kind_for(product_kind wanted, int bits, int columns) noexcept
 {
     if (wanted == product_kind::exact || columns % 16 != 0) return product_kind::exact;
     const bool narrow = bits == 2 || bits == 4;
-    return wanted == product_kind::bytes && (!narrow || rows > byte_rows) ? product_kind::words : wanted;
+    return wanted != product_kind::words && !narrow ? product_kind::words : wanted;
 }
 
-/// Calls f with 1, 2 or 4 query rows as an integral constant.
-template <class F>
+/// Calls f(n, first) with n = 1, 2, 4 or Most query rows as an integral constant, until `heads` of them are done.
+template <int Most, class F>
 KVARN_INLINE void with_heads(int heads, F&& f) noexcept
 {
-    if (heads == 1) f(std::integral_constant<int, 1>{});
-    else if (heads == 2) f(std::integral_constant<int, 2>{});
-    else f(std::integral_constant<int, most_heads>{});
+    int first = 0;
+    while (first < heads) {
+        const int left = heads - first;
+        const auto call = [&](auto n) KVARN_LAMBDA {
+            f(n, first);
+            first += n();
+        };
+        if (Most > 4 && left >= Most) call(std::integral_constant<int, Most>{});
+        else if (left >= 4) call(std::integral_constant<int, 4>{});
+        else if (left >= 2) call(std::integral_constant<int, 2>{});
+        else call(std::integral_constant<int, 1>{});
+    }
 }
 
-/// The product of `heads` (1, 2 or 4) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
+/// The product of `heads` (1, 2, 4 or 8) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
 /// those codes are not looked at, and the result is the same.
 template <class Arch>
 KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,
@@ -179,21 +201,32 @@ KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::by
 {
     const std::uint8_t* const codes = reinterpret_cast<const std::uint8_t*>(packed) + static_cast<std::ptrdiff_t>(begin) * columns * bits / 8;
     const int some = end - begin;
-    kind = kind_for(kind, bits, rows, columns);
+    kind = kind_for(kind, bits, columns);
     if (kind == product_kind::exact) {
         for (int h = 0; h < heads; ++h) scale[h] = {1.0f, 0.0f};
         product_rows from = x;
         from.w += begin;
-        with_heads(heads, [&](auto n) KVARN_LAMBDA { multiply_exact<Arch, n()>(bits, codes, some, columns, from, ahead); });
+        with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+            multiply_exact<Arch, n()>(bits, codes, some, columns, rows_from(from, first), ahead);
+        });
         return;
     }
     if (kind == product_kind::words) round_all_weights<Arch>(heads, bits, rows, x, totals, x.words, scale);
-    else round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
+    else if (kind == product_kind::bytes) round_all_weights<Arch>(heads, bits, rows, x, totals, x.bytes, scale);
+    else round_all_weights<Arch>(heads, bits, rows, x, totals, x.positive_bytes, scale);
     with_bits(bits, [&](auto b) KVARN_LAMBDA {
-        with_heads(heads, [&](auto n) KVARN_LAMBDA {
-            if (kind == product_kind::words) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.words + begin, ahead);
-            else if constexpr (b() == 2 || b() == 4) multiply_rounded<Arch, b(), n()>(codes, some, columns, x, x.bytes + begin, ahead);
-        });
+        if (kind == product_kind::words) {
+            with_heads<4>(heads, [&](auto n, int first) KVARN_LAMBDA {
+                const product_rows from = rows_from(x, first);
+                multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.words + begin, ahead);
+            });
+        } else if constexpr (b() == 2 || b() == 4) {
+            with_heads<simd::kernels<Arch>::most_byte_heads>(heads, [&](auto n, int first) KVARN_LAMBDA {
+                const product_rows from = rows_from(x, first);
+                if (kind == product_kind::bytes) multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.bytes + begin, ahead);
+                else multiply_rounded<Arch, b(), n()>(codes, some, columns, from, from.positive_bytes + begin, ahead);
+            });
+        }
     });
 }
 

@@ -83,7 +83,8 @@ struct attention_rows {
     r.product.y = take(most_heads * widest);
     float* const rounded = take(most_heads * widest);
     r.product.words = reinterpret_cast<std::int16_t*>(rounded);
-    r.product.bytes = reinterpret_cast<std::uint8_t*>(rounded);
+    r.product.bytes = reinterpret_cast<std::int8_t*>(rounded);
+    r.product.positive_bytes = reinterpret_cast<std::uint8_t*>(rounded);
     r.product.codes = reinterpret_cast<std::uint8_t*>(take((unpacked_rows * widest + 64) / 4));
     r.product.stride = e.widest;
     r.state = reinterpret_cast<softmax_state*>(take(padded_rows * 2));
@@ -92,14 +93,14 @@ struct attention_rows {
     return r;
 }
 
-/// Calls body(first row, heads) over all rows, `heads` 4, then 2 or 1 for what is left.
+/// Calls body(first row, heads) over all rows, `heads` 8, then 4, 2 or 1 for what is left.
 template <class F>
 KVARN_INLINE void for_row_groups(int rows, F&& body) noexcept
 {
-    static_assert(most_heads == 4);
+    static_assert(most_heads == 8);
     for (int row = 0, heads; row < rows; row += heads) {
         const int left = rows - row;
-        heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        heads = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         body(row, heads);
     }
 }

@@ -2,7 +2,7 @@
 #pragma once
 // One record and all query rows of its KV head: scores from the K codes, online softmax, values from the V codes, in the basis of the records.
 // K[t][d] = (code * a_d + z_d) * b_t, so <q, K[t]> = (sum_d (q_d a_d) code + <q, z>) * b_t: the channel scale goes into the query once a
-// tile. V[t][d] = (code * b_t + z_t) * a_d, so sum_t p_t V[t][d] = (sum_t (p_t b_t) code + sum_t p_t z_t) * a_d. (format.md section 5)
+// tile. V[t][d] = (code * b_t + z_t) * a_d, so sum_t p_t V[t][d] = (sum_t (p_t b_t) code + sum_t p_t z_t) * a_d. (docs/record-format.md)
 // Neither K nor V is ever decoded to memory. No allocation; works in the caller's scratch.
 
 #include <cstddef>
@@ -55,23 +55,57 @@ KVARN_INLINE record_scalars<float> load_record_scalars(const format& f, const re
     return s;
 }
 
-/// w[i] <- x[i] * scale[i], and the totals of w; returns the sum of x[i] * zero[i]. `n` is a multiple of 16.
-template <class Arch, class Scalar>
-KVARN_INLINE float weigh(const float* x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
+/// w[i] <- x(i) * scale[i], and the totals of w; returns the sum of x(i) * zero[i]. x(i) are sixteen floats, `n` is a multiple of 16.
+template <class Arch, product_kind Kind, class Scalar, class Source>
+KVARN_INLINE float weigh(Source&& x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
-    const lane nothing = lane::broadcast(0.0f);
-    lane zeros = nothing, most = nothing, sum = nothing;
+    lane zeros = lane::broadcast(0.0f), most = zeros, sum = zeros;
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane v = lane::load(x + i), y = mul(v, lane::load(scale + i));
+        const lane v = x(i), y = mul(v, lane::load(scale + i));
         y.store(w + i);
         zeros = fma(v, lane::load(zero + i), zeros);
-        const lane magnitude = maximum(y, sub(nothing, y));
-        most = maximum(most, magnitude);
-        sum = add(sum, magnitude);
+        if constexpr (Kind == product_kind::exact) continue;
+        const lane size = magnitude(y);
+        most = maximum(most, size);
+        if constexpr (Kind == product_kind::words) sum = add(sum, size);
+        else sum = add(sum, y);
     }
-    totals = {reduce_max(most), reduce_add(sum)};
+    if constexpr (Kind != product_kind::exact) totals = {reduce_max(most), reduce_add(sum)};
     return reduce_add(zeros);
+}
+
+/// The weights of K: a row's query.
+template <class Arch, product_kind Kind, class Scalar>
+KVARN_NOINLINE float weigh_query(const float* q, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
+{
+    return weigh<Arch, Kind>([&](int i) KVARN_LAMBDA { return simd::lanes<Arch>(simd::lanes<Arch>::load(q + i)); }, scale, zero, n, w, totals);
+}
+
+/// The weights of V: scores enter the state, whose largest is raised already.
+template <class Arch, product_kind Kind, class Scalar>
+KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals,
+                                  softmax_state& state) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    lane total = lane::broadcast(0.0f);
+    const auto weights = [&](int i) KVARN_LAMBDA {
+        const lane p = score_weights<Arch>(s + i, state.largest);
+        total = add(total, p);
+        return p;
+    };
+    const float zeros = weigh<Arch, Kind>(weights, scale, zero, n, w, totals);
+    state.total = simd::kernels<simd::portable>::add(state.total, reduce_add(total));
+    return zeros;
+}
+
+/// Calls f with a product_kind as an integral constant; all bytes are weighed alike.
+template <class F>
+KVARN_INLINE float with_kind(product_kind kind, F&& f) noexcept
+{
+    if (kind == product_kind::words) return f(std::integral_constant<product_kind, product_kind::words>{});
+    if (kind != product_kind::exact) return f(std::integral_constant<product_kind, product_kind::bytes>{});
+    return f(std::integral_constant<product_kind, product_kind::exact>{});
 }
 
 /// Sums of products to scores, in place: s[t] <- (step * s[t] + offset) * token_scale[t]. Returns the largest.
@@ -123,9 +157,34 @@ struct record_call {
     const std::byte* record;
     product_kind keys;
     product_kind values;
-    float cap;
+    float step_bound;  // bytes: the largest step of weights of K, times the largest token scale
+    float cap;  // in base-2 units, 0 for none
     const visible_block& block;
 };
+
+/// The largest of a tile's scalars.
+template <class Arch, class Scalar>
+KVARN_INLINE float largest_scalar(const Scalar* x, int group) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    lane most = lane::load(x);
+    for (int t = simd::lane_count; t < group; t += simd::lane_count) most = maximum(most, lane::load(x + t));
+    return reduce_max(most);
+}
+
+/// Whether weights of K in bytes are good enough for a row: their step times the largest scale of a token that it sees. `largest`: of all.
+template <class Arch, class Scalar>
+KVARN_INLINE bool within_bound(const record_call& call, const record_scalars<Scalar>& s, float largest, int row, const attention_rows& r,
+                               float most) noexcept
+{
+    using one = simd::kernels<simd::portable>;
+    const visible_range seen = r.seen[row];
+    const int group = call.f.group();
+    if (seen.empty()) return true;
+    if (seen.begin > 0 || seen.end < group || call.block.masked())
+        largest = largest_scalar<Arch>(visible_scalars<Arch>(s.k_token, group, call.block, row, seen, reinterpret_cast<Scalar*>(r.values)), group);
+    return one::mul(one::mul(most, 1.0f / 127.0f), largest) <= call.step_bound;
+}
 
 /// One record and query rows [row, row + heads), at most most_heads.
 template <class Arch, class Scalar>
@@ -134,7 +193,7 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 {
     using lane = simd::lanes<Arch>;
     using one = simd::kernels<simd::portable>;
-    const auto& [f, at, record, keys, values, cap, block] = call;
+    const auto& [f, at, record, keys, values, step_bound, cap, block] = call;
     const attention_extents e(f);
     const product_rows& x = r.product;
     const int group = f.group();
@@ -145,9 +204,24 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     product_scale scale[most_heads];
     float zero[most_heads];
 
-    for (int h = 0; h < heads; ++h)
-        zero[h] = weigh<Arch>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
-    multiply<Arch>(heads, keys, f.key_bits(), record + at.k_codes, f.head_dim_k(), group, x, totals, scale, 0, f.head_dim_k(), ahead);
+    product_kind kinds[most_heads];
+    const float largest_token = keys == product_kind::bytes ? largest_scalar<Arch>(s.k_token, group) : 0.0f;
+    for (int h = 0; h < heads; ++h) {
+        const auto weigh_as = [&](product_kind kind) KVARN_LAMBDA {
+            kinds[h] = kind;
+            zero[h] = with_kind(kind, [&](auto k) KVARN_LAMBDA {
+                return weigh_query<Arch, k()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+            });
+        };
+        weigh_as(keys);
+        if (keys == product_kind::bytes && !within_bound<Arch>(call, s, largest_token, row + h, r, totals[h].most)) weigh_as(product_kind::words);
+    }
+    for (int h = 0, same; h < heads; h += same) {  // rows of one kind share a pass
+        same = 1;
+        while (h + same < heads && kinds[h + same] == kinds[h]) ++same;
+        multiply<Arch>(same, kinds[h], f.key_bits(), record + at.k_codes, f.head_dim_k(), group, rows_from(x, h), totals + h, scale + h, 0,
+                       f.head_dim_k(), ahead);
+    }
 
     int begin = group, end = 0;  // of the tokens that some row sees
     for (int h = 0; h < heads; ++h) {
@@ -179,8 +253,10 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
                 weight_zero = latent ? weight_scale : visible_scalars<Arch>(value_zero, group, block, row + h, seen, room + group);
             }
         }
-        absorb_scores<Arch>(score, group, largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-        zero[h] = weigh<Arch>(score, weight_scale, weight_zero, group, w, totals[h]);
+        raise_largest<Arch>(largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
+        zero[h] = with_kind(values, [&](auto kind) KVARN_LAMBDA {
+            return weigh_scores<Arch, kind()>(score, weight_scale, weight_zero, group, w, totals[h], r.state[row + h]);
+        });
     }
 
     if (latent) multiply_transposed<Arch>(f.key_bits(), record + at.k_codes, f.head_dim_k(), group, heads, x);
@@ -201,13 +277,13 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
 }
 
 /// Adds one record to the states and outputs of all rows that see something of it (r.seen and `block`, relative to the tile). Token scalars, exact
-/// channels and codes of tokens that a row does not see may hold anything.
-/// `cap` is the soft-cap in base-2 units, 0 for none. `ahead` is fetched on the way.
+/// channels and codes of tokens that a row does not see may hold anything. `ahead` is fetched on the way.
 template <class Arch>
-KVARN_NOINLINE void attend_record(const format& f, const record_layout& at, const std::byte* record, product_kind keys, product_kind values,
-                                  float cap, const visible_block& block, const attention_rows& r, simd::read_ahead ahead) noexcept
+KVARN_NOINLINE void attend_record(const record_call& call, const attention_rows& r, simd::read_ahead ahead) noexcept
 {
-    const record_call call{f, at, record, keys, values, cap, block};
+    const format& f = call.f;
+    const record_layout& at = call.at;
+    const std::byte* const record = call.record;
     // One row uses every scalar once; rows that share them, and odd sizes, get them as floats.
     if (r.rows == 1 && f.head_dim_k() % simd::lane_count == 0 && f.head_dim_v() % simd::lane_count == 0) {
         attend_rows<Arch>(call, scalars_of(at, record), 0, 1, r, ahead);

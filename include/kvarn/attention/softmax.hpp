@@ -98,12 +98,11 @@ KVARN_INLINE simd::lanes<Arch> largest_of(const float* s, int n) noexcept
     return most;
 }
 
-/// Scores enter a state and become weights, in place: s <- 2^(s - m). `n` is a multiple of 16, `largest` the largest of the scores.
-/// Updates the state and rescales `out` ([channels], a multiple of 16) if the maximum rises.
+/// Scores of which `largest` is the largest are about to enter a state: the state and `out` ([channels], a multiple of 16) are rescaled if
+/// the maximum rises.
 template <class Arch>
-KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& state, float* out, int channels) noexcept
+KVARN_INLINE void raise_largest(float largest, softmax_state& state, float* out, int channels) noexcept
 {
-    using lane = simd::lanes<Arch>;
     using one = simd::kernels<simd::portable>;
     largest = one::minimum(largest, 3.0e38f);
     if (largest > state.largest) {
@@ -112,15 +111,30 @@ KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& s
         state.total = one::mul(state.total, factor);
         scale_floats<Arch>(out, channels, factor);
     }
-    const lane m = lane::broadcast(state.largest), highest = lane::broadcast(0.0f);
+}
+
+/// The weights 2^(s - m) of sixteen scores.
+template <class Arch>
+KVARN_INLINE simd::lanes<Arch> score_weights(const float* s, float largest) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    const lane d = minimum(sub(lane::load(s), lane::broadcast(largest)), lane::broadcast(0.0f));
+    return lane::make([&](int j) KVARN_LAMBDA { return exp2<simd::kernels<Arch>>(d.r[j]); });
+}
+
+/// Scores enter a state and become weights, in place. `n` is a multiple of 16, `largest` the largest of the scores.
+template <class Arch>
+KVARN_INLINE void absorb_scores(float* s, int n, float largest, softmax_state& state, float* out, int channels) noexcept
+{
+    using lane = simd::lanes<Arch>;
+    raise_largest<Arch>(largest, state, out, channels);
     lane total = lane::broadcast(0.0f);
     for (int i = 0; i < n; i += simd::lane_count) {
-        const lane d = minimum(sub(lane::load(s + i), m), highest);
-        const lane p = lane::make([&](int j) KVARN_LAMBDA { return exp2<simd::kernels<Arch>>(d.r[j]); });
+        const lane p = score_weights<Arch>(s + i, state.largest);
         total = add(total, p);
         p.store(s + i);
     }
-    state.total = one::add(state.total, reduce_add(total));
+    state.total = simd::kernels<simd::portable>::add(state.total, reduce_add(total));
 }
 
 /// to <- to merged with `from`, outputs of `channels` (a multiple of 16) channels. Associative only up to rounding: merge in order.

@@ -21,9 +21,10 @@ namespace kvarn {
 enum class precision : std::uint8_t {
     exact,  ///< float weights: about 1e-5
     fine,   ///< 16-bit weights: below 1e-3
-    fast,   ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
+    fast,   ///< 8-bit weights for codes of 2 and 4 bits, K's as far as attention_options::fast_bound lets them: about 1e-2
 };
 
+/// How a call attends.
 struct attention_options {
     float softmax_scale = 0.0f;   ///< factor on <q, k>; 0: 1 / sqrt(channels of K, exact ones included)
     float logit_soft_cap = 0.0f;  ///< s <- cap * tanh(s / cap) after scaling, at most 1000; 0: none
@@ -32,13 +33,16 @@ struct attention_options {
     basis query_basis = basis::original;   ///< of the quantized channels of q; rotated: as K of the records
     basis output_basis = basis::original;  ///< of the output; rotated: as V of the records
     kvarn::precision precision = precision::fine;
+    /// With `fast`: where 8-bit weights would change a query row's scores of a tile by more than this standard deviation (natural units;
+    /// it grows with the query and the tile's largest token scale), the row takes 16-bit weights there. At least 0; infinity: nowhere.
+    float fast_bound = 0.03f;
 };
 
 /// Consecutive positions of the history of one KV head: exact tokens, or records. Made by the functions below. Positions decide what the
 /// causal mask and the window hide. There may be gaps between segments, but each begins at or behind the end of the one before.
 struct kv_segment {
-    std::size_t tokens = 0;      // that are part of the history
-    std::int64_t position = -1;  // of the first of them; -1: they follow the segment before, the first segment begins at 0
+    std::size_t tokens = 0;      ///< that are part of the history
+    std::int64_t position = -1;  ///< of the first of them; -1: they follow the segment before, the first segment begins at 0
     // Exact tokens: K [tokens][key_channels], V [tokens][head_dim_v] of one head; V is empty when the format has no V part.
     input_view k{}, v{};
     std::size_t head = 0;
@@ -48,8 +52,8 @@ struct kv_segment {
     std::ptrdiff_t stride = 0;
     const std::int32_t* table = nullptr;
     const std::byte* const* list = nullptr;
-    std::size_t records = 0;  // ceil((skip + tokens) / group)
-    std::size_t skip = 0;     // tokens of the first record that come before the segment's; less than group
+    std::size_t records = 0;  ///< ceil((skip + tokens) / group)
+    std::size_t skip = 0;     ///< tokens of the first record that come before the segment's; less than group
 
     [[nodiscard]] KVARN_INLINE constexpr bool sealed() const noexcept { return records != 0; }
     [[nodiscard]] KVARN_INLINE constexpr const std::byte* record(std::size_t i) const noexcept

@@ -65,11 +65,13 @@ template <class To, class From>
     return detail::bits_as<float>(sign | detail::bits_as<std::uint32_t>(tiny));
 }
 
+/// Exact for every bfloat16.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(bfloat16 b) noexcept
 {
     return detail::bits_as<float>(static_cast<std::uint32_t>(b.bits) << 16);
 }
 
+/// Itself, for code on any element type.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr float to_float(float f) noexcept { return f; }
 
 #if defined(KVARN_BIG_ENDIAN)
@@ -112,7 +114,7 @@ template <class To, class From>
     return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
-/// Stores `f` as `T`; half saturates to +-65504 instead of becoming infinite (format.md section 7).
+/// Stores `f` as `T`; half saturates to +-65504 instead of becoming infinite.
 template <class T>
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr T saturate_to(float f) noexcept
 {
@@ -146,6 +148,7 @@ template <> struct storage_of<_Float16> { using type = half; };
 template <> struct storage_of<decltype(0.0bf16)> { using type = bfloat16; };
 #endif
 
+/// The storage type of an element type.
 template <class T>
 using storage_t = typename storage_of<std::remove_cv_t<T>>::type;
 

@@ -25,11 +25,16 @@ template <class Unsigned>
 }
 }  // namespace detail
 
+/// An integer as its bytes at `at`, the least significant one first.
+/// @{
 KVARN_INLINE constexpr void put_u8(std::byte* at, std::uint8_t value) noexcept { *at = static_cast<std::byte>(value); }
 KVARN_INLINE constexpr void put_u16(std::byte* at, std::uint16_t value) noexcept { detail::put_little_endian(at, value); }
 KVARN_INLINE constexpr void put_u32(std::byte* at, std::uint32_t value) noexcept { detail::put_little_endian(at, value); }
 KVARN_INLINE constexpr void put_u64(std::byte* at, std::uint64_t value) noexcept { detail::put_little_endian(at, value); }
+/// @}
 
+/// The integer whose bytes lie at `at`, the least significant one first.
+/// @{
 [[nodiscard]] KVARN_INLINE constexpr std::uint8_t get_u8(const std::byte* at) noexcept { return static_cast<std::uint8_t>(*at); }
 [[nodiscard]] KVARN_INLINE constexpr std::uint16_t get_u16(const std::byte* at) noexcept
 {
@@ -43,5 +48,6 @@ KVARN_INLINE constexpr void put_u64(std::byte* at, std::uint64_t value) noexcept
 {
     return detail::get_little_endian<std::uint64_t>(at);
 }
+/// @}
 
 }  // namespace kvarn

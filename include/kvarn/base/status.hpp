@@ -9,7 +9,7 @@
 
 namespace kvarn {
 
-/// What a fallible function returns. Anything but `ok` means that nothing was written (format.md section 7).
+/// What a fallible function returns. Anything but `ok` means that nothing was written.
 enum class status : std::uint8_t {
     ok,
     bad_format_name,         ///< not `k<bits>v<bits>_g<group>`, with `_ko`, `_vo` or `_kovo` for the original basis

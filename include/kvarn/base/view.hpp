@@ -147,8 +147,7 @@ template <bool Const>
     return range;
 }
 
-/// What is read, and what is written.
-using input_view = any_view<true>;
-using output_view = any_view<false>;
+using input_view = any_view<true>;    ///< what is read
+using output_view = any_view<false>;  ///< what is written
 
 }  // namespace kvarn

@@ -325,15 +325,18 @@ size_t kvarn_call_scratch_bytes(const kvarn_format* format, size_t query_rows) n
     return kvarn::c::number_of(format, [&](const kvarn::format& f) { return kvarn::call_scratch_bytes(f, query_rows); });
 }
 
-kvarn_status kvarn_kernel_path_of(const kvarn_format* format, kvarn_kernel_path* path) noexcept
+kvarn_status kvarn_supports(const kvarn_format* format, int32_t operation, int32_t precision, kvarn_support* support) noexcept
 {
     using namespace kvarn::c;
     kvarn::format f;
-    if (const kvarn::status s = can_give(path); s != kvarn::status::ok) return code(s);
+    if (const kvarn::status s = can_give(support); s != kvarn::status::ok) return code(s);
     if (const kvarn::status s = to_format(format, f); s != kvarn::status::ok) return code(s);
-    const kvarn::kernel_path p =
-        kvarn::dispatch([&](auto arch) KVARN_LAMBDA { return kvarn::kernel_path_of<decltype(arch)>(f); });
-    give({sizeof(kvarn_kernel_path), p.arch, p.reason, p.keys_specialised, p.values_specialised}, path);
+    kvarn::operation what{};
+    kvarn::precision wanted{};
+    if (const kvarn::status s = enumerator(operation, kvarn::operation::attend, what); s != kvarn::status::ok) return code(s);
+    if (const kvarn::status s = enumerator(precision, kvarn::precision::fast, wanted); s != kvarn::status::ok) return code(s);
+    const kvarn::cpu_support x = kvarn::dispatched::supports(f, what, wanted);
+    give({sizeof(kvarn_support), x.arch, x.fixed_bounds, static_cast<int32_t>(x.keys), static_cast<int32_t>(x.values), x.time}, support);
     return KVARN_OK;
 }
 

@@ -238,17 +238,21 @@ KVARN_C_API double kvarn_bits_per_element(const kvarn_format* format, size_t rou
 KVARN_C_API size_t kvarn_scratch_bytes(const kvarn_format* format) KVARN_C_NOEXCEPT;
 KVARN_C_API size_t kvarn_call_scratch_bytes(const kvarn_format* format, size_t query_rows) KVARN_C_NOEXCEPT;
 
-/// Which code a format runs on, for logs. The texts are static.
-typedef struct kvarn_kernel_path {
+enum { KVARN_OPERATION_SEAL, KVARN_OPERATION_DEQUANTIZE, KVARN_OPERATION_ATTEND };
+
+/// What an operation on tiles of a format runs on, for plans and logs. Every format runs on every instruction set.
+typedef struct kvarn_support {
     size_t size;
-    const char* arch;            ///< the instruction set in use
-    const char* reason;          ///< one sentence
-    int32_t keys_specialised;    ///< 1: loops over tokens of K have compile-time bounds
-    int32_t values_specialised;  ///< 1: loops over channels of V have them
-} kvarn_kernel_path;
-#define KVARN_KERNEL_PATH_INIT {sizeof(kvarn_kernel_path), NULL, NULL, 0, 0}
-KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_kernel_path_of(const kvarn_format* format,
-                                                              kvarn_kernel_path* path) KVARN_C_NOEXCEPT;
+    const char* arch;         ///< the instruction set in use; static
+    int32_t fixed_bounds;     ///< 1: head_dim and group are 64, 128 or 256, loops over a tile have compile-time bounds
+    int32_t key_precision;    ///< KVARN_PRECISION_...; when attending, of the products with the codes of K
+    int32_t value_precision;  ///< and of V: the next more precise one where the shape does not allow what was wanted
+    float time;               ///< about how many times as long as on avx2 an element takes; 0: not measured there
+} kvarn_support;
+#define KVARN_SUPPORT_INIT {sizeof(kvarn_support), NULL, 0, KVARN_PRECISION_EXACT, KVARN_PRECISION_EXACT, 0.0f}
+/// `operation`: KVARN_OPERATION_...; `precision`: KVARN_PRECISION_..., of attention.
+KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_supports(const kvarn_format* format, int32_t operation, int32_t precision,
+                                                        kvarn_support* support) KVARN_C_NOEXCEPT;
 
 // --- records -------------------------------------------------------------------------------------------------------
 
@@ -402,6 +406,7 @@ typedef struct kvarn_attention_task {
 #define KVARN_ATTENTION_TASK_INIT \
     {sizeof(kvarn_attention_task), NULL, 0, KVARN_VIEW_INIT, KVARN_VIEW_INIT, NULL, NULL, NULL, -1, NULL, NULL, 0, 0}
 
+/// How a call attends.
 typedef struct kvarn_attention_options {
     size_t size;
     float softmax_scale;   ///< 0; factor on <q, k>; 0: 1 / sqrt(channels of K, exact ones included)
@@ -411,9 +416,12 @@ typedef struct kvarn_attention_options {
     int32_t query_basis;   ///< KVARN_BASIS_ORIGINAL; of the quantized channels of q; rotated: as K of the records
     int32_t output_basis;  ///< KVARN_BASIS_ORIGINAL; of the output; rotated: as V of the records
     int32_t precision;     ///< KVARN_PRECISION_FINE
+    float fast_bound;      ///< 0.03; standard deviation that 8-bit weights of K may give a score, with ..._FAST
+    int32_t reserved;      ///< 0
 } kvarn_attention_options;
 #define KVARN_ATTENTION_OPTIONS_INIT \
-    {sizeof(kvarn_attention_options), 0.0f, 0.0f, 0, 1, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, KVARN_PRECISION_FINE}
+    {sizeof(kvarn_attention_options), 0.0f, 0.0f, 0, 1, KVARN_BASIS_ORIGINAL, KVARN_BASIS_ORIGINAL, KVARN_PRECISION_FINE, \
+     0.03f, 0}
 
 /// Attends to the whole history of one task. An empty history (or none visible) gives zeros and a log-sum-exp of
 /// -infinity, unless there is a sink logit. `options` null: the defaults. Scratch: kvarn_attend_scratch_bytes.
@@ -455,6 +463,7 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_combine_item(const kvarn_attentio
 
 // --- the basis of a head, by its data ------------------------------------------------------------------------------
 
+/// What decides the basis, and the bits, of a head.
 typedef struct kvarn_choose_options {
     size_t size;
     float margin;            ///< 1.5; K leaves the rotation where that divides the weighted error by more than this
@@ -620,6 +629,7 @@ typedef struct kvarn_pool_statistics {
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_statistics_of_pool(const kvarn_pool* pool,
                                                                   kvarn_pool_statistics* statistics) KVARN_C_NOEXCEPT;
 
+/// What a sequence holds.
 typedef struct kvarn_sequence_statistics {
     size_t size;
     size_t tokens;         ///< committed
@@ -787,6 +797,7 @@ typedef struct kvarn_step {
     {sizeof(kvarn_step), {0, 0}, KVARN_VIEW_INIT, KVARN_VIEW_INIT, 0, KVARN_VIEW_INIT, KVARN_VIEW_INIT, NULL, NULL, \
      NULL, NULL, 0, 0}
 
+/// How a layer attends, and how its work is cut into items.
 typedef struct kvarn_layer_options {
     size_t size;
     const kvarn_attention_options* attention;  ///< null: the defaults
@@ -847,6 +858,7 @@ KVARN_C_API size_t kvarn_step_of_finish(const kvarn_layer* layer, size_t item) K
 /// out, or use the sequence.
 typedef void (*kvarn_turn)(void* user, size_t layer, size_t head, float* keys, size_t tokens, size_t channels, int64_t position);
 
+/// What kvarn_shift_positions did.
 typedef struct kvarn_shift_report {
     size_t size;
     size_t tokens;          ///< that moved

@@ -363,7 +363,7 @@ kvarn_status kvarn_truncate(kvarn_pool* pool, kvarn_sequence sequence, std::int6
 
 kvarn_status kvarn_erase(kvarn_pool* pool, kvarn_sequence sequence, std::int64_t begin, std::int64_t end) noexcept
 {
-    return kvarn::c::with_pool(pool, [&](kvarn::cache_pool& p) { return p.erase(kvarn::c::id_of(sequence), begin, end); });
+    return kvarn::c::with_pool(pool, [&](kvarn::cache_pool& p) { return (p.erase)(kvarn::c::id_of(sequence), begin, end); });
 }
 
 kvarn_status kvarn_evict_front(kvarn_pool* pool, kvarn_sequence sequence, size_t tokens) noexcept

@@ -83,7 +83,7 @@ struct initial;
     };
 KVARN_C_INITIAL(kvarn_format, KVARN_FORMAT_INIT)
 KVARN_C_INITIAL(kvarn_record_layout, KVARN_RECORD_LAYOUT_INIT)
-KVARN_C_INITIAL(kvarn_kernel_path, KVARN_KERNEL_PATH_INIT)
+KVARN_C_INITIAL(kvarn_support, KVARN_SUPPORT_INIT)
 KVARN_C_INITIAL(kvarn_encode_options, KVARN_ENCODE_OPTIONS_INIT)
 KVARN_C_INITIAL(kvarn_segment, KVARN_SEGMENT_INIT)
 KVARN_C_INITIAL(kvarn_attention_task, KVARN_ATTENTION_TASK_INIT)
@@ -306,7 +306,8 @@ KVARN_INLINE void give_format(const format& f, kvarn_format* to) noexcept
 {
     kvarn_attention_options full;
     if (const status s = take_or_default(given, full); s != status::ok) return s;
-    if (!is_flag(full.causal)) return status::bad_argument;
+    if (!is_flag(full.causal) || full.reserved != 0) return status::bad_argument;
+    o.fast_bound = full.fast_bound;
     o.softmax_scale = full.softmax_scale;
     o.logit_soft_cap = full.logit_soft_cap;
     o.window = full.window;

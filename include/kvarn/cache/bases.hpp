@@ -37,6 +37,7 @@ template <class Arch = simd::native_arch>
 [[nodiscard]] result<std::size_t> choose_bases(cache_pool& pool, sequence_id id, std::span<const std::uint64_t> moments,
                                                std::span<std::byte> scratch, const choose_options& options = {}) noexcept;
 
+/// Bytes of scratch that choose_bases needs, at any alignment.
 [[nodiscard]] KVARN_INLINE constexpr std::size_t choose_bases_scratch_bytes(const format& f) noexcept
 {
     const auto channels = static_cast<std::size_t>(f.key_channels() + f.head_dim_v());

@@ -23,6 +23,7 @@ namespace kvarn {
 template <class Arch = simd::native_arch, element T>
 [[nodiscard]] status add_query_moments(const format& f, kv_view<T> q, std::span<std::uint64_t> moments) noexcept;
 
+/// What decides the basis, and the bits, of a head.
 struct choose_options {
     /// K leaves the rotation where that divides the weighted error by more than this. Above 1, because a rotation is the safer choice for
     /// tiles that come later.
@@ -40,7 +41,7 @@ struct choose_options {
 /// k4v4, the frontier that docs/accuracy.md measures on real models, then 6 and 8 bits for both. Its basis and group stay; a format without a V part
 /// gets the K width alone. Errors: unsupported_bits (the narrowest takes more).
 [[nodiscard]] KVARN_INLINE constexpr result<format> format_within(const format& base, double bits,
-                                                                  record_stride stride = record_stride::packed) noexcept
+                                                                  record_stride stride = {}) noexcept
 {
     constexpr int frontier[][2] = {{2, 2}, {3, 2}, {4, 2}, {4, 4}, {6, 6}, {8, 8}};
     result<format> best = status::unsupported_bits;

@@ -22,6 +22,7 @@ namespace kvarn {
 /// How exact tokens are kept.
 enum class exact_type : std::uint8_t { f32, f16, bf16 };
 
+/// Bytes of one exact value.
 [[nodiscard]] KVARN_INLINE constexpr std::size_t element_bytes(exact_type t) noexcept
 {
     return t == exact_type::f32 ? 4 : 2;

@@ -314,6 +314,7 @@ private:
     std::size_t left_;
 };
 
+/// Reads a file from a buffer.
 class buffer_source {
 public:
     KVARN_INLINE buffer_source(std::span<const std::byte> buffer) noexcept : at_(buffer.data()), left_(buffer.size()) {}

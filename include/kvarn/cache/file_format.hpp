@@ -45,6 +45,7 @@ enum class file_kind : std::uint32_t {
 
 inline constexpr std::uint32_t end_chunk_type = chunk_type("done");  ///< the last chunk of every file; not for others
 
+/// What a chunk says of itself before its payload.
 struct chunk_head {
     std::uint32_t type = 0;
     std::uint64_t number = 0;
@@ -55,8 +56,9 @@ struct chunk_head {
 
 inline constexpr std::uint32_t file_version = 2;  ///< 1 was a container without chunks
 
-/// What a file takes besides payloads, in bytes.
-inline constexpr std::size_t file_header_bytes = 32, chunk_overhead_bytes = 40, file_end_bytes = 48;
+inline constexpr std::size_t file_header_bytes = 32;     ///< what a file takes besides its chunks
+inline constexpr std::size_t chunk_overhead_bytes = 40;  ///< what a chunk takes besides its payload
+inline constexpr std::size_t file_end_bytes = 48;        ///< what the last chunk takes
 
 namespace detail {
 

@@ -117,7 +117,7 @@ struct sequence_plan {
 /// `exact_element_bytes` is 2 for half and bfloat16, 4 for float. Overflow of std::size_t is the caller's concern.
 [[nodiscard]] KVARN_INLINE constexpr sequence_plan plan_sequence(const bit_policy& policy, std::size_t tokens, std::size_t sink_tokens = 128,
                                                            std::size_t exact_element_bytes = 2,
-                                                           record_stride stride = record_stride::packed) noexcept
+                                                           record_stride stride = {}) noexcept
 {
     sequence_plan plan;
     for (int layer = 0; layer < policy.layers(); ++layer)

@@ -26,6 +26,7 @@ struct block_usage {
     std::size_t used = 0, free = 0, shared = 0;
 };
 
+/// What a pool holds.
 struct pool_statistics {
     block_usage records, exact;
     std::size_t bytes_used = 0;             ///< of blocks
@@ -35,6 +36,7 @@ struct pool_statistics {
     std::size_t sequences = 0;  ///< open
 };
 
+/// What a sequence holds.
 struct sequence_statistics {
     std::size_t tokens = 0;  ///< committed
     std::size_t drafts = 0;
@@ -86,7 +88,7 @@ public:
     [[nodiscard]] status truncate(sequence_id id, std::int64_t position) noexcept;
     /// Drops the tokens at positions [begin, end); the others keep their positions. Errors: bad_argument (end < begin, or there
     /// are drafts), sequence_full (most_spans: a span would become two).
-    [[nodiscard]] status erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept;
+    [[nodiscard]] status(erase)(sequence_id id, std::int64_t begin, std::int64_t end) noexcept;  // curses.h has a macro erase()
     /// Drops the `tokens` oldest tokens behind the sink. Errors as for erase, and bad_argument (there are not so many).
     [[nodiscard]] status evict_front(sequence_id id, std::size_t tokens) noexcept;
     /// A second sequence with the same tokens; they share all blocks until one of them changes. Errors: no_room (all sequences
@@ -181,7 +183,7 @@ KVARN_INLINE result<cache_pool> make_pool(const cache_config& config, std::span<
         exact += s.value_row * s.group * c.exact_blocks;
     }
     s.sequences = detail::construct(a.sequences, c.sequences);
-    s.unused = a.slots;
+    s.unused = a.unused;
     s.free_slots = c.sequences;
     for (std::size_t i = 0; i < c.sequences; ++i) s.unused[i] = static_cast<std::uint32_t>(c.sequences - 1 - i);
     s.spans = a.spans;

@@ -251,7 +251,7 @@ KVARN_INLINE status cache_pool::truncate(sequence_id id, std::int64_t position) 
     return status::ok;
 }
 
-KVARN_INLINE status cache_pool::erase(sequence_id id, std::int64_t begin, std::int64_t end) noexcept
+KVARN_INLINE status(cache_pool::erase)(sequence_id id, std::int64_t begin, std::int64_t end) noexcept
 {
     detail::sequence_state* const q = find(id);
     if (q == nullptr) return status::stale_handle;
@@ -306,7 +306,7 @@ KVARN_INLINE status cache_pool::evict_front(sequence_id id, std::size_t tokens) 
         if (spans[i].end() <= sink_end) continue;
         const std::int64_t begin = spans[i].position > sink_end ? spans[i].position : sink_end;
         const auto count = static_cast<std::size_t>(spans[i].end() - begin);
-        if (tokens <= count) return erase(id, sink_end, begin + static_cast<std::int64_t>(tokens));
+        if (tokens <= count) return (erase)(id, sink_end, begin + static_cast<std::int64_t>(tokens));
         tokens -= count;
     }
     return status::bad_argument;

@@ -19,6 +19,7 @@
 
 namespace kvarn {
 
+/// What shift_positions did.
 struct shift_report {
     std::size_t tokens = 0;         ///< that moved
     std::size_t sealed_tokens = 0;  ///< of those, in records: encoded again

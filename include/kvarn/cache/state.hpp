@@ -157,7 +157,7 @@ struct pool_arrays {
     status* kept = nullptr;
     head_place* places = nullptr;
     sequence_state* sequences = nullptr;
-    std::uint32_t* slots = nullptr;
+    std::uint32_t* unused = nullptr;
     cache_span* spans = nullptr;
     std::int32_t* tables = nullptr;
     std::uint32_t* stored = nullptr;
@@ -180,7 +180,7 @@ KVARN_INLINE constexpr pool_arrays cut_arrays(const cache_config& c, memory_cutt
     a.kept = cut.array<status>(c.exact_blocks);
     a.places = cut.array<head_place>(heads);
     a.sequences = cut.array<sequence_state>(c.sequences);
-    a.slots = cut.array<std::uint32_t>(c.sequences);
+    a.unused = cut.array<std::uint32_t>(c.sequences);
     a.spans = cut.array<cache_span>(spans);
     a.tables = cut.array<std::int32_t>(spans);
     a.stored = cut.array<std::uint32_t>(multiply_sizes(c.sequences, heads));

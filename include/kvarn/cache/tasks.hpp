@@ -34,6 +34,7 @@ struct sequence_step {
     std::size_t mask_tokens = 0;  ///< newest positions that the mask speaks of
 };
 
+/// How a layer attends, and how its work is cut into items.
 struct layer_options {
     attention_options attention{};
     std::size_t threads = 1;          ///< that will run the items: from four tasks a thread on, histories are not split

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// From codes and scalars back to values in the record's basis (format.md section 5):
+// From codes and scalars back to values in the record's basis (docs/record-format.md):
 // K[t][d] = (code * k_channel_scale[d] + k_channel_zero[d]) * k_token_scale[t], V[t][d] = (code * v_token_scale[t] +
 // v_token_zero[t]) * v_channel_scale[d]. One fused multiply-add and one product in float each. No allocation; thread safe.
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The paper's encoder: asymmetric min-max rounding per axis-0 index of a normalised tile (paper section
-// 4.3, format.md section 4). In: a float tile [axis 0][axis 1] with its factors s0, s1. Out: packed codes, and the record's scalars as floats
+// 4.3, docs/numerics.md). In: a float tile [axis 0][axis 1] with its factors s0, s1. Out: packed codes, and the record's scalars as floats
 // (scale = s0 * scale of the rounding, zero = s0 * zero). float arithmetic, fixed order. No allocation; thread safe.
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Codes of 2, 3, 4, 5, 6 or 8 bits as a little-endian bit stream: code c sits in bits [c * bits, (c + 1) * bits)
-// (format.md section 4). In and out: bytes, one code each on the unpacked side. Touches no byte beyond its buffers.
+// (docs/record-format.md). In and out: bytes, one code each on the unpacked side. Touches no byte beyond its buffers.
 
 #include <cstddef>
 #include <cstdint>

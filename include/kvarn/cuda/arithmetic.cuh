@@ -202,7 +202,7 @@ KVARN_DEVICE KVARN_INLINE half narrow_to_half(float x) noexcept
 #endif
 }
 
-/// Two values as T, rounded to nearest even, the first in the low half; half saturates at +-65504 (format.md section 7), what is
+/// Two values as T, rounded to nearest even, the first in the low half; half saturates at +-65504, what is
 /// not a number stays that.
 template <class T>
 KVARN_DEVICE KVARN_INLINE std::uint32_t narrow_pair(float low, float high) noexcept

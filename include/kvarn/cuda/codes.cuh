@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Packed codes in registers: a piece of one row of codes as one thread takes it, for every width, and code n of it (format.md
-// section 4). In: words of a record. Out: words whose lowest bits are the piece's first code. No arithmetic on values.
+// Packed codes in registers: a piece of one row of codes as one thread takes it, for every width, and code n of it
+// (docs/record-format.md). In: words of a record. Out: words whose lowest bits are the piece's first code. No arithmetic on values.
 
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Records back to tokens on a GPU, the values that dequantize_kv writes (format.md section 5), in the original basis or as
+// Records back to tokens on a GPU, the values that dequantize_kv writes (docs/record-format.md), in the original basis or as
 // stored. One launch; a thread block takes some tokens of one part of one record. As stored, a thread decodes eight channels of
 // eight tokens in registers and writes them. For the original basis it decodes sixteen channels of four tokens, does the
 // butterflies among them, and leaves them in shared memory, from where the others are done and written (rotate.cuh). In: records.

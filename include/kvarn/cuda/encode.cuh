@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // From a tile to codes and scalars in global memory: the paper's min-max rounding, the twin of codec/encode.hpp, and the packing
-// that both encoders share (paper section 4.3, format.md sections 4 and 5). In: a float tile [axis 0][axis 1] and its factors.
+// that both encoders share (paper section 4.3, docs/numerics.md). In: a float tile [axis 0][axis 1] and its factors.
 // Out: the fields of one part of a record, 8-byte aligned. float arithmetic in the CPU's order. No allocation; for
 // one thread block.
 

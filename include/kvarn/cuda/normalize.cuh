@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Variance normalisation of a tile, the twin of normalize/variance.hpp: the same operations in the same order, so the same
-// factors to the last bit (paper section 4.2, format.md section 3). In: a float tile [axis 0][axis 1]. Out: s0, s1. Four threads
+// factors to the last bit (paper section 4.2, docs/numerics.md). In: a float tile [axis 0][axis 1]. Out: s0, s1. Four threads
 // take the moments of a row, or of two; a column's are summed by sixteen rows at a time in parallel, then over those blocks in
 // order. float accumulators. No allocation; for one thread block.
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The Hadamard rotation of a tile's tokens in shared memory, the twin of rotate/hadamard.hpp: levels with spans 1, 2, 4, ...,
-// each a sum and a difference, then one product with 1 / sqrt(head_dim) (paper section 4.1, format.md section 2). head_dim 64,
+// each a sum and a difference, then one product with 1 / sqrt(head_dim) (paper section 4.1). head_dim 64,
 // 128, 256 or 512: the first four levels in the registers that load sixteen channels, the rest over channels c, c + 16, ...
 // The matrix is symmetric, so this is the inverse too. float. No allocation; for one thread block.
 

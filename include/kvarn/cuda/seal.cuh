@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Seals tiles on a GPU: exact tokens to records, the bytes that quantize_kv writes (format.md sections 2 to 5). One launch for
+// Seals tiles on a GPU: exact tokens to records, the bytes that quantize_kv writes (docs/record-format.md). One launch for
 // all tiles, heads and both parts; one thread block for a part, its tile in shared memory or, where it does not fit, in the
 // caller's workspace. In: float, half or bfloat16 tokens, original basis or rotated, strided or paged. Out: records. float accumulators. No
 // allocation, no synchronisation; may be captured in a graph. Thread safe.

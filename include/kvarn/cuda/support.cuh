@@ -12,12 +12,15 @@
 
 namespace kvarn::cuda {
 
+/// What `supports` is asked about.
 enum class operation { seal, dequantize, attend };
 
 /// Shared memory of one thread block at most, in bytes, by compute capability; cudaDevAttrMaxSharedMemoryPerBlockOptin has it.
+/// @{
 inline constexpr int shared_bytes_sm80 = 163 * 1024;
 inline constexpr int shared_bytes_sm86 = 99 * 1024;
 inline constexpr int shared_bytes_sm90 = 227 * 1024;
+/// @}
 
 /// The answer of `supports`.
 struct support {

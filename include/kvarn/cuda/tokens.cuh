@@ -12,8 +12,10 @@
 
 namespace kvarn::cuda {
 
+/// The type of tokens, queries and outputs.
 enum class element_type : std::uint8_t { f32, f16, bf16 };
 
+/// Bytes of one element.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr int element_bytes(element_type type) noexcept
 {
     return type == element_type::f32 ? 4 : 2;
@@ -35,8 +37,8 @@ struct token_tiles {
     std::ptrdiff_t page_stride = 0;
 };
 
-using input_tiles = token_tiles<const void>;
-using output_tiles = token_tiles<void>;
+using input_tiles = token_tiles<const void>;  ///< what is read
+using output_tiles = token_tiles<void>;       ///< what is written
 
 /// Records of tiles: (tile i, head h) at data + (table ? table[i] : i) * tile_stride + h * head_stride bytes. data and strides
 /// are multiples of 8. A negative table entry leaves the tile out, so that a captured graph may run with fewer tiles than it was

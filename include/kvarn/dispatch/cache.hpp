@@ -25,17 +25,29 @@ KVARN_CACHE_ENTRY_POINTS(extern template, simd::portable)
 #if defined(KVARN_KERNELS_NEON64)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::neon64)
 #endif
+#if defined(KVARN_KERNELS_NEON64DOT)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::neon64dot)
+#endif
 #if defined(KVARN_KERNELS_SSE2)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::sse2)
 #endif
 #if defined(KVARN_KERNELS_AVX2)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx2)
 #endif
+#if defined(KVARN_KERNELS_AVXVNNI)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::avxvnni)
+#endif
 #if defined(KVARN_KERNELS_AVX512)
 KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512)
 #endif
+#if defined(KVARN_KERNELS_AVX512VNNI)
+KVARN_CACHE_ENTRY_POINTS(extern template, simd::avx512vnni)
+#endif
 
 namespace dispatched {
+
+/// As kvarn's function of the same name, or that of layer_items, on the best instruction set.
+/// @{
 
 template <unsigned Built = kvarn::detail::built_archs>
 [[nodiscard]] KVARN_INLINE status store(const cache_pool& pool, sequence_id id, std::size_t layer, const input_view& k,
@@ -67,7 +79,6 @@ template <unsigned Built = kvarn::detail::built_archs>
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::seal<decltype(arch)>(pool, id, scratch, most); });
 }
 
-/// Items of a layer.
 template <unsigned Built = kvarn::detail::built_archs>
 [[nodiscard]] KVARN_INLINE status store_item(const layer_items& items, std::size_t item) noexcept
 {
@@ -88,6 +99,8 @@ template <unsigned Built = kvarn::detail::built_archs>
 {
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return items.run<decltype(arch)>(scratch); });
 }
+
+/// @}
 
 }  // namespace dispatched
 }  // namespace kvarn

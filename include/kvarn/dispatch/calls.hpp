@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // The common calls of the library by dispatch: the same functions with the same parameters and results, for the best instruction set that
-// kvarn_add_kernels (docs/embedding.md) built into this target and that the running processor has:
+// kvarn_add_kernels (docs/building.md) built into this target and that the running processor has:
 //
 //     kvarn::dispatched::quantize_kv(format, keys, values, records, scratch);
 //
@@ -15,8 +15,12 @@
 #include <span>
 
 #include <kvarn/dispatch.hpp>
+#include <kvarn/supports.hpp>
 
 namespace kvarn::dispatched {
+
+/// As kvarn's function of the same name, on the best instruction set.
+/// @{
 
 template <unsigned Built = kvarn::detail::built_archs, element T>
 [[nodiscard]] KVARN_INLINE status quantize_kv(const format& f, kv_view<T> k, kv_view<T> v, record_grid<std::byte> records,
@@ -65,6 +69,13 @@ template <unsigned Built = kvarn::detail::built_archs>
     });
 }
 
+/// What the calls here run on.
+template <unsigned Built = kvarn::detail::built_archs>
+[[nodiscard]] KVARN_INLINE cpu_support supports(const format& f, operation what, precision wanted = precision::fine) noexcept
+{
+    return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::supports<decltype(arch)>(f, what, wanted); });
+}
+
 template <unsigned Built = kvarn::detail::built_archs>
 [[nodiscard]] KVARN_INLINE status convert(const input_view& from, const output_view& to) noexcept
 {
@@ -90,5 +101,7 @@ template <unsigned Built = kvarn::detail::built_archs, element T>
     const auto vectors = kvarn::detail::as_storage(x);
     return dispatch<Built>([&](auto arch) KVARN_LAMBDA { return kvarn::unrotate<decltype(arch)>(vectors); });
 }
+
+/// @}
 
 }  // namespace kvarn::dispatched

@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // Which instruction sets the running processor has and its operating system saves, one bit for each architecture tag.
-// In: cpuid and xgetbv. Out: a set of bits. No state, no allocation; thread safe, and safe before main.
+// In: cpuid and xgetbv; on AArch64 what the operating system says. Out: a set of bits. No state, no allocation; thread safe, and safe before main.
 
+#include <kvarn/base/config.hpp>  // first: it refuses older standards
+
+#include <cstddef>
 #include <cstdint>
 
 #include <kvarn/simd/arch.hpp>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 namespace kvarn::detail {
 
@@ -14,9 +23,12 @@ template <class Arch>
 inline constexpr unsigned arch_bit = 0;
 template <> inline constexpr unsigned arch_bit<simd::portable> = 1;
 template <> inline constexpr unsigned arch_bit<simd::neon64> = 2;
-template <> inline constexpr unsigned arch_bit<simd::sse2> = 4;
-template <> inline constexpr unsigned arch_bit<simd::avx2> = 8;
-template <> inline constexpr unsigned arch_bit<simd::avx512> = 16;
+template <> inline constexpr unsigned arch_bit<simd::neon64dot> = 4;
+template <> inline constexpr unsigned arch_bit<simd::sse2> = 8;
+template <> inline constexpr unsigned arch_bit<simd::avx2> = 16;
+template <> inline constexpr unsigned arch_bit<simd::avxvnni> = 32;
+template <> inline constexpr unsigned arch_bit<simd::avx512> = 64;
+template <> inline constexpr unsigned arch_bit<simd::avx512vnni> = 128;
 
 /// What an x86 processor says about itself.
 struct x86_report {
@@ -24,6 +36,8 @@ struct x86_report {
     std::uint32_t leaf7_ebx;
     std::uint32_t extended1_ecx;
     std::uint32_t saved_state;  ///< the low half of XCR0: registers that the operating system saves
+    std::uint32_t leaf7_ecx = 0;
+    std::uint32_t leaf7_1_eax = 0;
 };
 
 /// The sets that may run. Their code is compiled for x86-64-v3 and x86-64-v4, so all features of those levels are asked for,
@@ -39,7 +53,9 @@ struct x86_report {
     const bool v3 = (r.leaf1_ecx & v3_leaf1) == v3_leaf1 && (r.leaf7_ebx & v3_leaf7) == v3_leaf7 &&
                     (r.extended1_ecx & v3_extended1) == v3_extended1 && (r.saved_state & v3_state) == v3_state;
     const bool v4 = v3 && (r.leaf7_ebx & v4_leaf7) == v4_leaf7 && (r.saved_state & v4_state) == v4_state;
-    return (v3 ? arch_bit<simd::avx2> : 0u) | (v4 ? arch_bit<simd::avx512> : 0u);
+    const bool avxvnni = v3 && (r.leaf7_1_eax & 1u << 4) != 0, avx512vnni = v4 && (r.leaf7_ecx & 1u << 11) != 0;
+    return (v3 ? arch_bit<simd::avx2> : 0u) | (avxvnni ? arch_bit<simd::avxvnni> : 0u) | (v4 ? arch_bit<simd::avx512> : 0u) |
+           (avx512vnni ? arch_bit<simd::avx512vnni> : 0u);
 }
 
 #if defined(__x86_64__)
@@ -48,10 +64,10 @@ struct cpuid_registers {
 };
 
 /// Not by <cpuid.h>, whose macros bear the names of functions in <intrin.h>.
-KVARN_INLINE cpuid_registers cpuid(std::uint32_t leaf) noexcept
+KVARN_INLINE cpuid_registers cpuid(std::uint32_t leaf, std::uint32_t part = 0) noexcept
 {
     cpuid_registers r{};
-    __asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(0));
+    __asm__ volatile("cpuid" : "=a"(r.a), "=b"(r.b), "=c"(r.c), "=d"(r.d) : "a"(leaf), "c"(part));
     return r;
 }
 
@@ -60,7 +76,12 @@ KVARN_INLINE x86_report read_x86() noexcept
     x86_report r{};
     const std::uint32_t leaves = cpuid(0).a;
     if (leaves >= 1) r.leaf1_ecx = cpuid(1).c;
-    if (leaves >= 7) r.leaf7_ebx = cpuid(7).b;
+    if (leaves >= 7) {
+        const cpuid_registers x = cpuid(7);
+        r.leaf7_ebx = x.b;
+        r.leaf7_ecx = x.c;
+        if (x.a >= 1) r.leaf7_1_eax = cpuid(7, 1).a;
+    }
     if (cpuid(0x80000000u).a >= 0x80000001u) r.extended1_ecx = cpuid(0x80000001u).c;
     if (r.leaf1_ecx & 1u << 27) {  // OSXSAVE: xgetbv exists
         std::uint32_t low = 0, high = 0;
@@ -68,6 +89,30 @@ KVARN_INLINE x86_report read_x86() noexcept
         r.saved_state = low;
     }
     return r;
+}
+#endif
+
+#if defined(__aarch64__)
+#if defined(_WIN32)
+extern "C" __declspec(dllimport) int __stdcall IsProcessorFeaturePresent(unsigned long);  // as windows.h declares it
+#endif
+
+/// Whether there are the dot products of Armv8.2. Where nobody can be asked: no.
+KVARN_INLINE bool has_arm_dot_products() noexcept
+{
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#elif defined(__linux__)
+    return (getauxval(16) & 1ul << 20) != 0;  // AT_HWCAP, HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+    int has = 0;
+    std::size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43) != 0;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+#else
+    return false;
+#endif
 }
 #endif
 
@@ -79,7 +124,7 @@ KVARN_INLINE x86_report read_x86() noexcept
 #elif defined(__SSE2__)
     return arch_bit<simd::portable> | arch_bit<simd::sse2>;
 #elif defined(__aarch64__)
-    return arch_bit<simd::portable> | arch_bit<simd::neon64>;
+    return arch_bit<simd::portable> | arch_bit<simd::neon64> | (has_arm_dot_products() ? arch_bit<simd::neon64dot> : 0u);
 #else
     return arch_bit<simd::portable>;
 #endif

@@ -21,6 +21,7 @@ template <class Derived>
     const std::ptrdiff_t token = m.rowStride(), channel = m.colStride();
     return kv_view<scalar>{m.data(), static_cast<std::size_t>(m.rows()), 1, static_cast<std::size_t>(m.cols()), token, 0, channel};
 }
+/// The same of a matrix that is only read.
 template <class Derived>
 [[nodiscard]] auto view_of(const Eigen::DenseBase<Derived>& matrix) noexcept
 {

@@ -11,12 +11,12 @@
 
 namespace kvarn {
 
-inline constexpr int min_head_dim = 32;
-inline constexpr int max_head_dim = 576;
-inline constexpr int max_group = 256;
-inline constexpr int max_exact_channels = 256;
+inline constexpr int min_head_dim = 32;         ///< fewest quantized channels of a vector
+inline constexpr int max_head_dim = 576;        ///< most of them
+inline constexpr int max_group = 256;           ///< most tokens of a tile
+inline constexpr int max_exact_channels = 256;  ///< most channels of K beside the quantized ones
 
-/// Basis change along channels before normalisation (format.md section 2).
+/// Basis change along channels before normalisation (paper section 4.1).
 enum class rotation : std::uint8_t { none, hadamard };
 
 /// Which basis values, queries or outputs are in. `rotated` is the basis of the records: where a format does not rotate K (or V), it is
@@ -43,6 +43,7 @@ struct hadamard_factors {
     int inner = 0;
 };
 
+/// The factors of a head dimension.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr hadamard_factors factor_head_dim(int head_dim) noexcept
 {
     if (head_dim < 1) return {};
@@ -167,6 +168,7 @@ KVARN_INLINE constexpr bool take_word(std::string_view& text, std::string_view w
     return make_format(spec);
 }
 
+/// The same where K and V have as many channels.
 [[nodiscard]] KVARN_INLINE constexpr result<format> parse_format(std::string_view name, int head_dim) noexcept
 {
     return parse_format(name, head_dim, head_dim);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Where each field of a record lies (format.md section 5). In: a format. Out: byte offsets and sizes, constexpr, host and
+// Where each field of a record lies (docs/record-format.md). In: a format. Out: byte offsets and sizes, constexpr, host and
 // device. A record is the packed bytes of one tile: K part, then V part, then the exact channels; little-endian, no padding
 // inside. Records need no alignment; the packed stride keeps them 8-aligned when their buffer is.
 
@@ -12,9 +12,44 @@
 
 namespace kvarn {
 
-/// Distance between records: `packed` = the content rounded up to 8 bytes; `reference` = what the authors' vLLM fork
-/// allocates: the same, but for head_dim >= 256 the bytes per token rounded up to a power of two.
-enum class record_stride : std::uint8_t { packed, reference };
+/// Distance between records: their content rounded up, by a rule. What is added is set to zero.
+class record_stride {
+public:
+    /// `packed`, the default: to a multiple of 8 bytes.
+    KVARN_HOST_DEVICE KVARN_INLINE constexpr record_stride() noexcept {}
+
+    static const record_stride packed;
+    /// What the authors' vLLM fork allocates: as packed, but for head_dim >= 256 to a power of two of bytes per token.
+    static const record_stride reference;
+    /// To a multiple of `bytes` (0: as packed): aligned to lines or pages, or of one size for formats of several layers, the largest of
+    /// their record_bytes. Multiples of 8 keep records 8-aligned.
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE static constexpr record_stride multiple_of(std::size_t bytes) noexcept
+    {
+        record_stride stride;
+        if (bytes != 0) stride.multiple_ = bytes;
+        return stride;
+    }
+
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr std::size_t multiple() const noexcept { return multiple_; }
+    /// Whether wide heads take a power of two of bytes per token.
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr bool power_of_two_tokens() const noexcept { return power_of_two_tokens_; }
+
+    [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE friend constexpr bool operator==(record_stride a, record_stride b) noexcept
+    {
+        return a.multiple_ == b.multiple_ && a.power_of_two_tokens_ == b.power_of_two_tokens_;
+    }
+
+private:
+    KVARN_INLINE constexpr record_stride(std::size_t multiple, bool power_of_two_tokens) noexcept
+        : multiple_(multiple), power_of_two_tokens_(power_of_two_tokens)
+    {
+    }
+
+    std::size_t multiple_ = 8;
+    bool power_of_two_tokens_ = false;
+};
+inline constexpr record_stride record_stride::packed{};
+inline constexpr record_stride record_stride::reference{8, true};
 
 /// Byte offsets of one record's fields. Scalars are IEEE half; D = head_dim, G = group.
 struct record_layout {
@@ -30,6 +65,7 @@ struct record_layout {
     std::size_t content_bytes = 0;    ///< the sum of all fields
 };
 
+/// The layout of a format's records.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr record_layout layout_of(const format& f) noexcept
 {
     const auto dk = static_cast<std::size_t>(f.head_dim_k());
@@ -51,18 +87,19 @@ struct record_layout {
 
 /// Bytes from one record to the next.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr std::size_t record_bytes(
-    const format& f, record_stride stride = record_stride::packed) noexcept
+    const format& f, record_stride stride = {}) noexcept
 {
     const std::size_t content = layout_of(f).content_bytes;
     const int widest = f.head_dim_k() > f.head_dim_v() ? f.head_dim_k() : f.head_dim_v();
-    if (stride == record_stride::reference && widest >= 256) {
+    if (stride.power_of_two_tokens() && widest >= 256) {
         const auto g = static_cast<std::size_t>(f.group());
         const std::size_t per_token = (content + g - 1) / g;
         std::size_t power = 1;
         while (power < per_token) power *= 2;
         return power * g;
     }
-    return (content + 7) / 8 * 8;
+    const std::size_t multiple = stride.multiple();
+    return (content / multiple + (content % multiple != 0)) * multiple;
 }
 
 /// Full tiles among `tokens` tokens; the rest stays exact in the engine's tail.
@@ -72,7 +109,7 @@ struct record_layout {
 }
 
 /// Bits per stored element of K and V, scalars and padding included, sinks and tails not.
-[[nodiscard]] KVARN_INLINE constexpr double bits_per_element(const format& f, record_stride stride = record_stride::packed) noexcept
+[[nodiscard]] KVARN_INLINE constexpr double bits_per_element(const format& f, record_stride stride = {}) noexcept
 {
     const auto elements = static_cast<double>(f.group()) * static_cast<double>(f.key_channels() + f.head_dim_v());
     return 8.0 * static_cast<double>(record_bytes(f, stride)) / elements;
@@ -121,7 +158,7 @@ struct record_range {
 
 /// Bytes of a dense grid.
 [[nodiscard]] KVARN_HOST_DEVICE KVARN_INLINE constexpr std::size_t grid_bytes(const format& f, std::size_t tiles, std::size_t heads,
-                                                                 record_stride stride = record_stride::packed) noexcept
+                                                                 record_stride stride = {}) noexcept
 {
     return tiles * heads * record_bytes(f, stride);
 }
@@ -130,7 +167,7 @@ struct record_range {
 template <class Byte>
 [[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> tile_major_records(const format& f, Byte* data, std::size_t bytes,
                                                              std::size_t tiles, std::size_t heads,
-                                                             record_stride stride = record_stride::packed) noexcept
+                                                             record_stride stride = {}) noexcept
 {
     const std::size_t one = record_bytes(f, stride);
     return {data, bytes, tiles, heads, one * heads, one, one};
@@ -140,7 +177,7 @@ template <class Byte>
 template <class Byte>
 [[nodiscard]] KVARN_INLINE constexpr record_grid<Byte> head_major_records(const format& f, Byte* data, std::size_t bytes,
                                                              std::size_t tiles, std::size_t heads,
-                                                             record_stride stride = record_stride::packed) noexcept
+                                                             record_stride stride = {}) noexcept
 {
     const std::size_t one = record_bytes(f, stride);
     return {data, bytes, tiles, heads, one, one * tiles, one};

@@ -4,7 +4,7 @@
 // the record shares it out between the scalars of both axes. constexpr, host and device.
 //
 // Axis 1's factors start from one unit and are bounded by multiples of it, so that a tile times 2^n has the same codes, and no token or
-// channel down to a thousandth of the largest stays as it is. (format.md section 6; the paper's encoder has a unit of 1.)
+// channel down to a thousandth of the largest stays as it is. (docs/numerics.md; the paper's encoder has a unit of 1.)
 
 #include <cstdint>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Iterative normalisation of the standard deviation along both axes of a tile (paper section 4.2, format.md section 3).
+// Iterative normalisation of the standard deviation along both axes of a tile (paper section 4.2, docs/numerics.md).
 // In: a float tile [axis 0][axis 1]. Out: one factor per axis-0 index (s0) and per axis-1 index (s1), so that
 // tile / s0 / s1 is balanced. float arithmetic in a fixed order. No allocation; thread safe.
 //

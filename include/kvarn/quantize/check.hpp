@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Everything that a call refuses, found before anything is written (format.md section 7): shapes, buffers, values that are not
+// Everything that a call refuses, found before anything is written: shapes, buffers, values that are not
 // finite, and scalars that would overflow a half. No allocation; a trial encoding works in the caller's scratch.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// One tile to one record. In: the tokens of a tile, any element type and strides. Out: codes and scalars (format.md section 5).
+// One tile to one record. In: the tokens of a tile, any element type and strides. Out: codes and scalars (docs/record-format.md).
 // K tiles are held [channel][token], V tiles [token][channel]: axis 0 first, so that the normaliser and the encoder know only
 // one orientation. float arithmetic. No allocation; works in the caller's scratch.
 

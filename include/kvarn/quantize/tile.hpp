@@ -23,8 +23,8 @@ struct tile_source {
     std::ptrdiff_t channel_stride;
 };
 
-/// Scratch, carved into aligned pieces. K tiles are held [channel][token], V tiles [token][channel]: axis 0 first, as in
-/// format.md section 3, so that normaliser and encoder know only one orientation.
+/// Scratch, carved into aligned pieces. K tiles are held [channel][token], V tiles [token][channel]: axis 0 first,
+/// so that normaliser and encoder know only one orientation.
 struct tile_memory {
     float* tile;
     float* factors;

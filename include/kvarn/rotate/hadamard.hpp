@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The rotation y = H x / sqrt(head_dim) along channels and its inverse (paper section 4.1, format.md section 2).
+// The rotation y = H x / sqrt(head_dim) along channels and its inverse (paper section 4.1).
 // In: vectors of float, half or bfloat16. Out: float, or the input in place. float arithmetic, one fixed order of additions.
 // No allocation; a few dozen KiB of stack. Thread safe.
 //

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// Hadamard matrices of order 12, 20, 28 and 36 (Paley 1933), built at compile time (format.md section 2), in the form that
+// Hadamard matrices of order 12, 20, 28 and 36 (Paley 1933), built at compile time, in the form that
 // the transform uses: each output is a sum over groups of four inputs, and each group has only eight combinations up to sign.
 
 #include <kvarn/base/config.hpp>

@@ -93,6 +93,11 @@ struct lanes {
         return make([&](int i) KVARN_LAMBDA { return k::maximum(a.r[i], b.r[i]); });
     }
 
+    KVARN_INLINE friend lanes magnitude(const lanes& a) noexcept
+    {
+        return make([&](int i) KVARN_LAMBDA { return k::magnitude(a.r[i]); });
+    }
+
     KVARN_INLINE friend float reduce_min(const lanes& a) noexcept
     {
         auto x = a.r[0];

@@ -87,6 +87,7 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
         }
     }
 
+    KVARN_INLINE static reg magnitude(reg a) noexcept { return reg(vabsq_f32(a)); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         std::uint32_t four;
@@ -114,6 +115,13 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
         KVARN_UNROLL
         for (int i = 0; i < 4; ++i) vst1_s16(p + 4 * i, vmovn_s32(vreinterpretq_s32_f32(fma(x[i], scale, magic))));
     }
+
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        store_codes(reinterpret_cast<std::uint8_t*>(p), x, scale);  // the low bytes, whatever the sign
+    }
+
+    static constexpr int most_byte_heads = 4;
 
     // Sixteen columns at a time: a table lookup puts the two bytes that hold a code into its word, a shift and a mask free it.
     template <int Bits, int Heads>
@@ -145,31 +153,54 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
                 for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
         }
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+    KVARN_INLINE static std::int32_t sum_bytes(const std::int8_t* p, int n) noexcept
+    {
+        int32x4_t sum = vdupq_n_s32(0);
+        for (int i = 0; i < n; i += 16) sum = vpadalq_s16(sum, vpaddlq_s8(vld1q_s8(p + i)));
+        return vaddvq_s32(sum);
+    }
+    KVARN_INLINE static std::int32_t sum_bytes(const std::uint8_t* p, int n) noexcept
+    {
+        uint32x4_t sum = vdupq_n_u32(0);
+        for (int i = 0; i < n; i += 16) sum = vpadalq_u16(sum, vpaddlq_u8(vld1q_u8(p + i)));
+        return static_cast<std::int32_t>(vaddvq_u32(sum));
+    }
+
+    // Products of bytes into 16-bit sums, signed as the weights are, which go into 32-bit ones before they could overflow.
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
+        constexpr int some = (std::is_signed_v<Byte> ? 32767 / 128 : 65535 / 255) / ((1 << Bits) - 1) / 4 * 4;  // rows
         for (int c = 0; c < columns; c += 16) {
-            uint16x8_t sum[Heads][2];
+            int32x4_t sum[Heads][4];
             KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) sum[h][0] = sum[h][1] = vdupq_n_u16(0);
-            for (int i = 0; i < rows; ++i) {
-                const code_words x = gather<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+            for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) {
-                    const uint16x8_t w = vdupq_n_u16(weights[h][i]);
-                    sum[h][0] = vmlaq_u16(sum[h][0], x.low, w);
-                    sum[h][1] = vmlaq_u16(sum[h][1], x.high, w);
+                for (int j = 0; j < 4; ++j) sum[h][j] = vdupq_n_s32(0);
+            for (int first = 0; first < rows; first += some) {
+                const int end = rows - first < some ? rows : first + some;
+                byte_sums<Byte> part[Heads][2];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) part[h][0] = part[h][1] = {};
+                for (int i = first; i < end; ++i) {
+                    const uint8x16_t x = code_bytes<Bits>(codes + (static_cast<std::ptrdiff_t>(i) * columns + c) * Bits / 8);
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) {
+                        part[h][0].add(vget_low_u8(x), weights[h][i]);
+                        part[h][1].add(vget_high_u8(x), weights[h][i]);
+                    }
+                    if (i % 2 == 0) ahead.touch();
                 }
-                if (i % 2 == 0) ahead.touch();
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h)
+                    KVARN_UNROLL
+                    for (int j = 0; j < 2; ++j) part[h][j].flush(sum[h][2 * j], sum[h][2 * j + 1]);
             }
             KVARN_UNROLL
             for (int h = 0; h < Heads; ++h)
                 KVARN_UNROLL
-                for (int j = 0; j < 2; ++j) {
-                    vst1q_f32(sums[h] + c + 8 * j, vcvtq_f32_u32(vmovl_u16(vget_low_u16(sum[h][j]))));
-                    vst1q_f32(sums[h] + c + 8 * j + 4, vcvtq_f32_u32(vmovl_high_u16(sum[h][j])));
-                }
+                for (int j = 0; j < 4; ++j) vst1q_f32(sums[h] + c + 4 * j, vcvtq_f32_s32(sum[h][j]));
         }
     }
 
@@ -184,6 +215,51 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
     }
 
 private:
+    /// Eight 16-bit sums of products of codes with bytes.
+    template <class Byte>
+    struct byte_sums {
+        int16x8_t sum = vdupq_n_s16(0);
+
+        KVARN_INLINE void add(uint8x8_t codes, Byte w) noexcept
+        {
+            if constexpr (std::is_signed_v<Byte>) sum = vmlal_s8(sum, vreinterpret_s8_u8(codes), vdup_n_s8(w));
+            else sum = vreinterpretq_s16_u16(vmlal_u8(vreinterpretq_u16_s16(sum), codes, vdup_n_u8(w)));
+        }
+        KVARN_INLINE void flush(int32x4_t& low, int32x4_t& high) const noexcept
+        {
+            if constexpr (std::is_signed_v<Byte>) {
+                low = vaddw_s16(low, vget_low_s16(sum));
+                high = vaddw_high_s16(high, sum);
+            } else {
+                const uint16x8_t x = vreinterpretq_u16_s16(sum);
+                low = vreinterpretq_s32_u32(vaddw_u16(vreinterpretq_u32_s32(low), vget_low_u16(x)));
+                high = vreinterpretq_s32_u32(vaddw_high_u16(vreinterpretq_u32_s32(high), x));
+            }
+        }
+    };
+
+    /// Sixteen codes of 2 or 4 bits as bytes.
+    struct byte_plan {
+        alignas(16) std::uint8_t order[16];
+        alignas(16) std::int8_t shift[16];
+    };
+    template <int Bits>
+    static constexpr byte_plan bytes_of = [] {
+        byte_plan p{};
+        for (int c = 0; c < 16; ++c) {
+            p.order[c] = static_cast<std::uint8_t>(c * Bits / 8);
+            p.shift[c] = static_cast<std::int8_t>(-(c * Bits % 8));
+        }
+        return p;
+    }();
+    template <int Bits>
+    KVARN_INLINE static uint8x16_t code_bytes(const std::uint8_t* p) noexcept
+    {
+        const uint8x16_t bytes = vqtbl1q_u8(vld1q_u8(p), vld1q_u8(bytes_of<Bits>.order));
+        const uint8x16_t shifted = vshlq_u8(bytes, vld1q_s8(bytes_of<Bits>.shift));
+        return vandq_u8(shifted, vdupq_n_u8((1 << Bits) - 1));
+    }
+
     struct code_words {
         uint16x8_t low, high;
     };
@@ -215,3 +291,7 @@ private:
 };
 
 }  // namespace kvarn::simd
+
+#if defined(KVARN_HAS_NEON64DOT)
+#include <kvarn/simd/neon_dot.hpp>
+#endif

@@ -25,17 +25,18 @@ inline constexpr int max_product_rows = 576;
 template <class Arch>
 struct kernels;
 
-/// What a product fetches into the second-level cache while it computes: two lines a step, from `at` up to `last`.
+/// What a product fetches into the second-level cache while it computes: some lines a step, from `at` up to `last`.
 struct read_ahead {
     const std::byte* at = nullptr;
     const std::byte* last = nullptr;
 
+    template <int Lines = 2>
     KVARN_INLINE void touch() noexcept
     {
         if (at >= last) return;
-        KVARN_PREFETCH(at);
-        KVARN_PREFETCH(at + 64);
-        at += 128;
+        KVARN_UNROLL
+        for (int i = 0; i < Lines; ++i) KVARN_PREFETCH(at + 64 * i);
+        at += 64 * Lines;
     }
 };
 
@@ -75,6 +76,7 @@ struct kernels<portable> {
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
+    KVARN_INLINE static reg magnitude(reg a) noexcept { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a) & 0x7fffffffu); }
 
     /// Keeps an accumulator in one register from turn to turn of a loop: see KVARN_HOLD.
     KVARN_INLINE static void hold(reg&) noexcept {}
@@ -171,30 +173,50 @@ struct kernels<portable> {
         }
     }
 
+    /// The same to signed bytes, |x * scale| <= 127.
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[16 / width], reg scale) noexcept
+    {
+        for (int i = 0; i < 16; ++i) {
+            const float shifted = fma(x[i], scale, 12582912.0f);
+            p[i] = static_cast<std::int8_t>(std::bit_cast<std::uint32_t>(shifted));
+        }
+    }
+
+    /// The sum of n bytes, signed or not, a multiple of 16.
+    template <class Byte>
+    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
+    {
+        std::int32_t sum = 0;
+        for (int i = 0; i < n; ++i) sum += p[i];
+        return sum;
+    }
+
+    /// Rows of weights that multiply_bytes takes at most: 4, or 8 where they gain by sharing a pass.
+    static constexpr int most_byte_heads = 4;
+
     /// Products with packed codes: sums[h][c] = sum over i of weights[h][i] * code[i][c], exact integers, rounded to float once.
     /// Row i is a bit stream of `columns` codes (a multiple of 16); `rows` is a multiple of 4, at most max_product_rows. May read 16 bytes beyond a row.
-    /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for 2 and 4 bits: the sum of weights[h] * code
-    /// stays below 2^16 for every column.
+    /// Words: the sum of |weights[h]| times word_limit(Bits) stays below 2^31. Bytes, for codes of 2 and 4 bits: std::int8_t or std::uint8_t of any value.
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        multiply<Bits, Heads, std::int32_t>(codes, rows, columns, weights, sums, ahead);
+        multiply<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
-        multiply<Bits, Heads, std::uint16_t>(codes, rows, columns, weights, sums, ahead);
+        multiply<Bits, Heads>(codes, rows, columns, weights, sums, ahead);
     }
 
 private:
-    template <int Bits, int Heads, class Sum, class Weight>
+    template <int Bits, int Heads, class Weight>
     KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
                                       float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         std::uint8_t row[32];
-        Sum sum[Heads][32];
+        std::int32_t sum[Heads][32];
         for (int c = 0; c < columns; c += 32) {
             const int block = columns - c < 32 ? 16 : 32;
             std::memset(sum, 0, sizeof sum);
@@ -204,7 +226,8 @@ private:
                 unpack32<Bits>(packed, row);
                 for (int h = 0; h < Heads; ++h)
                     for (int j = 0; j < block; ++j)  // as unsigned: scalars that are NaN make weights of any size
-                        sum[h][j] = static_cast<Sum>(static_cast<std::uint32_t>(sum[h][j]) + static_cast<std::uint32_t>(weights[h][i] * row[j]));
+                        sum[h][j] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sum[h][j]) +
+                                                              static_cast<std::uint32_t>(weights[h][i] * row[j]));
             }
             for (int h = 0; h < Heads; ++h)
                 for (int j = 0; j < block; ++j) sums[h][c + j] = static_cast<float>(sum[h][j]);

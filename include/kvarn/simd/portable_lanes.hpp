@@ -150,6 +150,11 @@ KVARN_INLINE auto maximum(const A& a, const B& b) noexcept
 {
     return lanes<portable>::make([x = detail::operand(a), y = detail::operand(b)](int i) KVARN_LAMBDA { return kernels<portable>::maximum(x(i), y(i)); });
 }
+template <portable_lanes A>
+KVARN_INLINE auto magnitude(const A& a) noexcept
+{
+    return lanes<portable>::make([x = detail::operand(a)](int i) KVARN_LAMBDA { return kernels<portable>::magnitude(x(i)); });
+}
 
 KVARN_INLINE float reduce_min(const lanes<portable>& a) noexcept
 {

@@ -129,6 +129,7 @@ struct kernels<sse2> : xsimd_kernels<xsimd::sse2>, sse2_packing, sse2_products {
         return add(reg(_mm_shuffle_ps(x, x, partner)), reg(_mm_xor_ps(x, _mm_castsi128_ps(sign))));
     }
 
+    KVARN_INLINE static reg magnitude(reg a) noexcept { return reg(_mm_and_ps(a, _mm_castsi128_ps(_mm_set1_epi32(0x7fffffff)))); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         std::int32_t four;
@@ -145,6 +146,11 @@ struct kernels<sse2> : xsimd_kernels<xsimd::sse2>, sse2_packing, sse2_products {
     {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded_words(x[0], x[1], scale));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), rounded_words(x[2], x[3], scale));
+    }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[4], reg scale) noexcept
+    {
+        const __m128i low = rounded_words(x[0], x[1], scale), high = rounded_words(x[2], x[3], scale);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(low, high));
     }
     KVARN_INLINE static reg power_of_two(reg shifted) noexcept
     {

@@ -7,6 +7,8 @@
 
 #include <emmintrin.h>
 
+#include <type_traits>
+
 #include <kvarn/simd/portable.hpp>
 #include <kvarn/simd/wide_packing.hpp>
 
@@ -60,6 +62,8 @@ private:
 };
 
 struct sse2_products {
+    static constexpr int most_byte_heads = 4;
+
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& shared) noexcept
@@ -97,9 +101,22 @@ struct sse2_products {
         shared = ahead;
     }
 
+    /// Signed ones as unsigned ones, 128 larger each.
+    template <class Byte>
+    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
+    {
+        constexpr bool negative = std::is_signed_v<Byte>;
+        __m128i sum = _mm_setzero_si128();
+        for (int i = 0; i < n; i += 16) {
+            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+            sum = _mm_add_epi32(sum, _mm_sad_epu8(negative ? _mm_xor_si128(x, _mm_set1_epi8(-128)) : x, _mm_setzero_si128()));
+        }
+        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - (negative ? 128 * n : 0);
+    }
+
     /// With the weights widened: there is no product of bytes.
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
                                             float* const (&sums)[Heads], read_ahead& ahead) noexcept
     {
         std::int16_t wide[Heads][max_product_rows];

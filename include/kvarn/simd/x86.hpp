@@ -228,6 +228,10 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
         return fma(x, reg(sign), reg(partner));
     }
 
+    KVARN_INLINE static reg magnitude(reg a) noexcept
+    {
+        return reg(_mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))));
+    }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
@@ -235,8 +239,8 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
     KVARN_INLINE static void store_codes(std::uint8_t* p, const reg (&x)[2], reg scale) noexcept
     {
-        const __m256i a = _mm256_cvtps_epi32(mul_exact_round(x[0], scale));
-        const __m256i b = _mm256_cvtps_epi32(mul_exact_round(x[1], scale));
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
         const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
         const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
@@ -248,9 +252,17 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
     KVARN_INLINE static void store_words(std::int16_t* p, const reg (&x)[2], reg scale) noexcept
     {
-        const __m256i a = _mm256_cvtps_epi32(mul_exact_round(x[0], scale));
-        const __m256i b = _mm256_cvtps_epi32(mul_exact_round(x[1], scale));
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8));
+    }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[2], reg scale) noexcept
+    {
+        const __m256i a = rounded_products(x[0], scale);
+        const __m256i b = rounded_products(x[1], scale);
+        const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
     }
 
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
@@ -266,11 +278,11 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     }
 
 private:
-    // round_half_even(x * scale) as a float, from the exact product: one fused addition of 1.5 * 2^23 does the rounding.
-    KVARN_INLINE static __m256 mul_exact_round(reg x, reg scale) noexcept
+    // round_half_even(x * scale), from the exact product: one fused addition of 1.5 * 2^23 rounds, and has the integer in its low bits.
+    KVARN_INLINE static __m256i rounded_products(reg x, reg scale) noexcept
     {
-        const reg magic = broadcast(12582912.0f);
-        return sub(fma(x, scale, magic), magic);
+        const __m256 shifted = fma(x, scale, broadcast(12582912.0f));
+        return _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x4b400000));
     }
 };
 
@@ -381,6 +393,10 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
         return fma(x, reg(sign), reg(partner));
     }
 
+    KVARN_INLINE static reg magnitude(reg a) noexcept
+    {
+        return reg(_mm512_castsi512_ps(_mm512_and_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff))));
+    }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         return reg(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
@@ -399,6 +415,11 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
     {
         const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_castps_si512(shifted)));
+    }
+    KVARN_INLINE static void store_bytes(std::int8_t* p, const reg (&x)[1], reg scale) noexcept
+    {
+        const __m512 shifted = fma(x[0], scale, broadcast(12582912.0f));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(shifted)));
     }
 
     KVARN_INLINE static void transpose_codes(const std::uint8_t* codes, std::ptrdiff_t stride, std::uint8_t* out) noexcept
@@ -421,3 +442,7 @@ private:
 #endif
 
 }  // namespace kvarn::simd
+
+#if defined(KVARN_HAS_AVXVNNI) || defined(KVARN_HAS_AVX512VNNI)
+#include <kvarn/simd/x86_vnni.hpp>
+#endif

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include <kvarn/simd/portable.hpp>
@@ -15,24 +16,13 @@
 namespace kvarn::simd {
 
 struct avx2_products {
+    static constexpr int most_byte_heads = 8;
+
     template <int Bits, int Heads>
     KVARN_INLINE static void multiply_words(const std::uint8_t* codes, int rows, int columns, const std::int16_t* const (&weights)[Heads],
-                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+                                            float* const (&sums)[Heads], read_ahead& shared) noexcept
     {
-        multiply<word_block<Bits, Heads>, Bits, Heads>(codes, rows, columns, weights, sums, ahead);
-    }
-    template <int Bits, int Heads>
-    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const std::uint8_t* const (&weights)[Heads],
-                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
-    {
-        multiply<byte_block<Bits, Heads>, Bits, Heads>(codes, rows, columns, weights, sums, ahead);
-    }
-
-private:
-    template <class Block, int Bits, int Heads, class Weight>
-    KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Weight* const (&weights)[Heads],
-                                      float* const (&sums)[Heads], read_ahead& shared) noexcept
-    {
+        using block_of = word_block<Bits, Heads>;
         read_ahead ahead = shared;  // in registers
         const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
         int c = 0;
@@ -46,13 +36,13 @@ private:
         };
         if constexpr (16 % Bits == 0) {
             run(std::integral_constant<int, 256 / Bits>{},
-                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { Block::template run<true>(at, row_bytes, rows, weights, to, ahead); });
+                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { block_of::template run<true>(at, row_bytes, rows, weights, to, ahead); });
             run(std::integral_constant<int, 128 / Bits>{},
-                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { Block::template run<false>(at, row_bytes, rows, weights, to, ahead); });
+                [&](const std::uint8_t* at, float** to) KVARN_LAMBDA { block_of::template run<false>(at, row_bytes, rows, weights, to, ahead); });
         }
         const auto gather = [&](auto groups) KVARN_LAMBDA {
             run(std::integral_constant<int, 16 * groups()>{}, [&](const std::uint8_t* at, float** to) KVARN_LAMBDA {
-                Block::template gathered<groups()>(at, row_bytes, rows, weights, to, ahead);
+                block_of::template gathered<groups()>(at, row_bytes, rows, weights, to, ahead);
             });
         };
         constexpr int left = 16 % Bits == 0 ? 128 / Bits - 16 : 1 << 20;  // columns at most that come here
@@ -60,43 +50,59 @@ private:
         if constexpr (left > 0) gather(std::integral_constant<int, 1>{});
         shared = ahead;
     }
+    /// Signed ones as unsigned ones, 128 larger each.
+    template <class Byte>
+    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
+    {
+        constexpr bool negative = std::is_signed_v<Byte>;
+        __m128i sum = _mm_setzero_si128();
+        for (int i = 0; i < n; i += 16) {
+            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+            sum = _mm_add_epi32(sum, _mm_sad_epu8(negative ? _mm_xor_si128(x, _mm_set1_epi8(-128)) : x, _mm_setzero_si128()));
+        }
+        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - (negative ? 128 * n : 0);
+    }
+    template <int Bits, int Heads, class Byte>
+    KVARN_INLINE static void multiply_bytes(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
+                                            float* const (&sums)[Heads], read_ahead& ahead) noexcept
+    {
+        byte_block<Bits, Heads, Byte>::multiply(codes, rows, columns, weights, sums, ahead);
+    }
 
+private:
     KVARN_INLINE static __m256i load32(const std::uint8_t* p) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     KVARN_INLINE static __m128i load16(const std::uint8_t* p) noexcept { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+    template <class T>
+    KVARN_INLINE static __m256i load_vector(const T* p) noexcept
+    {
+        return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+    }
+    template <class T>
+    KVARN_INLINE static void store_vector(T* p, __m256i x) noexcept
+    {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(p), x);
+    }
     KVARN_INLINE static __m256i load_two(const std::uint8_t* low, const std::uint8_t* high) noexcept
     {
         return _mm256_inserti128_si256(_mm256_castsi128_si256(load16(low)), load16(high), 1);
     }
-    /// A pair of weights (4 or 2 bytes) in every lane of 4 or 2 bytes; or one pair in the lower and the next in the upper half.
-    template <class Weight>
-    KVARN_INLINE static __m256i broadcast_pair(const Weight* w) noexcept
+    /// A pair of weights in every lane of 4 bytes.
+    KVARN_INLINE static __m256i broadcast_pair(const std::int16_t* w) noexcept
     {
-        if constexpr (sizeof(Weight) == 2) {
-            std::int32_t pair;
-            std::memcpy(&pair, w, sizeof pair);
-            return _mm256_set1_epi32(pair);
-        } else {
-            std::int16_t pair;
-            std::memcpy(&pair, w, sizeof pair);
-            return _mm256_set1_epi16(pair);
-        }
+        std::int32_t pair;
+        std::memcpy(&pair, w, sizeof pair);
+        return _mm256_set1_epi32(pair);
     }
-    template <class Weight>
-    KVARN_INLINE static __m256i broadcast_two_pairs(const Weight* w) noexcept
-    {
-        return _mm256_blend_epi32(broadcast_pair(w), broadcast_pair(w + 2), 0xf0);
-    }
-
     /// acc <- acc + product
     KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
     {
         acc = _mm256_add_epi32(acc, _mm256_madd_epi16(codes, w));
         KVARN_HOLD(acc);
     }
-    KVARN_INLINE static void add_bytes(__m256i& acc, __m256i codes, __m256i w) noexcept
+    /// acc <- acc + products, in place: of a sum the compiler would make copies.
+    KVARN_INLINE static void add_words_to(__m256i& acc, __m256i products) noexcept
     {
-        acc = _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, codes));
-        KVARN_HOLD(acc);
+        __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(products));
     }
 
     /// Floats of `Per` interleaved sequences: in[k][word] to out[word * Per + k].
@@ -211,9 +217,12 @@ private:
             (one(std::integral_constant<int, K>{}, sum[K]), ...);
         }
 
+        /// Weights of four rows for a pass over 16 bytes of each: a pair in the lower, the next in the upper half.
+        using two_pairs = std::int16_t[Heads][16];
+
         template <bool Wide, int Half, int First>
         KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::int16_t* const (&weights)[Heads],
-                                      float (*stage)[128], read_ahead& ahead) noexcept
+                                      const two_pairs* pairs, float (*stage)[128], read_ahead& ahead) noexcept
         {
             constexpr auto each = std::make_integer_sequence<int, together>{};
             __m256i sum[halves][together][Heads];
@@ -231,9 +240,7 @@ private:
                     const std::uint8_t* const p = codes + (i + j) * row_bytes;
                     const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
                     const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                    const auto w = [&](int h) KVARN_LAMBDA {
-                        return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
-                    };
+                    const auto w = [&](int h) KVARN_LAMBDA { return Wide ? broadcast_pair(weights[h] + i + j) : load_vector(pairs[i / 4][h]); };
                     if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
                     if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
                 }
@@ -248,9 +255,14 @@ private:
                                      float* const* to, read_ahead& ahead) noexcept
         {
             alignas(32) float stage[Heads][128];
+            alignas(32) two_pairs pairs[Wide ? 1 : max_product_rows / 4];
+            if constexpr (!Wide)
+                for (int i = 0; i < rows; i += 4)
+                    for (int h = 0; h < Heads; ++h)
+                        store_vector(pairs[i / 4][h], _mm256_blend_epi32(broadcast_pair(weights[h] + i), broadcast_pair(weights[h] + i + 2), 0xf0));
             const auto group = [&](auto first) KVARN_LAMBDA {
-                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
-                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
+                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
+                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
             };
             [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
                 (group(std::integral_constant<int, Index * together>{}), ...);
@@ -322,111 +334,184 @@ private:
         }
     };
 
-    /// 8-bit weights, 16-bit sums (unsigned). A byte holds 8 / Bits codes; Bits is 2 or 4.
-    template <int Bits, int Heads>
+    /// 8-bit weights. Four rows are interleaved: each 32-bit lane has a column's codes of four rows, of all columns in a byte, still packed.
+    /// They lie in the first-level cache for all heads, and are masked where they are multiplied. Products go into 16-bit sums (signed as
+    /// the weights are) of `flush_rows` rows, those into 32-bit ones.
+    template <int Bits, int Heads, class Byte>
     struct byte_block {
+        static constexpr bool negative = std::is_signed_v<Byte>;
         static constexpr int per_byte = 8 / Bits;
-        static constexpr int halves = per_byte * Heads <= 4 ? 2 : 1;
-        static constexpr int together = (std::min)(per_byte, 8 / Heads);
+        static constexpr int flush_rows = Bits == 4 ? 32 : 128;  // half of them times 128 (255) times the largest code is below 2^15 (2^16)
+        static constexpr int block_rows = 128;                   // interleaved at a time
+        static constexpr int vectors = 8 / Heads;                // of eight columns in a pass: eight accumulators
+        static constexpr int codes_of_pass = (std::min)(per_byte, vectors), packed_of_pass = vectors / codes_of_pass;
 
-        template <int K>
-        KVARN_INLINE static __m256i extract(__m256i x) noexcept
+        // A step is four rows of 32 bytes, or eight of 16: of two quads, one in each half.
+        struct memory {
+            alignas(32) std::uint8_t quads[4][block_rows / 4][32];
+            alignas(32) Byte weights[block_rows / 8][Heads][32];  // of two quads
+            alignas(32) std::int32_t sums[per_byte][4][Heads][8];
+        };
+
+        /// Up to block_rows rows; returns the steps.
+        template <bool Wide>
+        KVARN_INLINE static int interleave_rows(const std::uint8_t* p, std::ptrdiff_t row_bytes, int rows, memory& m, read_ahead& ahead) noexcept
         {
-            const __m256i shifted = K == 0 ? x : _mm256_srli_epi16(x, K * Bits);
-            return _mm256_and_si256(shifted, _mm256_set1_epi8((1 << Bits) - 1));
+            int step = 0;
+            for (int i = 0; i < rows; i += Wide ? 4 : 8, ++step) {
+                __m256i row[4];
+                KVARN_UNROLL
+                for (int j = 0; j < 4; ++j, p += row_bytes) {
+                    if constexpr (Wide) row[j] = load32(p);
+                    else if (rows - i > 4) row[j] = load_two(p, p + 4 * row_bytes);
+                    else row[j] = _mm256_inserti128_si256(_mm256_setzero_si256(), load16(p), 0);
+                }
+                if constexpr (!Wide) p += 4 * row_bytes;
+                const __m256i a = _mm256_unpacklo_epi8(row[0], row[1]), b = _mm256_unpackhi_epi8(row[0], row[1]);
+                const __m256i c = _mm256_unpacklo_epi8(row[2], row[3]), d = _mm256_unpackhi_epi8(row[2], row[3]);
+                store_vector(m.quads[0][step], _mm256_unpacklo_epi16(a, c));
+                store_vector(m.quads[1][step], _mm256_unpackhi_epi16(a, c));
+                store_vector(m.quads[2][step], _mm256_unpacklo_epi16(b, d));
+                store_vector(m.quads[3][step], _mm256_unpackhi_epi16(b, d));
+                ahead.touch<3>();
+            }
+            return step;
         }
 
-        template <int First, int... K, class Broadcast>
-        KVARN_INLINE static void accumulate(__m256i x, Broadcast&& weight, __m256i (&sum)[together][Heads], std::integer_sequence<int, K...>) noexcept
+        KVARN_INLINE static __m256i broadcast_quad(const Byte* w) noexcept
         {
-            if constexpr (Heads == 1) {
-                const __m256i w = weight(0);
-                (add_bytes(sum[K][0], extract<First + K>(x), w), ...);
-            } else {
-                const __m256i codes[] = {extract<First + K>(x)...};
-                KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) {
-                    const __m256i w = weight(h);
-                    (add_bytes(sum[K][h], codes[K], w), ...);
-                }
-            }
+            std::int32_t quad;
+            std::memcpy(&quad, w, sizeof quad);
+            return _mm256_set1_epi32(quad);
         }
 
-        KVARN_INLINE static __m256 to_floats(__m128i x) noexcept { return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(x)); }
-
-        template <bool Wide, int Half, int First>
-        KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::uint8_t* const (&weights)[Heads],
-                                      float (*stage)[128], read_ahead& ahead) noexcept
+        /// `vectors` vectors of columns of all heads: codes First, First + 1, ... of each byte of packed vectors `at` on. `more`: there are
+        /// sums already.
+        template <bool Wide, int First>
+        KVARN_INLINE static void pass(memory& m, int at, int steps, const Byte* const (&weights)[Heads], bool more) noexcept
         {
-            constexpr auto each = std::make_integer_sequence<int, together>{};
-            __m256i sum[halves][together][Heads];
-            KVARN_UNROLL
-            for (int u = 0; u < halves; ++u)
-                KVARN_UNROLL
-                for (int k = 0; k < together; ++k)
+            constexpr int flush = flush_rows / (Wide ? 4 : 8);
+            const __m256i mask = _mm256_set1_epi8((1 << Bits) - 1), ones = _mm256_set1_epi16(1);
+            for (int begin = 0; begin < steps; begin += flush) {
+                const int end = steps - begin < flush ? steps : begin + flush;
+                __m256i sum[packed_of_pass][codes_of_pass][Heads];
+                const auto step = [&](auto fresh, int s) KVARN_LAMBDA {
+                    __m256i w[Heads];
                     KVARN_UNROLL
-                    for (int h = 0; h < Heads; ++h) sum[u][k][h] = _mm256_setzero_si256();
-            for (int i = 0; i < rows; i += 4) {
-                KVARN_UNROLL
-                for (int j = 0; j < (Wide ? 4 : 2); j += 2) {
-                    const std::uint8_t* const p = codes + (i + j) * row_bytes;
-                    const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
-                    const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
-                    const auto w = [&](int h) KVARN_LAMBDA {
-                        return Wide ? broadcast_pair(weights[h] + i + j) : broadcast_two_pairs(weights[h] + i);
-                    };
-                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi8(a, b), w, sum[0], each);
-                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi8(a, b), w, sum[halves - 1], each);
-                }
-                ahead.touch();
-            }
-            constexpr int bytes = Wide ? 32 : 16;
-            KVARN_UNROLL
-            for (int u = 0; u < halves; ++u)
-                KVARN_UNROLL
-                for (int k = 0; k < together; ++k)
+                    for (int h = 0; h < Heads; ++h) w[h] = Wide ? broadcast_quad(weights[h] + 4 * s) : load_vector(m.weights[s][h]);
                     KVARN_UNROLL
-                    for (int h = 0; h < Heads; ++h) {
-                        float* const at = stage[h] + (First + k) * bytes + 8 * (halves == 2 ? u : Half);
-                        const __m128i low = _mm256_castsi256_si128(sum[u][k][h]), high = _mm256_extracti128_si256(sum[u][k][h], 1);
-                        if constexpr (Wide) {
-                            _mm256_store_ps(at, to_floats(low));
-                            _mm256_store_ps(at + 16, to_floats(high));
-                        } else {
-                            _mm256_store_ps(at, to_floats(_mm_add_epi16(low, high)));
+                    for (int i = 0; i < packed_of_pass; ++i) {
+                        const __m256i x = load_vector(m.quads[at + i][s]);
+                        KVARN_UNROLL
+                        for (int k = 0; k < codes_of_pass; ++k) {
+                            const __m256i codes = _mm256_and_si256(First + k == 0 ? x : _mm256_srli_epi16(x, (First + k) * Bits), mask);
+                            KVARN_UNROLL
+                            for (int h = 0; h < Heads; ++h) {
+                                const __m256i products = negative ? _mm256_maddubs_epi16(codes, w[h]) : _mm256_maddubs_epi16(w[h], codes);
+                                if constexpr (fresh()) sum[i][k][h] = products;
+                                else add_words_to(sum[i][k][h], products);
+                            }
                         }
                     }
-        }
-
-        template <bool Wide>
-        KVARN_INLINE static void run(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::uint8_t* const (&weights)[Heads],
-                                     float* const* to, read_ahead& ahead) noexcept
-        {
-            alignas(32) float stage[Heads][128];
-            const auto group = [&](auto first) KVARN_LAMBDA {
-                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, stage, ahead);
-                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, stage, ahead);
-            };
-            [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
-                (group(std::integral_constant<int, Index * together>{}), ...);
-            }(std::make_integer_sequence<int, per_byte / together>{});
-            KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) interleave_out<per_byte>(stage[h], Wide ? 32 : 16, to[h]);
-        }
-
-        /// Few columns: the 16-bit kernel, with the weights widened.
-        template <int Groups>
-        KVARN_INLINE static void gathered(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows,
-                                          const std::uint8_t* const (&weights)[Heads], float* const* to, read_ahead& ahead) noexcept
-        {
-            alignas(32) std::int16_t wide[Heads][max_product_rows];
-            const std::int16_t* w[Heads];
-            KVARN_UNROLL
-            for (int h = 0; h < Heads; ++h) {
-                for (int i = 0; i < rows; ++i) wide[h][i] = weights[h][i];
-                w[h] = wide[h];
+                };
+                if (flush == 8 && end - begin == flush) {
+                    step(std::true_type{}, begin);
+                    KVARN_UNROLL
+                    for (int s = 1; s < 8; ++s) step(std::false_type{}, begin + s);
+                } else {
+                    step(std::true_type{}, begin);
+                    for (int s = begin + 1; s < end; ++s) step(std::false_type{}, s);
+                }
+                KVARN_UNROLL
+                for (int i = 0; i < packed_of_pass; ++i)
+                    KVARN_UNROLL
+                    for (int k = 0; k < codes_of_pass; ++k)
+                        KVARN_UNROLL
+                        for (int h = 0; h < Heads; ++h) {
+                            std::int32_t* const to = m.sums[First + k][at + i][h];
+                            const __m256i both = sum[i][k][h];
+                            const __m256i x = negative ? _mm256_madd_epi16(both, ones)
+                                                       : _mm256_add_epi32(_mm256_blend_epi16(both, _mm256_setzero_si256(), 0xaa), _mm256_srli_epi32(both, 16));
+                            store_vector(to, more || begin != 0 ? _mm256_add_epi32(x, load_vector(to)) : x);
+                        }
             }
-            word_block<Bits, Heads>::template gathered<Groups>(codes, row_bytes, rows, reinterpret_cast<const std::int16_t* const(&)[Heads]>(w), to, ahead);
+        }
+
+        /// One head's sums in the order of columns: of the first `bytes` bytes of a row.
+        template <bool Wide>
+        KVARN_INLINE static void store(const memory& m, int h, int bytes, float* to) noexcept
+        {
+            KVARN_UNROLL
+            for (int half = 0; half < (Wide ? 2 : 1); ++half)
+                KVARN_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    if (!Wide && 4 * i >= bytes) break;
+                    __m128 x[per_byte];
+                    KVARN_UNROLL
+                    for (int k = 0; k < per_byte; ++k) {
+                        const __m128i* const from = reinterpret_cast<const __m128i*>(m.sums[k][i][h]);
+                        const __m128i sum = Wide ? _mm_load_si128(from + half) : _mm_add_epi32(_mm_load_si128(from), _mm_load_si128(from + 1));
+                        x[k] = _mm_cvtepi32_ps(sum);
+                    }
+                    float* const at = to + (16 * half + 4 * i) * per_byte;
+                    if constexpr (per_byte == 2) {
+                        _mm_storeu_ps(at, _mm_unpacklo_ps(x[0], x[1]));
+                        _mm_storeu_ps(at + 4, _mm_unpackhi_ps(x[0], x[1]));
+                    } else {
+                        _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+                        KVARN_UNROLL
+                        for (int j = 0; j < 4; ++j) _mm_storeu_ps(at + 4 * j, x[j]);
+                    }
+                }
+        }
+
+        /// The columns of 32 bytes of each row; or of 16, or the first ones of them.
+        template <bool Wide>
+        KVARN_INLINE static void run(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, int bytes,
+                                     const Byte* const (&weights)[Heads], float* const* to, memory& m, read_ahead& ahead) noexcept
+        {
+            for (int first = 0; first < rows; first += block_rows) {
+                const int some = rows - first < block_rows ? rows - first : block_rows;
+                const int steps = interleave_rows<Wide>(codes + first * row_bytes, row_bytes, some, m, ahead);
+                const Byte* w[Heads];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) {
+                    w[h] = weights[h] + first;
+                    if constexpr (!Wide)
+                        for (int s = 0; s < steps; ++s) {
+                            const __m256i low = broadcast_quad(w[h] + 8 * s);
+                            const __m256i high = 8 * s + 4 < some ? broadcast_quad(w[h] + 8 * s + 4) : low;
+                            store_vector(m.weights[s][h], _mm256_blend_epi32(low, high, 0xf0));
+                        }
+                }
+                const Byte* const(&part)[Heads] = reinterpret_cast<const Byte* const(&)[Heads]>(w);
+                for (int at = 0; at < 4 && (Wide || 4 * at < bytes); at += packed_of_pass) {
+                    [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
+                        (pass<Wide, Index * codes_of_pass>(m, at, steps, part, first != 0), ...);
+                    }(std::make_integer_sequence<int, per_byte / codes_of_pass>{});
+                }
+            }
+            KVARN_UNROLL
+            for (int h = 0; h < Heads; ++h) store<Wide>(m, h, bytes, to[h]);
+        }
+
+        KVARN_INLINE static void multiply(const std::uint8_t* codes, int rows, int columns, const Byte* const (&weights)[Heads],
+                                          float* const (&sums)[Heads], read_ahead& shared) noexcept
+        {
+            read_ahead ahead = shared;  // in registers
+            const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
+            memory m;
+            const auto part = [&](auto wide, int byte, int bytes) KVARN_LAMBDA {
+                float* to[Heads];
+                KVARN_UNROLL
+                for (int h = 0; h < Heads; ++h) to[h] = sums[h] + byte * per_byte;
+                run<wide()>(codes + byte, row_bytes, rows, bytes, weights, to, m, ahead);
+            };
+            int byte = 0;
+            for (; byte + 32 <= row_bytes; byte += 32) part(std::true_type{}, byte, 32);
+            for (; byte < row_bytes; byte += 16)
+                part(std::false_type{}, byte, row_bytes - byte < 16 ? static_cast<int>(row_bytes) - byte : 16);
+            shared = ahead;
         }
     };
 };

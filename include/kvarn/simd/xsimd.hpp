@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// kernels<sse2>, kernels<avx2>, kernels<avx512>, kernels<neon64>: arithmetic through xsimd, and through the instruction set's own intrinsics
+// kernels<sse2>, kernels<avx2>, kernels<avx512>, kernels<neon64> and those derived from them: arithmetic through xsimd, and through the instruction set's own intrinsics
 // where xsimd has no word for it (half conversion, transposes, code packing). Same bits as kernels<portable>.
 
 #include <type_traits>

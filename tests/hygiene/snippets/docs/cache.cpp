@@ -1,21 +1,10 @@
-#!/bin/sh
-# SPDX-License-Identifier: Apache-2.0
-# docs_cache.sh <compiler>: the program in docs/cache.md compiles without warnings, as it is printed, and runs.
-set -eu
-here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-compiler=$1
-work=$KVARN_WORK/docs_cache
-rm -rf "$work"
-mkdir -p "$work"
-
-block() { # <number>: a block of C++ in the document
-    awk -v wanted="$1" '/^```cpp$/ { number++; inside = number == wanted; next } /^```$/ { inside = 0 } inside' "$here/../../docs/cache.md"
-}
-{
-    block 1
-    cat <<'END'
+// SPDX-License-Identifier: Apache-2.0
+// docs/cache.md: its adapter runs five steps of a sequence, which is sealed in pieces, saved and loaded.
+// snippet: adapter
 
 #include <cstdio>
+
+#include <kvarn/cache/load.hpp>
 
 struct one_thread {
     template <class F>
@@ -29,10 +18,27 @@ static status step(engine_cache& cache, one_thread& threads, kvarn::sequence_id 
                    std::size_t query_heads, std::size_t head_dim, const float* k, const float* v, const float* q, float* out, std::size_t m,
                    std::size_t accepted)
 {
-END
-    block 2
-    cat <<'END'
+    // snippet: step
     return sealed.error;
+}
+
+static std::size_t seal_some(kvarn::cache_pool& pool, kvarn::sequence_id sequence, std::size_t items_per_step, one_thread& threads,
+                             std::vector<std::vector<std::byte>>& scratch)
+{
+    std::size_t failures = 0;
+    const auto check = [&](status said) { failures += said != status::ok; };
+    // snippet: seal
+    return failures + (queued ? 0 : 1);
+}
+
+static bool comes_back(kvarn::cache_pool& pool, kvarn::sequence_id sequence)
+{
+    std::FILE* const file = std::tmpfile();
+    if (file == nullptr) return false;
+    const char* differs = nullptr;
+    // snippet: save
+    std::fclose(file);
+    return saved == status::ok && restored && differs == nullptr && pool.statistics(*restored)->tokens == pool.statistics(sequence)->tokens;
 }
 
 int main()
@@ -52,9 +58,7 @@ int main()
     float largest = 0;
     for (const float y : out) largest = std::max(largest, y < 0 ? -y : y);
     std::printf("%zu tokens, %zu of them in records, outputs up to %.3f\n", numbers->tokens, numbers->sealed_tokens, static_cast<double>(largest));
+    if (seal_some(cache.pool, *sequence, 100, threads, cache.scratch) != 0) return std::puts("sealing"), 1;
+    if (!comes_back(cache.pool, *sequence)) return std::puts("saving"), 1;
     return numbers->tokens == 450 && numbers->sealed_tokens == 256 && largest > 0.01f && largest < 4 ? 0 : 1;
 }
-END
-} >"$work/program.cpp"
-"$compiler" -std=c++20 -O1 -fno-exceptions -Wall -Wextra -Wshadow -Werror -I "$KVARN_INCLUDE" -isystem "$KVARN_ISOLATED" "$work/program.cpp" -o "$work/program"
-"$work/program"
