@@ -55,7 +55,9 @@ def test_defaults_are_those_of_the_header():
         for (field, *_), item in zip(struct._fields_[1:], numbers[1:]):
             expected = known[item] if item in known else float(item.rstrip("f"))
             found = getattr(struct, field)
-            assert (bool(found) is False) if expected is None else found == expected, f"{name}.{field}"
+            assert (bool(found) is False) if expected is None else found == pytest.approx(expected), (
+                f"{name}.{field}"
+            )
         assert len(struct._fields_) == len(numbers)
 
 
@@ -147,9 +149,20 @@ def test_format():
     )
     latent = kvarn.Format.of(key_bits=4, value_bits=0, head_dim=512, exact_channels=64)
     assert not latent.has_values and latent.head_dim_v == 512
-    assert f.within(2.5).name == "k2v2_g128" and f.kernel_path.arch == kvarn.active_arch()
-    assert kvarn.supports("k4v2_g128", 128).keys_specialised and kvarn.supports("k4v2_g128", 100) is None
-    assert kvarn.supports("k4v2_g128_kovo", 100) is not None
+    assert f.within(2.5).name == "k2v2_g128"
+
+
+def test_support():
+    f = kvarn.Format("k4v2_g128", head_dim=128)
+    found = f.support("attend", "fast")
+    assert found.arch == kvarn.active_arch() and found.fixed_bounds and found.value_precision == "fast"
+    assert kvarn.Format("k4v6_g128").support(precision="fast").value_precision == "fine"
+    assert f.support("seal").time >= 0 and kvarn.supports("k4v2_g128", 100) is None
+    assert not kvarn.supports("k4v2_g128_kovo", 100, operation="dequantize").fixed_bounds
+    with pytest.raises(ValueError, match="operation"):
+        f.support("sell")
+    with pytest.raises(ValueError, match="precision"):
+        f.support(precision="best")
 
 
 @pytest.mark.parametrize(

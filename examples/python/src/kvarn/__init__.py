@@ -34,7 +34,7 @@ from .cache import (
 )
 from .codec import ERRORS, Encoding, Records, choose_format, dequantize, quantize, rotate
 from .compare import Comparison, Method, compare
-from .formats import Format, KernelPath, supports
+from .formats import Format, Support, supports
 
 __version__: str = _lib.kvarn_version().decode()
 
@@ -75,7 +75,6 @@ __all__ = [
     "ExactTokens",
     "Format",
     "KeptTile",
-    "KernelPath",
     "KvarnError",
     "Method",
     "PoolStatistics",
@@ -88,6 +87,7 @@ __all__ = [
     "SequenceStatistics",
     "ShiftReport",
     "Status",
+    "Support",
     "Step",
     "active_arch",
     "attend",

@@ -180,13 +180,14 @@ class CLayout(Sized):
     ]
 
 
-class CKernelPath(Sized):
+class CSupport(Sized):
     _fields_ = [
         ("size", c_size_t),
         ("arch", c_char_p),
-        ("reason", c_char_p),
-        ("keys_specialised", c_int32),
-        ("values_specialised", c_int32),
+        ("fixed_bounds", c_int32),
+        ("key_precision", c_int32),
+        ("value_precision", c_int32),
+        ("time", c_float),
     ]
 
 
@@ -274,8 +275,10 @@ class CAttentionOptions(Sized):
         ("query_basis", c_int32),
         ("output_basis", c_int32),
         ("precision", c_int32),
+        ("fast_bound", c_float),
+        ("reserved", c_int32),
     ]
-    DEFAULTS = dict(causal=1, precision=1)
+    DEFAULTS = dict(causal=1, precision=1, fast_bound=0.03)
 
 
 class CChooseOptions(Sized):
@@ -463,7 +466,7 @@ STRUCTS = {
     "kvarn_view": View,
     "kvarn_format": CFormat,
     "kvarn_record_layout": CLayout,
-    "kvarn_kernel_path": CKernelPath,
+    "kvarn_support": CSupport,
     "kvarn_records": CRecords,
     "kvarn_encode_options": CEncodeOptions,
     "kvarn_part_errors": CPartErrors,
@@ -521,7 +524,7 @@ FUNCTIONS = {
     "bits_per_element": "d pz",
     "scratch_bytes": "z p",
     "call_scratch_bytes": "z pz",
-    "kernel_path_of": "s pp",
+    "supports": "s piip",
     "quantize_items": "s pppppzzpzpz",
     "dequantize_items": "s ppppizzpz",
     "exact_tokens": "s ppziip",

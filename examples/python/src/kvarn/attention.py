@@ -15,9 +15,7 @@ from . import _work
 from ._arrays import ArrayLike, Values, address, float_row, new_values
 from ._c import SIZE_MAX, CAttentionOptions, CSegment, CTask, Status, check, lib
 from .codec import Records, _pair
-from .formats import Format, basis_number
-
-PRECISIONS = {"exact": 0, "fine": 1, "fast": 2}
+from .formats import Format, basis_number, precision_number
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +55,8 @@ class AttentionOptions:
     """softmax_scale: factor on <q, k>, 0 for 1 / sqrt(channels); soft_cap: s <- cap * tanh(s / cap), 0 for
     none; window: a query sees so many newest positions up to its own, 0 for all; query_basis, output_basis:
     "rotated" as in the records; precision of products with codes: "exact" (about 1e-5), "fine" (below 1e-3)
-    or "fast" (about 1e-2).
+    or "fast" (about 1e-2); fast_bound: with "fast", the standard deviation that 8-bit weights of K may give a
+    score.
     """
 
     softmax_scale: float = 0.0
@@ -67,10 +66,9 @@ class AttentionOptions:
     query_basis: str = "original"
     output_basis: str = "original"
     precision: str = "fine"
+    fast_bound: float = 0.03
 
     def _make(self) -> CAttentionOptions:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: 'exact', 'fine' or 'fast', not {self.precision!r}")
         return CAttentionOptions(
             softmax_scale=self.softmax_scale,
             logit_soft_cap=self.soft_cap,
@@ -78,7 +76,8 @@ class AttentionOptions:
             causal=int(self.causal),
             query_basis=basis_number(self.query_basis, "query_basis"),
             output_basis=basis_number(self.output_basis, "output_basis"),
-            precision=PRECISIONS[self.precision],
+            precision=precision_number(self.precision),
+            fast_bound=self.fast_bound,
         )
 
 
@@ -122,6 +121,7 @@ def attend(
     query_basis: str = "original",
     output_basis: str = "original",
     precision: str = "fine",
+    fast_bound: float = 0.03,
     log_sum_exp: bool = False,
     out: ArrayLike | None = None,
     threads: _work.Threads = 1,
@@ -208,7 +208,7 @@ def attend(
     slopes = float_row(alibi_slopes, queries.heads, "alibi_slopes")
     words = mask_words(mask, m)
     options = AttentionOptions(
-        softmax_scale, soft_cap, window, causal, query_basis, output_basis, precision
+        softmax_scale, soft_cap, window, causal, query_basis, output_basis, precision, fast_bound
     )._make()
 
     tasks = (CTask * kv_heads)()

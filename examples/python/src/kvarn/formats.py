@@ -7,7 +7,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 from . import _c
-from ._c import CFormat, CKernelPath, CLayout, check, lib
+from ._c import CFormat, CSupport, CLayout, check, lib
 
 #: Which parameter of a Format each status is about.
 _ARGUMENTS = {1: "name", 2: "head_dim", 3: "bits", 4: "group", 5: "exact_channels"}
@@ -21,15 +21,30 @@ def basis_number(basis: str, name: str) -> int:
     return BASES[basis]
 
 
-class KernelPath(NamedTuple):
-    """Which code a format runs on: the instruction set in use, and whether its loops have compile-time
-    bounds.
+OPERATIONS = {"seal": 0, "dequantize": 1, "attend": 2}
+PRECISIONS = {"exact": 0, "fine": 1, "fast": 2}
+
+
+def precision_number(precision: str) -> int:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: 'exact', 'fine' or 'fast', not {precision!r}")
+    return PRECISIONS[precision]
+
+
+class Support(NamedTuple):
+    """What an operation on a format runs on here; every format runs on every instruction set.
+
+    arch: the set in use. fixed_bounds: whether head_dim and group are 64, 128 or 256, so that loops have
+    compile-time bounds. key_precision, value_precision: of attention, of the products with codes of K and V:
+    the next more precise one where the shape does not allow what was asked for. time: about how many times as
+    long as on avx2 an element takes; 0: not measured there.
     """
 
     arch: str
-    reason: str
-    keys_specialised: bool
-    values_specialised: bool
+    fixed_bounds: bool
+    key_precision: str
+    value_precision: str
+    time: float
 
 
 class Format:
@@ -209,16 +224,22 @@ class Format:
         check(lib.kvarn_layout_of(self._ref, ctypes.byref(made)), "Format.layout")
         return {name: int(getattr(made, name)) for name, _ in CLayout._fields_[1:]}  # type: ignore[misc]
 
-    @property
-    def kernel_path(self) -> KernelPath:
-        """Which code it runs on here."""
-        made = CKernelPath()
-        check(lib.kvarn_kernel_path_of(self._ref, ctypes.byref(made)), "Format.kernel_path")
-        return KernelPath(
+    def support(self, operation: str = "attend", precision: str = "fine") -> Support:
+        """What an operation ("seal", "dequantize" or "attend") runs on here, and how fast about."""
+        if operation not in OPERATIONS:
+            raise ValueError(f"operation: 'seal', 'dequantize' or 'attend', not {operation!r}")
+        made = CSupport()
+        status = lib.kvarn_supports(
+            self._ref, OPERATIONS[operation], precision_number(precision), ctypes.byref(made)
+        )
+        check(status, "Format.support")
+        names = list(PRECISIONS)
+        return Support(
             made.arch.decode(),
-            made.reason.decode(),
-            bool(made.keys_specialised),
-            bool(made.values_specialised),
+            bool(made.fixed_bounds),
+            names[made.key_precision],
+            names[made.value_precision],
+            float(made.time),
         )
 
     def _key(self) -> tuple[int, ...]:
@@ -245,10 +266,16 @@ def _unpickled(*parts: int) -> Format:
 
 
 def supports(
-    name: str, head_dim: int, *, head_dim_v: int | None = None, exact_channels: int = 0
-) -> KernelPath | None:
-    """Which code a format would run on here; None where the library has no such format."""
+    name: str,
+    head_dim: int,
+    *,
+    head_dim_v: int | None = None,
+    exact_channels: int = 0,
+    operation: str = "attend",
+) -> Support | None:
+    """What an operation on a format would run on here; None where the library has no such format."""
     try:
-        return Format(name, head_dim, head_dim_v=head_dim_v, exact_channels=exact_channels).kernel_path
+        format = Format(name, head_dim, head_dim_v=head_dim_v, exact_channels=exact_channels)
     except _c.KvarnError:
         return None
+    return format.support(operation)
