@@ -40,7 +40,7 @@ __version__: str = _lib.kvarn_version().decode()
 
 
 def active_arch() -> str:
-    """The instruction set in use: portable, neon64, sse2, avx2 or avx512. All give the same bits."""
+    """The instruction set in use, for example avx2. All give the same bits."""
     return str(_lib.kvarn_active_arch().decode())
 
 

@@ -7,7 +7,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 from . import _c
-from ._c import CFormat, CSupport, CLayout, check, lib
+from ._c import CFormat, CLayout, CSupport, check, lib
 
 #: Which parameter of a Format each status is about.
 _ARGUMENTS = {1: "name", 2: "head_dim", 3: "bits", 4: "group", 5: "exact_channels"}
