@@ -184,12 +184,12 @@ KVARN_INLINE void with_heads(int heads, F&& f) noexcept
         const int left = heads - first;
         const auto call = [&](auto n) KVARN_LAMBDA {
             f(n, first);
-            first += n();
+            return n();
         };
-        if (Most > 4 && left >= Most) call(std::integral_constant<int, Most>{});
-        else if (left >= 4) call(std::integral_constant<int, 4>{});
-        else if (left >= 2) call(std::integral_constant<int, 2>{});
-        else call(std::integral_constant<int, 1>{});
+        if (Most > 4 && left >= Most) first += call(std::integral_constant<int, Most>{});
+        else if (left >= 4) first += call(std::integral_constant<int, 4>{});
+        else if (left >= 2) first += call(std::integral_constant<int, 2>{});
+        else first += call(std::integral_constant<int, 1>{});
     }
 }
 

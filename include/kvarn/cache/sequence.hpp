@@ -251,6 +251,7 @@ KVARN_INLINE status cache_pool::truncate(sequence_id id, std::int64_t position) 
     return status::ok;
 }
 
+/// @cond Doxygen takes the brackets amiss.
 KVARN_INLINE status(cache_pool::erase)(sequence_id id, std::int64_t begin, std::int64_t end) noexcept
 {
     detail::sequence_state* const q = find(id);
@@ -294,6 +295,7 @@ KVARN_INLINE status(cache_pool::erase)(sequence_id id, std::int64_t begin, std::
     q->committed -= gone;
     return status::ok;
 }
+/// @endcond
 
 KVARN_INLINE status cache_pool::evict_front(sequence_id id, std::size_t tokens) noexcept
 {

@@ -21,6 +21,7 @@
 
 namespace kvarn::simd {
 
+/// The products of kernels<Arch> by dot-product instructions, which `V` has.
 template <class V>
 struct dot_products {
     using reg = typename V::reg;
@@ -28,6 +29,7 @@ struct dot_products {
     /// Weights are bytes with or without a sign, or planes: of each row the signed bytes, then the unsigned ones.
     enum class weight_kind { signed_bytes, unsigned_bytes, planes };
 
+    /// Some rows of codes, interleaved, times the weights of `Heads` rows.
     template <int Bits, int Heads, weight_kind Kind>
     struct block {
         static constexpr int planes = Kind == weight_kind::planes ? 2 : 1;
