@@ -6,10 +6,10 @@
 # What is installed, for building the examples and for the tests besides.
 kvarn_packages='g++ cmake ninja-build libxsimd-dev libcli11-dev libeigen3-dev libxxhash-dev nlohmann-json3-dev'
 kvarn_test_packages='catch2 libbenchmark-dev'
-# These make more of the tests run: a second compiler, Doxygen, the tools of other ways to package, and, on amd64 and unless KVARN_NO_CROSS is
-# set, other processors: AArch64, big-endian s390x, 32-bit x86 (130 MB to download with the emulator, 550 MB installed). With
-# KVARN_WINDOWS set also MinGW-w64 and Wine (190 MB, 1.2 GB). A test that lacks one is skipped and says so.
-kvarn_optional_packages='clang libclang-rt-dev doxygen pkgconf lintian rustc'
+# These make more of the tests run: a second compiler, Doxygen, the tools of other ways to package, other languages, and, on amd64 and
+# unless KVARN_NO_CROSS is set, other processors: AArch64, big-endian s390x, 32-bit x86 (130 MB to download with the emulator, 550 MB
+# installed). With KVARN_WINDOWS set also MinGW-w64 and Wine (190 MB, 1.2 GB). A test that lacks one is skipped and says so.
+kvarn_optional_packages='clang libclang-rt-dev doxygen pkgconf lintian rustc python3-numpy python3-pytest'
 kvarn_optional_packages_amd64='g++-aarch64-linux-gnu g++-s390x-linux-gnu qemu-user libc6-dev-i386'
 kvarn_optional_packages_windows='g++-mingw-w64-x86-64-posix wine64'
 
