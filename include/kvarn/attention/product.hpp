@@ -23,18 +23,19 @@ enum class product_kind : std::uint8_t {
     positive_bytes,  // for V, twice as fine
 };
 
-inline constexpr int most_heads = 8;     // query rows that share the scalars of a tile, and, where the kernel likes it, a pass over its codes
-inline constexpr int unpacked_rows = 32; // of the exact product
+/// Query rows that share the scalars of a tile, and, where the kernel gains by it, a pass over its codes.
+inline constexpr int most_heads = 8;
+inline constexpr int unpacked_rows = 32;  // of the exact product
 
 /// Query rows [h] of one product: floats w[h * stride], y[h * stride]; and where the rounded weights go.
 struct product_rows {
     float* w;
     float* y;
     std::ptrdiff_t stride;
-    std::int16_t* words;       // [heads][stride]
-    std::int8_t* bytes;              // the same memory
-    std::uint8_t* positive_bytes;    // the same memory
-    std::uint8_t* codes;       // [unpacked_rows * columns + 16], exact product only
+    std::int16_t* words;           // [heads][stride]
+    std::int8_t* bytes;            // the same memory
+    std::uint8_t* positive_bytes;  // the same memory
+    std::uint8_t* codes;           // [unpacked_rows * columns + 16], exact product only
 };
 
 /// Those from row `first` on.
