@@ -13,6 +13,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -21,12 +22,12 @@
 #include <kvarn/quantize.hpp>
 
 #include "fp16_attention.hpp"
+#include "token_major_attention.hpp"
 
 namespace {
 
 using native = kvarn::simd::native_arch;
 constexpr std::size_t kv_heads = 8;
-constexpr std::size_t most_query_heads = 8;
 
 /// Tokens of one KV head in a pool: 256 MiB of fp16 at head_dim 128.
 constexpr std::size_t pool_tokens(int head_dim) { return kv_heads * (head_dim == 128 ? 65536u : 32768u); }
@@ -91,24 +92,59 @@ std::string title(const char* precision, int d, const std::string& bits, std::si
     return name;
 }
 
-template <int HeadDim, int R>
-void add_fp16(std::size_t n)
+/// One step over an uncompressed cache, the next layer of the pool each time. attend(K and V of the layer, query head 0's q, out).
+template <class Attend>
+void add_uncompressed(const char* name, int head_dim, std::size_t r, std::size_t n, Attend attend)
 {
-    benchmark::RegisterBenchmark(title("fp16", HeadDim, "k16v16", R, n, kvarn::simd::arch_traits<native>::name).c_str(), [n](benchmark::State& state) {
-        const auto& pool = half_pool(HeadDim);
-        const auto q = normal_floats(kv_heads * R * HeadDim, 3, 1.0f / std::sqrt(static_cast<float>(HeadDim)));
+    benchmark::RegisterBenchmark(title(name, head_dim, "k16v16", r, n, kvarn::simd::arch_traits<native>::name).c_str(), [=](benchmark::State& state) {
+        const auto& pool = half_pool(head_dim);
+        const auto d = static_cast<std::size_t>(head_dim);
+        const auto q = normal_floats(kv_heads * r * d, 3, 1.0f / std::sqrt(static_cast<float>(head_dim)));
         std::vector<float> out(q.size());
-        const std::size_t one = n * HeadDim, layers = pool.size() / (2 * kv_heads * one);
+        const std::size_t one = 2 * kv_heads * n * d, layers = pool.size() / one;
         std::size_t layer = 0;
         for (auto _ : state) {
-            for (std::size_t h = 0; h < kv_heads; ++h) {
-                const kvarn::half* const k = pool.data() + (layer * kv_heads + h) * 2 * one;
-                kvarn_bench::fp16_attention<HeadDim, R>(k, k + one, n, q.data() + h * R * HeadDim, out.data() + h * R * HeadDim);
-            }
+            attend(pool.data() + layer * one, q.data(), out.data());
             benchmark::ClobberMemory();
             layer = (layer + 1) % layers;
         }
-        count(state, kv_heads * n, kv_heads * 4 * one);
+        count(state, kv_heads * n, 2 * one);
+    });
+}
+
+/// The tuned baseline: [KV head][K, V][token][channel]. Eight, four, two or one query heads share a pass; other numbers are made of these.
+template <int HeadDim>
+void add_fp16(std::size_t r, std::size_t n)
+{
+    add_uncompressed("fp16", HeadDim, r, n, [=](const kvarn::half* layer, const float* q, float* out) {
+        for (std::size_t h = 0; h < kv_heads; ++h) {
+            const kvarn::half *const k = layer + h * 2 * n * HeadDim, *const v = k + n * HeadDim;
+            for (std::size_t left = r, at = h * r * HeadDim; left != 0;) {
+                const auto pass = [&](auto rows) {
+                    kvarn_bench::fp16_attention<HeadDim, rows()>(k, v, n, q + at, out + at);
+                    left -= rows();
+                    at += rows() * HeadDim;
+                };
+                if (left >= 8) pass(std::integral_constant<int, 8>{});
+                else if (left >= 4) pass(std::integral_constant<int, 4>{});
+                else if (left >= 2) pass(std::integral_constant<int, 2>{});
+                else pass(std::integral_constant<int, 1>{});
+            }
+        }
+    });
+}
+
+/// The layout and the loops of engines with a token-major cache: [token][KV head][channel], one query head at a time.
+void add_token_major(int head_dim, std::size_t r, std::size_t n)
+{
+    add_uncompressed("fp16_token_major", head_dim, r, n, [=](const kvarn::half* layer, const float* q, float* out) {
+        const std::size_t d = static_cast<std::size_t>(head_dim), stride = kv_heads * d;
+        for (std::size_t h = 0; h < kv_heads; ++h)
+            for (std::size_t i = 0; i < r; ++i) {
+                const std::size_t at = (h * r + i) * d;
+                kvarn_bench::token_major_attention(layer + h * d, layer + n * stride + h * d, n, static_cast<std::ptrdiff_t>(stride), head_dim,
+                                                   q + at, out + at);
+            }
     });
 }
 
@@ -201,43 +237,42 @@ void add_decode_first(std::size_t n)
     });
 }
 
-template <int HeadDim>
-void add_fp16_rows(std::size_t n)
-{
-    add_fp16<HeadDim, 1>(n);
-    add_fp16<HeadDim, 2>(n);
-    add_fp16<HeadDim, 4>(n);
-    add_fp16<HeadDim, 8>(n);
-}
-
 }  // namespace
 
 int main(int argc, char** argv)
 {
     using kvarn::precision;
-    for (const std::size_t n : {512u, 4096u, 16384u, 65536u}) {
-        add_fp16_rows<128>(n);
-        for (const std::size_t r : {1u, 2u, 4u, 8u})
-            for (const char* bits : {"k8v8", "k4v4", "k4v2", "k2v2"}) {
-                add(128, bits, r, n, precision::fine, "fine");
-                if (n == 16384) {
-                    add(128, bits, r, n, precision::fast, "fast");
-                    add(128, bits, r, n, precision::exact, "exact");
-                }
-            }
-    }
-    // The other widths and head dimensions, at one depth.
-    for (const std::size_t r : {1u, 4u})
-        for (const char* bits : {"k3v3", "k5v5", "k6v6", "k3v2", "k6v4"}) add(128, bits, r, 16384, precision::fine, "fine");
-    add_fp16_rows<64>(16384);
+    constexpr std::size_t depth = 16384;  // of all but the first sweep
+    for (const std::size_t n : {512u, 4096u, 16384u, 65536u})
+        for (const std::size_t r : {1u, 2u, 4u, 8u}) {
+            add_fp16<128>(r, n);
+            for (const char* bits : {"k8v8", "k4v4", "k4v2", "k2v2"}) add(128, bits, r, n, precision::fine, "fine");
+        }
     for (const std::size_t r : {1u, 2u, 4u, 8u})
         for (const char* bits : {"k4v4", "k4v2", "k2v2"}) {
-            if (r == 2 || r == 8 || bits != std::string("k4v2")) add(64, bits, r, 16384, precision::fine, "fine");
-            add(64, bits, r, 16384, precision::fast, "fast");
+            add(128, bits, r, depth, precision::fast, "fast");
+            add(128, bits, r, depth, precision::exact, "exact");
         }
-    add_fp16_rows<256>(16384);
-    for (const int d : {64, 80, 96, 112, 192, 256, 512, 576})
-        for (const std::size_t r : {1u, 4u}) add(d, "k4v2", r, 16384, precision::fine, "fine");
+    // Other numbers of query heads, and what other engines do.
+    for (const std::size_t r : {3u, 6u, 16u}) {
+        add_fp16<128>(r, depth);
+        for (const precision p : {precision::fine, precision::fast}) add(128, "k4v2", r, depth, p, p == precision::fine ? "fine" : "fast");
+    }
+    for (const std::size_t r : {1u, 4u, 8u}) add_token_major(128, r, depth);
+    add_token_major(64, 4, depth);
+    // The other widths and head dimensions.
+    for (const std::size_t r : {1u, 4u})
+        for (const char* bits : {"k3v3", "k5v5", "k6v6", "k3v2", "k6v4"}) add(128, bits, r, depth, precision::fine, "fine");
+    for (const std::size_t r : {1u, 2u, 4u, 8u}) {
+        add_fp16<64>(r, depth);
+        add_fp16<80>(r, depth);
+        add_fp16<96>(r, depth);
+        add_fp16<256>(r, depth);
+        for (const char* bits : {"k4v4", "k4v2", "k2v2"})
+            for (const precision p : {precision::fine, precision::fast}) add(64, bits, r, depth, p, p == precision::fine ? "fine" : "fast");
+    }
+    for (const int d : {80, 96, 112, 192, 256, 512, 576})
+        for (const std::size_t r : {1u, 4u}) add(d, "k4v2", r, depth, precision::fine, "fine");
     add_decode_first(16384);
     benchmark::Initialize(&argc, argv);
     if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 
 #include <kvarn/base/element.hpp>
 
@@ -68,12 +69,20 @@ namespace fp16_detail {
 /// `fetched` bytes, and the next one is fetched by as many. A burst would fill the miss queue and stall.
 template <int HeadDim, int R>
 struct shape {
-    static constexpr int block = 2048 / HeadDim;  // tokens of 4 KiB; larger blocks lose the hardware prefetcher
+    // Tokens of 4 KiB or a little less; larger blocks lose the hardware prefetcher.
+    static constexpr int block = HeadDim <= 128 ? 2048 / HeadDim / 16 * 16 : 2048 / HeadDim;
     static constexpr int tokens = 8 / R;          // of one step of the scores
     static constexpr int vectors = 8 / R;         // of channels of one pass over a block of V
     static constexpr int fetched = 16 * 8 / R;
-    static constexpr int unroll = fetched < 64 ? 64 / fetched : 1;  // steps per prefetch, to fetch no line twice
 };
+
+/// Steps per prefetch of `fetched` bytes each, to fetch no line twice: as many as divide `steps`.
+constexpr int steps_at_once(int fetched, int steps)
+{
+    int n = fetched < 64 ? 64 / fetched : 1;
+    while (steps % n != 0) n /= 2;
+    return n;
+}
 
 KVARN_INLINE __m256 load(const kvarn::half* p)
 {
@@ -148,15 +157,16 @@ template <int HeadDim, int R>
 KVARN_INLINE void multiply_keys(const kvarn::half* k, const float* q, float* scores, const kvarn::half* v)
 {
     using s = shape<HeadDim, R>;
+    constexpr int unroll = steps_at_once(s::fetched, HeadDim / 8);
     const char* fetch = reinterpret_cast<const char*>(v);
     for (int t = 0; t < s::block; t += s::tokens, k += s::tokens * HeadDim) {
         __m256 sum[8];
         KVARN_UNROLL
         for (int i = 0; i < 8; ++i) sum[i] = _mm256_setzero_ps();
-        for (int c0 = 0; c0 < HeadDim; c0 += 8 * s::unroll, fetch += s::unroll * s::fetched) {
-            prefetch<R == 1 ? level::l2 : level::l1, s::unroll * s::fetched>(fetch);
+        for (int c0 = 0; c0 < HeadDim; c0 += 8 * unroll, fetch += unroll * s::fetched) {
+            prefetch<R == 1 ? level::l2 : level::l1, unroll * s::fetched>(fetch);
             KVARN_UNROLL
-            for (int c = c0; c < c0 + 8 * s::unroll; c += 8) {
+            for (int c = c0; c < c0 + 8 * unroll; c += 8) {
                 __m256 x[s::tokens];
                 KVARN_UNROLL
                 for (int i = 0; i < s::tokens; ++i) x[i] = load(k + i * HeadDim + c);
@@ -178,34 +188,39 @@ KVARN_INLINE void add_values(const kvarn::half* v, const float* weights, float* 
 {
     using s = shape<HeadDim, R>;
     const char* fetch = reinterpret_cast<const char*>(next);
-    for (int c = 0; c < HeadDim; c += 8 * s::vectors) {
-        __m256 sum[R][s::vectors];
+    const auto pass = [&](auto vectors_now, int c) {
+        constexpr int vectors = decltype(vectors_now)::value, fetched = 16 * vectors, unroll = steps_at_once(fetched, s::block);
+        __m256 sum[R][vectors];
         KVARN_UNROLL
         for (int h = 0; h < R; ++h) {
             KVARN_UNROLL
-            for (int i = 0; i < s::vectors; ++i) sum[h][i] = _mm256_load_ps(sums + h * HeadDim + c + 8 * i);
+            for (int i = 0; i < vectors; ++i) sum[h][i] = _mm256_load_ps(sums + h * HeadDim + c + 8 * i);
         }
-        for (int t0 = 0; t0 < s::block; t0 += s::unroll, fetch += s::unroll * s::fetched) {
-            prefetch<level::l1, s::unroll * s::fetched>(fetch);
+        for (int t0 = 0; t0 < s::block; t0 += unroll, fetch += unroll * fetched) {
+            prefetch<level::l1, unroll * fetched>(fetch);
             KVARN_UNROLL
-            for (int t = t0; t < t0 + s::unroll; ++t) {
-                __m256 x[s::vectors];
+            for (int t = t0; t < t0 + unroll; ++t) {
+                __m256 x[vectors];
                 KVARN_UNROLL
-                for (int i = 0; i < s::vectors; ++i) x[i] = load(v + t * HeadDim + c + 8 * i);
+                for (int i = 0; i < vectors; ++i) x[i] = load(v + t * HeadDim + c + 8 * i);
                 KVARN_UNROLL
                 for (int h = 0; h < R; ++h) {
                     const __m256 w = _mm256_broadcast_ss(weights + t * R + h);
                     KVARN_UNROLL
-                    for (int i = 0; i < s::vectors; ++i) sum[h][i] = _mm256_fmadd_ps(x[i], w, sum[h][i]);
+                    for (int i = 0; i < vectors; ++i) sum[h][i] = _mm256_fmadd_ps(x[i], w, sum[h][i]);
                 }
             }
         }
         KVARN_UNROLL
         for (int h = 0; h < R; ++h) {
             KVARN_UNROLL
-            for (int i = 0; i < s::vectors; ++i) _mm256_store_ps(sums + h * HeadDim + c + 8 * i, sum[h][i]);
+            for (int i = 0; i < vectors; ++i) _mm256_store_ps(sums + h * HeadDim + c + 8 * i, sum[h][i]);
         }
-    }
+    };
+    int c = 0;
+    for (; c + 8 * s::vectors <= HeadDim; c += 8 * s::vectors) pass(std::integral_constant<int, s::vectors>{}, c);
+    constexpr int left = HeadDim / 8 % s::vectors;
+    if constexpr (left != 0) pass(std::integral_constant<int, left>{}, c);
 }
 
 /// Maximum and sum of the weights so far, lane i for head i % R, and the sum of the weighted values.
@@ -282,7 +297,7 @@ void attention_avx2(const kvarn::half* k, const kvarn::half* v, std::size_t toke
 template <int HeadDim, int R>
 void fp16_attention(const kvarn::half* k, const kvarn::half* v, std::size_t tokens, const float* q, float* out)
 {
-    static_assert(HeadDim == 64 || HeadDim == 128 || HeadDim == 256);
+    static_assert(HeadDim == 64 || HeadDim == 80 || HeadDim == 96 || HeadDim == 128 || HeadDim == 256);
     static_assert(R == 1 || R == 2 || R == 4 || R == 8);
 #if defined(KVARN_BENCH_FP16_AVX2)
     fp16_detail::attention_avx2<HeadDim, R>(k, v, tokens, q, out);
