@@ -286,7 +286,8 @@ inline void take_rules(std::string& name, cache_plan& plan)
         const auto encoder = encoder_of(word);
         const auto precision = precision_of(word);
         if (!encoder && !precision)
-            throw failure(name + ": there is no encoder or precision '" + std::string(word) + "': paper and refined, exact, fine and fast are");
+            throw failure(name + ": there is no encoder '" + std::string(word) +
+                          "' (paper and refined are), and no such precision (exact, fine and fast are)");
         if (encoder) plan.how.encoder = *encoder;
         if (precision) plan.precision = *precision;
     }

@@ -199,8 +199,7 @@ rounding rounded(int bits, int n, const std::vector<float>& w)
     std::vector<float> same(w.size());
     kvarn::detail::weight_totals totals{};
     const int padded = static_cast<int>(w.size());
-    constexpr auto kind = sizeof(Weight) == 2 ? kvarn::detail::product_kind::words : kvarn::detail::product_kind::bytes;
-    kvarn::detail::weigh_query<Arch, kind>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
+    kvarn::detail::weigh_query<Arch, sizeof(Weight) == 1>(w.data(), ones.data(), zeros.data(), padded, same.data(), totals);
     std::vector<Weight> to(w.size() + 1, Weight{77});
     rounding r;
     kvarn::detail::with_bits(bits, [&](auto b) {

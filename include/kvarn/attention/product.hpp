@@ -72,7 +72,7 @@ KVARN_INLINE product_scale round_weights(int bits, const float* w, int n, const 
     using lane = simd::lanes<Arch>;
     constexpr bool words = sizeof(Rounded) == 2;
     // Words: |rounded| <= 32767 and sum |rounded| <= sum / step + n / 2 <= 2^31 / word_limit - n / 2.
-    float step = one::mul(of.most, 1.0f / static_cast<float>(std::numeric_limits<Rounded>::max()));
+    float step = one::mul(of.most, 1.0f / static_cast<float>((std::numeric_limits<Rounded>::max)()));
     if constexpr (words)
         step = one::maximum(step, of.sum / (2147483648.0f / static_cast<float>(simd::word_limit(bits)) - static_cast<float>(n)));
     step = one::maximum(step, 1e-30f);

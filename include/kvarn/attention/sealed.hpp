@@ -55,8 +55,9 @@ KVARN_INLINE record_scalars<float> load_record_scalars(const format& f, const re
     return s;
 }
 
-/// w[i] <- x(i) * scale[i], and the totals of w; returns the sum of x(i) * zero[i]. x(i) are sixteen floats, `n` is a multiple of 16.
-template <class Arch, product_kind Kind, class Scalar, class Source>
+/// w[i] <- x(i) * scale[i], and the totals of w, for Bytes of the weights and not of their magnitudes; returns the sum of x(i) * zero[i].
+/// x(i) are sixteen floats, `n` is a multiple of 16.
+template <class Arch, bool Bytes, class Scalar, class Source>
 KVARN_INLINE float weigh(Source&& x, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
     using lane = simd::lanes<Arch>;
@@ -65,25 +66,24 @@ KVARN_INLINE float weigh(Source&& x, const Scalar* scale, const Scalar* zero, in
         const lane v = x(i), y = mul(v, lane::load(scale + i));
         y.store(w + i);
         zeros = fma(v, lane::load(zero + i), zeros);
-        if constexpr (Kind == product_kind::exact) continue;
         const lane size = magnitude(y);
         most = maximum(most, size);
-        if constexpr (Kind == product_kind::words) sum = add(sum, size);
-        else sum = add(sum, y);
+        if constexpr (Bytes) sum = add(sum, y);
+        else sum = add(sum, size);
     }
-    if constexpr (Kind != product_kind::exact) totals = {reduce_max(most), reduce_add(sum)};
+    totals = {reduce_max(most), reduce_add(sum)};
     return reduce_add(zeros);
 }
 
 /// The weights of K: a row's query.
-template <class Arch, product_kind Kind, class Scalar>
+template <class Arch, bool Bytes, class Scalar>
 KVARN_NOINLINE float weigh_query(const float* q, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals) noexcept
 {
-    return weigh<Arch, Kind>([&](int i) KVARN_LAMBDA { return simd::lanes<Arch>(simd::lanes<Arch>::load(q + i)); }, scale, zero, n, w, totals);
+    return weigh<Arch, Bytes>([&](int i) KVARN_LAMBDA { return simd::lanes<Arch>(simd::lanes<Arch>::load(q + i)); }, scale, zero, n, w, totals);
 }
 
 /// The weights of V: scores enter the state, whose largest is raised already.
-template <class Arch, product_kind Kind, class Scalar>
+template <class Arch, bool Bytes, class Scalar>
 KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Scalar* zero, int n, float* w, weight_totals& totals,
                                   softmax_state& state) noexcept
 {
@@ -94,18 +94,17 @@ KVARN_NOINLINE float weigh_scores(const float* s, const Scalar* scale, const Sca
         total = add(total, p);
         return p;
     };
-    const float zeros = weigh<Arch, Kind>(weights, scale, zero, n, w, totals);
+    const float zeros = weigh<Arch, Bytes>(weights, scale, zero, n, w, totals);
     state.total = simd::kernels<simd::portable>::add(state.total, reduce_add(total));
     return zeros;
 }
 
-/// Calls f with a product_kind as an integral constant; all bytes are weighed alike.
+/// Calls f with whether a product has bytes, as an integral constant.
 template <class F>
-KVARN_INLINE float with_kind(product_kind kind, F&& f) noexcept
+KVARN_INLINE float with_bytes(product_kind kind, F&& f) noexcept
 {
-    if (kind == product_kind::words) return f(std::integral_constant<product_kind, product_kind::words>{});
-    if (kind != product_kind::exact) return f(std::integral_constant<product_kind, product_kind::bytes>{});
-    return f(std::integral_constant<product_kind, product_kind::exact>{});
+    if (kind == product_kind::bytes || kind == product_kind::positive_bytes) return f(std::true_type{});
+    return f(std::false_type{});
 }
 
 /// Sums of products to scores, in place: s[t] <- (step * s[t] + offset) * token_scale[t]. Returns the largest.
@@ -209,8 +208,8 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     for (int h = 0; h < heads; ++h) {
         const auto weigh_as = [&](product_kind kind) KVARN_LAMBDA {
             kinds[h] = kind;
-            zero[h] = with_kind(kind, [&](auto k) KVARN_LAMBDA {
-                return weigh_query<Arch, k()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
+            zero[h] = with_bytes(kind, [&](auto bytes) KVARN_LAMBDA {
+                return weigh_query<Arch, bytes()>(r.rotated_query + (row + h) * e.query(), s.k_scale, s.k_zero, e.keys, x.w + h * x.stride, totals[h]);
             });
         };
         weigh_as(keys);
@@ -254,8 +253,8 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
             }
         }
         raise_largest<Arch>(largest, r.state[row + h], r.out + (row + h) * e.values, e.values);
-        zero[h] = with_kind(values, [&](auto kind) KVARN_LAMBDA {
-            return weigh_scores<Arch, kind()>(score, weight_scale, weight_zero, group, w, totals[h], r.state[row + h]);
+        zero[h] = with_bytes(values, [&](auto bytes) KVARN_LAMBDA {
+            return weigh_scores<Arch, bytes()>(score, weight_scale, weight_zero, group, w, totals[h], r.state[row + h]);
         });
     }
 

@@ -156,23 +156,23 @@ struct dot_products {
         {
             read_ahead ahead = shared;  // in registers
             const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
-            int byte = 0;
-            const auto from = [&]() KVARN_LAMBDA { return source{codes + byte, row_bytes, rows}; };
-            for (; byte + V::size <= row_bytes; byte += V::size)
-                run<1, false>(from(), V::size, weights, sums, byte * per_byte, ahead);
+            int first_byte = 0;
+            const auto from = [&]() KVARN_LAMBDA { return source{codes + first_byte, row_bytes, rows}; };
+            for (; first_byte + V::size <= row_bytes; first_byte += V::size)
+                run<1, false>(from(), V::size, weights, sums, first_byte * per_byte, ahead);
             if constexpr (V::size >= 64)
                 if (row_bytes == 32 && rows % 8 == 0) {
                     run<V::size / 32, false>(from(), 32, weights, sums, 0, ahead);
-                    byte = 32;
+                    first_byte = 32;
                 }
             if constexpr (V::size >= 32)
                 if (row_bytes == 16 && rows % (V::size / 4) == 0) {
                     run<V::size / 16, false>(from(), 16, weights, sums, 0, ahead);
-                    byte = 16;
+                    first_byte = 16;
                 }
-            for (; byte < row_bytes; byte += 16) {
-                const int bytes = row_bytes - byte < 16 ? static_cast<int>(row_bytes) - byte : 16;
-                run<V::size / 16, (V::size > 16)>(from(), bytes, weights, sums, byte * per_byte, ahead);
+            for (; first_byte < row_bytes; first_byte += 16) {
+                const int bytes = row_bytes - first_byte < 16 ? static_cast<int>(row_bytes) - first_byte : 16;
+                run<V::size / 16, (V::size > 16)>(from(), bytes, weights, sums, first_byte * per_byte, ahead);
             }
             shared = ahead;
         }

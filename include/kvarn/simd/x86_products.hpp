@@ -346,6 +346,12 @@ private:
         static constexpr int vectors = 8 / Heads;                // of eight columns in a pass: eight accumulators
         static constexpr int codes_of_pass = (std::min)(per_byte, vectors), packed_of_pass = vectors / codes_of_pass;
 
+        /// Passes over interleaved rows, and the sums of flush_rows rows that all of them empty. Each fetches some lines, such that together
+        /// they fetch a quarter more than they read; a few heads have too few of them, and interleaving fetches.
+        static constexpr int passes = 4 / packed_of_pass * (per_byte / codes_of_pass);
+        static constexpr int lines = (5 * block_rows * 32 / 4 / 64 * flush_rows / block_rows + passes - 1) / passes;
+        static constexpr bool passes_fetch = lines <= 10;
+
         // A step is four rows of 32 bytes, or eight of 16: of two quads, one in each half.
         struct memory {
             alignas(32) std::uint8_t quads[4][block_rows / 4][32];
@@ -373,7 +379,7 @@ private:
                 store_vector(m.quads[1][step], _mm256_unpackhi_epi16(a, c));
                 store_vector(m.quads[2][step], _mm256_unpacklo_epi16(b, d));
                 store_vector(m.quads[3][step], _mm256_unpackhi_epi16(b, d));
-                ahead.touch<3>();
+                if constexpr (!passes_fetch) ahead.touch<3>();
             }
             return step;
         }
@@ -388,7 +394,7 @@ private:
         /// `vectors` vectors of columns of all heads: codes First, First + 1, ... of each byte of packed vectors `at` on. `more`: there are
         /// sums already.
         template <bool Wide, int First>
-        KVARN_INLINE static void pass(memory& m, int at, int steps, const Byte* const (&weights)[Heads], bool more) noexcept
+        KVARN_INLINE static void pass(memory& m, int at, int steps, const Byte* const (&weights)[Heads], bool more, read_ahead& ahead) noexcept
         {
             constexpr int flush = flush_rows / (Wide ? 4 : 8);
             const __m256i mask = _mm256_set1_epi8((1 << Bits) - 1), ones = _mm256_set1_epi16(1);
@@ -414,14 +420,9 @@ private:
                         }
                     }
                 };
-                if (flush == 8 && end - begin == flush) {
-                    step(std::true_type{}, begin);
-                    KVARN_UNROLL
-                    for (int s = 1; s < 8; ++s) step(std::false_type{}, begin + s);
-                } else {
-                    step(std::true_type{}, begin);
-                    for (int s = begin + 1; s < end; ++s) step(std::false_type{}, s);
-                }
+                if constexpr (passes_fetch) ahead.touch<lines>();
+                step(std::true_type{}, begin);
+                for (int s = begin + 1; s < end; ++s) step(std::false_type{}, s);
                 KVARN_UNROLL
                 for (int i = 0; i < packed_of_pass; ++i)
                     KVARN_UNROLL
@@ -441,11 +442,8 @@ private:
         template <bool Wide>
         KVARN_INLINE static void store(const memory& m, int h, int bytes, float* to) noexcept
         {
-            KVARN_UNROLL
             for (int half = 0; half < (Wide ? 2 : 1); ++half)
-                KVARN_UNROLL
-                for (int i = 0; i < 4; ++i) {
-                    if (!Wide && 4 * i >= bytes) break;
+                for (int i = 0; i < 4 && (Wide || 4 * i < bytes); ++i) {
                     __m128 x[per_byte];
                     KVARN_UNROLL
                     for (int k = 0; k < per_byte; ++k) {
@@ -487,11 +485,10 @@ private:
                 const Byte* const(&part)[Heads] = reinterpret_cast<const Byte* const(&)[Heads]>(w);
                 for (int at = 0; at < 4 && (Wide || 4 * at < bytes); at += packed_of_pass) {
                     [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
-                        (pass<Wide, Index * codes_of_pass>(m, at, steps, part, first != 0), ...);
+                        (pass<Wide, Index * codes_of_pass>(m, at, steps, part, first != 0, ahead), ...);
                     }(std::make_integer_sequence<int, per_byte / codes_of_pass>{});
                 }
             }
-            KVARN_UNROLL
             for (int h = 0; h < Heads; ++h) store<Wide>(m, h, bytes, to[h]);
         }
 
@@ -501,16 +498,16 @@ private:
             read_ahead ahead = shared;  // in registers
             const std::ptrdiff_t row_bytes = static_cast<std::ptrdiff_t>(columns) * Bits / 8;
             memory m;
-            const auto part = [&](auto wide, int byte, int bytes) KVARN_LAMBDA {
+            const auto part = [&](auto wide, int at, int bytes) KVARN_LAMBDA {
                 float* to[Heads];
                 KVARN_UNROLL
-                for (int h = 0; h < Heads; ++h) to[h] = sums[h] + byte * per_byte;
-                run<wide()>(codes + byte, row_bytes, rows, bytes, weights, to, m, ahead);
+                for (int h = 0; h < Heads; ++h) to[h] = sums[h] + at * per_byte;
+                run<wide()>(codes + at, row_bytes, rows, bytes, weights, to, m, ahead);
             };
-            int byte = 0;
-            for (; byte + 32 <= row_bytes; byte += 32) part(std::true_type{}, byte, 32);
-            for (; byte < row_bytes; byte += 16)
-                part(std::false_type{}, byte, row_bytes - byte < 16 ? static_cast<int>(row_bytes) - byte : 16);
+            int first = 0;
+            for (; first + 32 <= row_bytes; first += 32) part(std::true_type{}, first, 32);
+            for (; first < row_bytes; first += 16)
+                part(std::false_type{}, first, row_bytes - first < 16 ? static_cast<int>(row_bytes) - first : 16);
             shared = ahead;
         }
     };

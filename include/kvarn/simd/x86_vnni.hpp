@@ -19,9 +19,9 @@ struct vnni_lanes {
     KVARN_INLINE static void split(const std::int16_t* w, std::uint8_t* high, std::uint8_t* low) noexcept
     {
         const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w)), b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 8));
-        const __m128i byte = _mm_set1_epi16(0xff);
+        const __m128i low_byte = _mm_set1_epi16(0xff);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm_packs_epi16(_mm_srai_epi16(a, 8), _mm_srai_epi16(b, 8)));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_packus_epi16(_mm_and_si128(a, low_byte), _mm_and_si128(b, low_byte)));
     }
 
     /// Sums of four bytes' codes to the floats of their columns.
