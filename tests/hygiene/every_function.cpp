@@ -154,7 +154,7 @@ kvarn::status sequences(const kvarn::cache_config& given, std::span<std::byte> m
     kvarn::status all[] = {pool.set_format(0, 0, pool.format_of(0, 0)), pool.reserve(*id, step.q.tokens),
                            kvarn::store(pool, *id, 0, step.k, step.v),  pool.commit(*id, path),
                            pool.commit(*id, 0),                         pool.truncate(*id, 1),
-                           pool.erase(*id, 0, 1),                       pool.evict_front(*id, 0)};
+                           (pool.erase)(*id, 0, 1),                       pool.evict_front(*id, 0)};
     for (const kvarn::status s : all)
         if (s != kvarn::status::ok) return s;
     const kvarn::layer_options options;
