@@ -215,6 +215,8 @@ TEST_CASE("attention/errors: options out of range", "[unit]")
         refuses(status::bad_argument, [&](attention_case& c) { c.options.logit_soft_cap = bad; });
     }
     refuses(status::bad_argument, [](attention_case& c) { c.options.logit_soft_cap = 1001.0f; });
+    for (const float bad : {not_a_number, -not_a_number, -infinity, -1.0f, -1e-30f})
+        refuses(status::bad_argument, [&](attention_case& c) { c.options.fast_bound = bad; });
     for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{-1000}, std::numeric_limits<std::int64_t>::min()})
         refuses(status::bad_argument, [&](attention_case& c) { c.options.window = bad; });
     refuses(status::bad_argument, [](attention_case& c) { c.options.precision = static_cast<kvarn::precision>(3); });

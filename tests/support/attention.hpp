@@ -591,7 +591,8 @@ inline attention_error error_of(const attention_outcome& got, const reference::a
 
 inline constexpr kvarn::precision all_precisions[] = {kvarn::precision::exact, kvarn::precision::fine, kvarn::precision::fast};
 
-/// Bounds on Gaussian data with scores of standard deviation about 1.
+/// Bounds on Gaussian data with scores of standard deviation about 1. `fast` rounds queries to 8 bits: a score may be off by three times its
+/// fast_bound, which where one token is seen is the whole error of the log-sum-exp.
 inline double out_bound(kvarn::precision p)
 {
     return p == kvarn::precision::exact ? 1e-5 : p == kvarn::precision::fine ? 1e-3 : 4e-2;

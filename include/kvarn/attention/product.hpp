@@ -20,7 +20,7 @@ enum class product_kind : std::uint8_t {
     exact,
     words,
     bytes,           // with a sign, for K
-    positive_bytes,  // for V, twice as fine
+    positive_bytes,  // without, for V: half the step
 };
 
 /// Query rows that share the scalars of a tile, and, where the kernel gains by it, a pass over its codes.
@@ -194,7 +194,7 @@ KVARN_INLINE void with_heads(int heads, F&& f) noexcept
     }
 }
 
-/// The product of `heads` (1, 2, 4 or 8) rows of x with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
+/// The product of `heads` rows of x, most_heads at most, with `rows` rows of codes. All weights outside of rows [begin, end), multiples of 8, are 0:
 /// those codes are not looked at, and the result is the same.
 template <class Arch>
 KVARN_INLINE void multiply(int heads, product_kind kind, int bits, const std::byte* packed, int rows, int columns, const product_rows& x,

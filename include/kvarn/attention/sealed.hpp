@@ -157,7 +157,7 @@ struct record_call {
     product_kind keys;
     product_kind values;
     float step_bound;  // bytes: the largest step of weights of K, times the largest token scale
-    float cap;  // in base-2 units, 0 for none
+    float cap;         // in base-2 units, 0 for none
     const visible_block& block;
 };
 
@@ -202,8 +202,8 @@ KVARN_INLINE void attend_rows(const record_call& call, const record_scalars<Scal
     weight_totals totals[most_heads];
     product_scale scale[most_heads];
     float zero[most_heads];
+    product_kind kinds[most_heads];  // of the products with K
 
-    product_kind kinds[most_heads];
     const float largest_token = keys == product_kind::bytes ? largest_scalar<Arch>(s.k_token, group) : 0.0f;
     for (int h = 0; h < heads; ++h) {
         const auto weigh_as = [&](product_kind kind) KVARN_LAMBDA {
