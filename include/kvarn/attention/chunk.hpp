@@ -229,6 +229,16 @@ struct tile_products {
     return static_cast<float>(static_cast<double>(ln_2) * std::sqrt(variance));
 }
 
+inline constexpr std::size_t page_bytes = 4096;  // of virtual memory: the smallest ones
+
+/// Fetches a line of each page of records [begin, end), as far as there are such. The processor then knows where the pages are: several
+/// are looked up at once, where the lines of a record that are fetched one after the other would wait for each.
+KVARN_INLINE void look_up_pages(const kv_segment& s, std::size_t begin, std::size_t end, std::size_t bytes) noexcept
+{
+    for (std::size_t i = begin; i < end && i < s.records; ++i)
+        for (std::size_t at = 0; at < bytes; at += page_bytes) KVARN_PREFETCH(s.record(i) + at);
+}
+
 /// One chunk from nothing: r.state and r.out, in the basis of the records' V.
 template <class Arch>
 KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, const attention_options& o, const call_positions& positions, const chunk& c,
@@ -245,7 +255,10 @@ KVARN_NOINLINE void attend_chunk(const format& f, const attention_task& task, co
         const std::size_t end = c.first + c.tokens;
         const tile_products products = products_of(f, o.precision);
         const float bound = simd::kernels<simd::portable>::div(o.fast_bound, deviation_of_codes(f));
-        for (std::size_t i = c.first / group; i * group < end; ++i) {
+        const std::size_t first = c.first / group;
+        const std::size_t together = at.content_bytes < 16 * page_bytes ? 16 * page_bytes / at.content_bytes : 1;  // look their pages up
+        for (std::size_t i = first; i * group < end; ++i) {
+            if ((i - first) % together == 0) look_up_pages(s, i == first ? i + 1 : i + 2, i + 2 + together, at.content_bytes);
             const visible_range part{i == 0 ? static_cast<int>(s.skip) : 0, end - i * group < group ? static_cast<int>(end - i * group) : f.group()};
             const visible_block block = find_visible<Arch>(task, o, positions, c.position + static_cast<std::int64_t>(i * group), part, r);
             if (block.any.empty()) continue;

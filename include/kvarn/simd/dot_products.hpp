@@ -39,8 +39,6 @@ struct dot_products {
         static constexpr int heads_of_pass = rows_of_pass / planes;
         static constexpr int quads_of_pass = (std::min)(4, V::accumulators / (per_byte * rows_of_pass));
         static constexpr int passes = Heads / heads_of_pass * 4 / quads_of_pass;
-        /// Lines to fetch in a step, such that all passes fetch a quarter more than they read.
-        static constexpr int lines = (5 * V::size / 64 + passes) / passes;
 
         /// Rows of codes for vectors of `Parts` rows: vector i of a step has the rows Parts * i ... The rows follow each other without
         /// gaps, or lie anywhere; then the ones from `rows` on are the first one.
@@ -116,7 +114,7 @@ struct dot_products {
                     [&]<int... K>(std::integer_sequence<int, K...>) KVARN_LAMBDA {
                         (code(std::integral_constant<int, K>{}, quads[q], sum[q][K]), ...);
                     }(std::make_integer_sequence<int, per_byte>{});
-                ahead.touch<lines>();
+                ahead.touch<read_ahead::beside(4 * V::size / passes)>();
             }
             KVARN_UNROLL
             for (int q = 0; q < quads_of_pass; ++q) {

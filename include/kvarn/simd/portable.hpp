@@ -25,18 +25,22 @@ inline constexpr int max_product_rows = 576;
 template <class Arch>
 struct kernels;
 
-/// What a product fetches into the second-level cache while it computes: some lines a step, from `at` up to `last`.
+/// What a product fetches into the second-level cache while it computes, from `at` up to `last`. At an even pace: a processor waits for some
+/// twenty lines at once, and many together make it wait for them.
 struct read_ahead {
     const std::byte* at = nullptr;
     const std::byte* last = nullptr;
 
-    template <int Lines = 2>
+    /// Bytes to fetch, whole lines, where so many of codes are read: a record has scalars besides, and should be there in time.
+    [[nodiscard]] KVARN_INLINE static constexpr int beside(int read) noexcept { return (read * 5 / 4 + 63) / 64 * 64; }
+
+    template <int Bytes = 128>
     KVARN_INLINE void touch() noexcept
     {
         if (at >= last) return;
         KVARN_UNROLL
-        for (int i = 0; i < Lines; ++i) KVARN_PREFETCH(at + 64 * i);
-        at += 64 * Lines;
+        for (int i = 0; i < Bytes; i += 64) KVARN_PREFETCH(at + i);
+        at += Bytes;
     }
 };
 

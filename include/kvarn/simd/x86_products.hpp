@@ -141,6 +141,8 @@ private:
         static constexpr int halves = per_word * Heads <= 4 ? 2 : 1;
         static constexpr int together = (std::min)(per_word, 8 / Heads);
 
+        static constexpr int passes = per_word / together * (2 / halves);
+
         // Codes from bit 8 on are brought down first, where leaving them in place would cost the weights too many bits.
         static constexpr int in_place = Bits == 2 ? 8 : 16;
 
@@ -244,7 +246,7 @@ private:
                     if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
                     if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
                 }
-                ahead.touch();
+                ahead.touch<read_ahead::beside((Wide ? 128 : 64) / passes)>();
             }
             KVARN_UNROLL
             for (int u = 0; u < halves; ++u) store<First>(sum[u], Wide, Wide ? 16 : 8, 4 * (halves == 2 ? u : Half), stage, each);
@@ -321,7 +323,7 @@ private:
                         add_words(sum[g][1][h], high, w);
                     }
                 }
-                ahead.touch();
+                ahead.touch<read_ahead::beside(4 * Bits * Groups)>();
             }
             KVARN_UNROLL
             for (int g = 0; g < Groups; ++g)
@@ -346,11 +348,8 @@ private:
         static constexpr int vectors = 8 / Heads;                // of eight columns in a pass: eight accumulators
         static constexpr int codes_of_pass = (std::min)(per_byte, vectors), packed_of_pass = vectors / codes_of_pass;
 
-        /// Passes over interleaved rows, and the sums of flush_rows rows that all of them empty. Each fetches some lines, such that together
-        /// they fetch a quarter more than they read; a few heads have too few of them, and interleaving fetches.
-        static constexpr int passes = 4 / packed_of_pass * (per_byte / codes_of_pass);
-        static constexpr int lines = (5 * block_rows * 32 / 4 / 64 * flush_rows / block_rows + passes - 1) / passes;
-        static constexpr bool passes_fetch = lines <= 10;
+        static constexpr int bytes_of_step = 32 * packed_of_pass * codes_of_pass / per_byte;  // that a step of a pass reads first
+        static constexpr bool steps_fetch = bytes_of_step >= 64;                               // or else it is done before them
 
         // A step is four rows of 32 bytes, or eight of 16: of two quads, one in each half.
         struct memory {
@@ -361,7 +360,7 @@ private:
 
         /// Up to block_rows rows; returns the steps.
         template <bool Wide>
-        KVARN_INLINE static int interleave_rows(const std::uint8_t* p, std::ptrdiff_t row_bytes, int rows, memory& m, read_ahead& ahead) noexcept
+        KVARN_INLINE static int interleave_rows(const std::uint8_t* p, std::ptrdiff_t row_bytes, int rows, memory& m) noexcept
         {
             int step = 0;
             for (int i = 0; i < rows; i += Wide ? 4 : 8, ++step) {
@@ -379,7 +378,6 @@ private:
                 store_vector(m.quads[1][step], _mm256_unpackhi_epi16(a, c));
                 store_vector(m.quads[2][step], _mm256_unpacklo_epi16(b, d));
                 store_vector(m.quads[3][step], _mm256_unpackhi_epi16(b, d));
-                if constexpr (!passes_fetch) ahead.touch<3>();
             }
             return step;
         }
@@ -402,6 +400,7 @@ private:
                 const int end = steps - begin < flush ? steps : begin + flush;
                 __m256i sum[packed_of_pass][codes_of_pass][Heads];
                 const auto step = [&](auto fresh, int s) KVARN_LAMBDA {
+                    if constexpr (steps_fetch) ahead.touch<read_ahead::beside(bytes_of_step)>();
                     __m256i w[Heads];
                     KVARN_UNROLL
                     for (int h = 0; h < Heads; ++h) w[h] = Wide ? broadcast_quad(weights[h] + 4 * s) : load_vector(m.weights[s][h]);
@@ -420,7 +419,7 @@ private:
                         }
                     }
                 };
-                if constexpr (passes_fetch) ahead.touch<lines>();
+                if constexpr (!steps_fetch) ahead.touch<read_ahead::beside(bytes_of_step * flush)>();
                 step(std::true_type{}, begin);
                 for (int s = begin + 1; s < end; ++s) step(std::false_type{}, s);
                 KVARN_UNROLL
@@ -470,7 +469,7 @@ private:
         {
             for (int first = 0; first < rows; first += block_rows) {
                 const int some = rows - first < block_rows ? rows - first : block_rows;
-                const int steps = interleave_rows<Wide>(codes + first * row_bytes, row_bytes, some, m, ahead);
+                const int steps = interleave_rows<Wide>(codes + first * row_bytes, row_bytes, some, m);
                 const Byte* w[Heads];
                 KVARN_UNROLL
                 for (int h = 0; h < Heads; ++h) {
