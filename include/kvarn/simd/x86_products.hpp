@@ -96,8 +96,8 @@ private:
     /// acc <- acc + product
     KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
     {
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(codes, w));
-        KVARN_HOLD(acc);
+        const __m256i products = _mm256_madd_epi16(codes, w);
+        __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));  // in place: of a sum the compiler would make copies
     }
     /// acc <- acc + products, in place: of a sum the compiler would make copies.
     KVARN_INLINE static void add_words_to(__m256i& acc, __m256i products) noexcept
@@ -222,9 +222,24 @@ private:
         /// Weights of four rows for a pass over 16 bytes of each: a pair in the lower, the next in the upper half.
         using two_pairs = std::int16_t[Heads][16];
 
+        /// Four rows of 16 bytes, interleaved, for each pass over half of them.
+        using quarters = std::uint8_t[2][max_product_rows / 4][32];
+        template <bool Wide>
+        static constexpr bool interleaved = !Wide && passes >= 8;
+
+        KVARN_INLINE static void interleave_rows(const std::uint8_t* p, std::ptrdiff_t row_bytes, int rows, quarters& to) noexcept
+        {
+            for (int i = 0; i < rows; i += 4, p += 4 * row_bytes) {
+                const __m256i a = load_two(p, p + 2 * row_bytes), b = load_two(p + row_bytes, p + 3 * row_bytes);
+                store_vector(to[0][i / 4], _mm256_unpacklo_epi16(a, b));
+                store_vector(to[1][i / 4], _mm256_unpackhi_epi16(a, b));
+            }
+        }
+
         template <bool Wide, int Half, int First>
-        KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const std::int16_t* const (&weights)[Heads],
-                                      const two_pairs* pairs, float (*stage)[128], read_ahead& ahead) noexcept
+        KVARN_INLINE static void pass(const std::uint8_t* codes, std::ptrdiff_t row_bytes, int rows, const quarters& quads,
+                                      const std::int16_t* const (&weights)[Heads], const two_pairs* pairs, float (*stage)[128],
+                                      read_ahead& ahead) noexcept
         {
             constexpr auto each = std::make_integer_sequence<int, together>{};
             __m256i sum[halves][together][Heads];
@@ -239,15 +254,25 @@ private:
                 KVARN_HOLD_POINTER(table);
                 KVARN_UNROLL
                 for (int j = 0; j < (Wide ? 4 : 2); j += 2) {
-                    const std::uint8_t* const p = codes + (i + j) * row_bytes;
-                    const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
-                    const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
                     const auto w = [&](int h) KVARN_LAMBDA { return Wide ? broadcast_pair(weights[h] + i + j) : load_vector(pairs[i / 4][h]); };
-                    if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
-                    if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
+                    if constexpr (interleaved<Wide>) {
+                        accumulate<First>(load_vector(quads[Half][i / 4]), table, w, sum[0], each);
+                    } else {
+                        const std::uint8_t* const p = codes + (i + j) * row_bytes;
+                        const __m256i a = Wide ? load32(p) : load_two(p, p + 2 * row_bytes);
+                        const __m256i b = Wide ? load32(p + row_bytes) : load_two(p + row_bytes, p + 3 * row_bytes);
+                        if constexpr (halves == 2 || Half == 0) accumulate<First>(_mm256_unpacklo_epi16(a, b), table, w, sum[0], each);
+                        if constexpr (halves == 2 || Half == 1) accumulate<First>(_mm256_unpackhi_epi16(a, b), table, w, sum[halves - 1], each);
+                    }
                 }
                 ahead.touch<read_ahead::beside((Wide ? 128 : 64) / passes)>();
             }
+            KVARN_UNROLL
+            for (int u = 0; u < halves; ++u)
+                KVARN_UNROLL
+                for (int k = 0; k < together; ++k)
+                    KVARN_UNROLL
+                    for (int h = 0; h < Heads; ++h) KVARN_HOLD(sum[u][k][h]);
             KVARN_UNROLL
             for (int u = 0; u < halves; ++u) store<First>(sum[u], Wide, Wide ? 16 : 8, 4 * (halves == 2 ? u : Half), stage, each);
         }
@@ -262,9 +287,11 @@ private:
                 for (int i = 0; i < rows; i += 4)
                     for (int h = 0; h < Heads; ++h)
                         store_vector(pairs[i / 4][h], _mm256_blend_epi32(broadcast_pair(weights[h] + i), broadcast_pair(weights[h] + i + 2), 0xf0));
+            alignas(32) quarters quads;
+            if constexpr (interleaved<Wide>) interleave_rows(codes, row_bytes, rows, quads);
             const auto group = [&](auto first) KVARN_LAMBDA {
-                pass<Wide, 0, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
-                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, weights, pairs, stage, ahead);
+                pass<Wide, 0, first()>(codes, row_bytes, rows, quads, weights, pairs, stage, ahead);
+                if constexpr (halves == 1) pass<Wide, 1, first()>(codes, row_bytes, rows, quads, weights, pairs, stage, ahead);
             };
             [&]<int... Index>(std::integer_sequence<int, Index...>) KVARN_LAMBDA {
                 (group(std::integral_constant<int, Index * together>{}), ...);
