@@ -454,6 +454,12 @@ private:
                     KVARN_UNROLL
                     for (int k = 0; k < codes_of_pass; ++k)
                         KVARN_UNROLL
+                        for (int h = 0; h < Heads; ++h) KVARN_HOLD(sum[i][k][h]);
+                KVARN_UNROLL
+                for (int i = 0; i < packed_of_pass; ++i)
+                    KVARN_UNROLL
+                    for (int k = 0; k < codes_of_pass; ++k)
+                        KVARN_UNROLL
                         for (int h = 0; h < Heads; ++h) {
                             std::int32_t* const to = m.sums[First + k][at + i][h];
                             const __m256i both = sum[i][k][h];
