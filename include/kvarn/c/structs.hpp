@@ -153,6 +153,13 @@ KVARN_INLINE void give(const T& full, T* to) noexcept
     std::memcpy(to, &size, sizeof size);
 }
 
+/// A report may be left out.
+template <class T>
+[[nodiscard]] KVARN_INLINE status can_report(const T* to) noexcept
+{
+    return to == nullptr ? status::ok : can_give(to);
+}
+
 /// An array of structs of one size.
 template <class T>
 struct array_of {
