@@ -657,6 +657,16 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_close(kvarn_pool* pool, kvarn_seq
 /// most_spans).
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_reserve(kvarn_pool* pool, kvarn_sequence sequence,
                                                        size_t tokens) KVARN_C_NOEXCEPT;
+/// Room for `tokens` more drafts of a sequence.
+typedef struct kvarn_sequence_room {
+    kvarn_sequence sequence;
+    size_t tokens;
+} kvarn_sequence_room;
+/// The same for a batch: room for all of it, or nothing changes. `failed`, if not null, is set to the one that has the
+/// error, of KVARN_NO_ROOM the first that finds none. Errors: those of each; KVARN_BAD_ARGUMENT (a sequence is named
+/// twice), KVARN_NULL_POINTER.
+KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_reserve_batch(kvarn_pool* pool, const kvarn_sequence_room* batch,
+                                                             size_t count, size_t* failed) KVARN_C_NOEXCEPT;
 /// Writes K and V of one layer for the drafts [first_draft, first_draft + tokens of k), KV heads [first_head,
 /// first_head + heads of k). Rounds to the exact type; f16 saturates. Threads may store different layers and heads of
 /// a sequence at the same time. What is stored again replaces what was; the drafts of a layer and head are stored in
@@ -742,6 +752,10 @@ KVARN_C_API size_t kvarn_ready_tiles(const kvarn_pool* pool, kvarn_sequence sequ
 /// could be done).
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_begin_seal(kvarn_pool* pool, kvarn_sequence sequence, size_t most,
                                                           size_t* queued) KVARN_C_NOEXCEPT;
+/// The same for all sequences of the pool, none of which may be in use meanwhile: the oldest ready tile of each, then
+/// the next of each, up to `most` in all. Error: KVARN_NO_ROOM.
+KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_begin_seal_all(kvarn_pool* pool, size_t most,
+                                                              size_t* queued) KVARN_C_NOEXCEPT;
 /// Items in the queue that are not done.
 KVARN_C_API size_t kvarn_seal_items(const kvarn_pool* pool) KVARN_C_NOEXCEPT;
 /// Does item `item`, counted from the first that is not done. Different items may run at the same time, and beside

@@ -68,6 +68,15 @@ kvarn_status kvarn_begin_seal(kvarn_pool* pool, kvarn_sequence sequence, size_t 
     });
 }
 
+kvarn_status kvarn_begin_seal_all(kvarn_pool* pool, size_t most, size_t* queued) noexcept
+{
+    return kvarn::c::with_pool(pool, [&](const kvarn::cache_pool& p) {
+        const auto count = kvarn::begin_seal_all(p, most);
+        if (count && queued != nullptr) *queued = *count;
+        return count.error;
+    });
+}
+
 size_t kvarn_seal_items(const kvarn_pool* pool) noexcept
 {
     return kvarn::c::number_of_pool(pool, size_t{0}, [](const kvarn::cache_pool& p) { return kvarn::seal_items(p); });

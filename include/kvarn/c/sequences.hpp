@@ -45,6 +45,14 @@ kvarn_status kvarn_reserve(kvarn_pool* pool, kvarn_sequence sequence, size_t tok
     return kvarn::c::with_pool(pool, [&](kvarn::cache_pool& p) { return p.reserve(kvarn::c::id_of(sequence), tokens); });
 }
 
+kvarn_status kvarn_reserve_batch(kvarn_pool* pool, const kvarn_sequence_room* batch, size_t count, size_t* failed) noexcept
+{
+    return kvarn::c::with_pool(pool, [&](kvarn::cache_pool& p) {
+        if (batch == nullptr && count != 0) return kvarn::status::null_pointer;
+        return p.reserve({reinterpret_cast<const kvarn::sequence_room*>(batch), count}, failed);
+    });
+}
+
 kvarn_status kvarn_store(kvarn_pool* pool, kvarn_sequence sequence, size_t layer, const kvarn_view* k, const kvarn_view* v,
                          size_t first_draft, size_t first_head) noexcept
 {
