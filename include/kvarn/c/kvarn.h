@@ -764,7 +764,8 @@ KVARN_C_API size_t kvarn_seal_items(const kvarn_pool* pool) KVARN_C_NOEXCEPT;
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_seal_item(kvarn_pool* pool, size_t item, void* scratch,
                                                          size_t scratch_bytes) KVARN_C_NOEXCEPT;
 /// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other
-/// thread may use their sequences meanwhile. `report` may be null.
+/// thread may use their sequences meanwhile. First in, first out: it stops at a tile that has an item which was not
+/// done, or failed. `report` may be null.
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_finish_seal(kvarn_pool* pool, size_t items,
                                                            kvarn_seal_report* report) KVARN_C_NOEXCEPT;
 /// Takes a sequence's tiles out of the queue, closed or not; says how many. No item may run meanwhile.
@@ -920,7 +921,7 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_save_to(const kvarn_pool* pool, k
                                                        size_t bytes) KVARN_C_NOEXCEPT;
 
 /// Makes a sequence from a file of all layers. It exists when all of the file has been read and verified, and
-/// otherwise nothing of it is left. `whole` not 0: nothing may follow the file. `differs`, if not null, is set to the
+/// otherwise nothing of it is left. All of its blocks are its own, whatever the one that was saved shared. `whole` not 0: nothing may follow the file. `differs`, if not null, is set to the
 /// field of the configuration that does not fit, static storage, or null. Errors: KVARN_OTHER_CONFIGURATION,
 /// KVARN_NO_ROOM, KVARN_SEQUENCE_FULL, KVARN_CORRUPT, KVARN_TRUNCATED, KVARN_UNSUPPORTED_VERSION, KVARN_IO_ERROR. The
 /// checksums find damage, not malice.

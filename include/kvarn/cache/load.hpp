@@ -17,7 +17,7 @@
 namespace kvarn {
 
 /// Makes a sequence from a file, which `read`, a FileSource, reads. It exists when all of the file has been read and verified, and
-/// otherwise nothing of it is left.
+/// otherwise nothing of it is left. All of its blocks are its own, whatever the one that was saved shared with others.
 /// `differs`, if given, is set to the field of the identity that does not fit, static storage, or null. `whole`: nothing may
 /// follow the file. Errors: other_configuration, no_room, sequence_full (more tokens or spans than the pool allows), corrupt,
 /// truncated, unsupported_version, or what `read` says (io_error).

@@ -54,7 +54,7 @@ template <class Arch = simd::native_arch>
 [[nodiscard]] status seal_item(const cache_pool& pool, std::size_t item, std::span<std::byte> scratch) noexcept;
 
 /// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other thread may use
-/// their sequences meanwhile. It stops at a tile that has an item which was not done, or failed.
+/// their sequences meanwhile. First in, first out: it stops at a tile that has an item which was not done, or failed.
 seal_report finish_seal(const cache_pool& pool, std::size_t items) noexcept;
 
 /// Takes a sequence's tiles out of the queue, closed or not, so that close() gives back all that it holds; says how many. No
