@@ -137,7 +137,7 @@ enum {
 enum {
     KVARN_PRECISION_EXACT = 0,  ///< float weights: about 1e-5
     KVARN_PRECISION_FINE = 1,   ///< 16-bit weights: below 1e-3
-    KVARN_PRECISION_FAST = 2    ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
+    KVARN_PRECISION_FAST = 2    ///< 8-bit weights for codes of 2 and 4 bits, K's as far as fast_bound lets them: about 1e-2
 };
 
 // --- views ---------------------------------------------------------------------------------------------------------
