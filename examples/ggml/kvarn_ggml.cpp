@@ -107,6 +107,7 @@ struct kvarn_ggml_cache {
     // The step at hand, from begin to the end.
     bool pending = false, causal = true;
     heap_array<step_part> parts;
+    heap_array<kvarn::sequence_room> rooms;
     std::size_t part_count = 0, rows = 0;
     heap_array<std::uint64_t> masks;
     heap_array<bool> taken;  // rows
@@ -411,17 +412,11 @@ void settle(kvarn_ggml_cache& c) noexcept
     return status::ok;
 }
 
-/// Rooms of all parts, or none.
+/// Room for all parts, or nothing has changed.
 [[nodiscard]] status reserve(kvarn_ggml_cache& c, std::size_t& failed) noexcept
 {
-    for (std::size_t i = 0; i < c.part_count; ++i) {
-        const status said = c.pool.reserve(c.parts[i].id, c.parts[i].tokens);
-        if (said == status::ok) continue;
-        for (std::size_t j = 0; j < i; ++j) static_cast<void>(c.pool.commit(c.parts[j].id, 0));
-        failed = i;
-        return said;
-    }
-    return status::ok;
+    for (std::size_t i = 0; i < c.part_count; ++i) c.rooms[i] = {c.parts[i].id, c.parts[i].tokens};
+    return c.pool.reserve(c.rooms.span().first(c.part_count), &failed);
 }
 
 /// The engine's part, where it is one of a step of this cache.
@@ -658,7 +653,8 @@ void set_blocks(kvarn::cache_config& config, const kvarn_ggml_params& p) noexcep
 {
     const auto count = static_cast<std::size_t>(c.config.policy.layers()), sequences = c.config.sequences - 1;
     if (!c.memory.grow(kvarn::plan_cache(c.config)->bytes()) || !c.scratch.grow(c.threads * c.scratch_each) ||
-        !c.layers.grow(count) || !c.sequences.grow(sequences) || !c.parts.grow(sequences) || !c.steps.grow(sequences))
+        !c.layers.grow(count) || !c.sequences.grow(sequences) || !c.parts.grow(sequences) || !c.rooms.grow(sequences) ||
+        !c.steps.grow(sequences))
         return false;
     const auto made = kvarn::make_pool(c.config, c.memory.span());
     if (!made) return false;

@@ -71,7 +71,7 @@ struct kvarn_ggml_params {
     int threads;          /* most that compute a graph; others rest. default 16 */
     enum kvarn_ggml_rotation rotation;
     enum kvarn_ggml_exact exact; /* type of exact tokens; default F16 */
-    bool fast;                   /* 8-bit weights for V: faster, errors of about 1e-2 of the format's kind; default false */
+    bool fast;                   /* 8-bit weights for codes of 2 and 4 bits: faster, errors of about 1e-2 of the output; default false */
     const struct kvarn_ggml_rule* rules; /* default none; copied */
     int rule_count;
 };

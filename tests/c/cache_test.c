@@ -234,7 +234,12 @@ static void spread_sealing(void)
     CHECK_OK(kvarn_begin_seal(e.pool, later, SIZE_MAX, &queued));
     CHECK(queued == 1 && kvarn_seal_items(e.pool) == layers * kv_heads);
     CHECK(kvarn_cancel_seal(e.pool, later) == 1 && kvarn_seal_items(e.pool) == 0);
-    CHECK_OK(kvarn_begin_seal(e.pool, later, SIZE_MAX, &queued));
+    CHECK_OK(kvarn_begin_seal_all(e.pool, 0, &queued));
+    CHECK(queued == 0);
+    CHECK_STATUS(kvarn_begin_seal_all(NULL, 1, &queued), KVARN_NULL_POINTER);
+    CHECK_OK(kvarn_begin_seal_all(e.pool, SIZE_MAX, &queued));
+    CHECK(queued == 1);
+    CHECK_OK(kvarn_begin_seal_all(e.pool, SIZE_MAX, NULL));  // nothing is ready any more
     CHECK_OK(kvarn_seal_item(e.pool, 0, e.scratch, e.scratch_bytes));
     CHECK_OK(kvarn_finish_seal(e.pool, 2, &report));  // but item 1 was not done
     CHECK(report.sealed == 0 && report.unfinished == 0);
@@ -511,6 +516,23 @@ static void refused(void)
     CHECK_STATUS(kvarn_reserve(e.pool, s, SIZE_MAX), KVARN_SEQUENCE_FULL);
     CHECK_STATUS(kvarn_reserve(e.pool, s, most), KVARN_NO_ROOM);
     CHECK(kvarn_drafts(e.pool, s) == 0);
+    size_t which = 99;
+    kvarn_sequence_room batch[3] = {{s, 8}, {again, 9}, {more, 1}};
+    CHECK_STATUS(kvarn_reserve_batch(e.pool, batch, 3, &which), KVARN_STALE_HANDLE);
+    CHECK(which == 2);
+    batch[1].tokens = most;
+    CHECK_STATUS(kvarn_reserve_batch(e.pool, batch, 2, &which), KVARN_NO_ROOM);
+    CHECK(which == 1);
+    CHECK_STATUS(kvarn_reserve_batch(e.pool, batch, 2, NULL), KVARN_NO_ROOM);
+    CHECK_STATUS(kvarn_reserve_batch(e.pool, NULL, 1, &which), KVARN_NULL_POINTER);
+    CHECK_STATUS(kvarn_reserve_batch(NULL, batch, 1, &which), KVARN_NULL_POINTER);
+    CHECK(kvarn_drafts(e.pool, s) == 0 && kvarn_drafts(e.pool, again) == 0);
+    CHECK_OK(kvarn_reserve_batch(e.pool, NULL, 0, NULL));
+    batch[1].tokens = 9;
+    CHECK_OK(kvarn_reserve_batch(e.pool, batch, 2, NULL));
+    CHECK(kvarn_drafts(e.pool, s) == 8 && kvarn_drafts(e.pool, again) == 9);
+    CHECK_OK(kvarn_commit(e.pool, s, 0));
+    CHECK_OK(kvarn_commit(e.pool, again, 0));
     CHECK_OK(step(&e, s, 64, 1, out, 0));
     CHECK_STATUS(kvarn_commit(e.pool, s, 65), KVARN_BAD_ARGUMENT);
     CHECK_STATUS(kvarn_erase(e.pool, s, 0, 1), KVARN_BAD_ARGUMENT);  // there are drafts
@@ -520,6 +542,7 @@ static void refused(void)
     CHECK_OK(kvarn_commit(e.pool, s, 32));
     CHECK_STATUS(kvarn_seal(e.pool, s, SIZE_MAX, e.scratch, e.scratch_bytes, NULL),
                  KVARN_NO_ROOM);  // the pool has one record block
+    CHECK_STATUS(kvarn_begin_seal_all(e.pool, SIZE_MAX, NULL), KVARN_NO_ROOM);
 
     // Drafts that are not stored are neither committed nor attended to.
     CHECK_OK(kvarn_reserve(e.pool, s, 1));

@@ -113,6 +113,9 @@ int main(void)
     BEGIN(kvarn_sequence)
     FIELD(slot) FIELD(generation)
     END
+    BEGIN(kvarn_sequence_room)
+    FIELD(sequence) FIELD(tokens)
+    END
     BEGIN(kvarn_pool_statistics)
     FIELD(size) FIELD(records_used) FIELD(records_free) FIELD(records_shared) FIELD(exact_used)
     FIELD(exact_free) FIELD(exact_shared) FIELD(bytes_used) FIELD(tiles_sealed) FIELD(tiles_kept_not_finite)

@@ -148,7 +148,8 @@ static void random_cache(const kvarn_cache_config* c, size_t bytes)
     checked(kvarn_open(pool, one_of(4) ? any_position() : 0, &s[0]));
     for (int i = 0; i < 16; ++i) {
         const kvarn_sequence mine = s[next_random() % 2];
-        switch (next_random() % 12) {
+        const kvarn_sequence_room batch[2] = {{s[0], one_of(4) ? any_size() : 3}, {s[1], one_of(4) ? any_size() : 40}};
+        switch (next_random() % 13) {
         case 0:
         case 1: checked(kvarn_reserve(pool, mine, one_of(3) ? any_size() : next_random() % 40)); break;
         case 2:
@@ -164,6 +165,11 @@ static void random_cache(const kvarn_cache_config* c, size_t bytes)
             break;
         case 10:
             checked(kvarn_seal(pool, mine, any_size(), scratch, one_of(4) ? any_size() & 4095 : largest_scratch, NULL));
+            break;
+        case 11:
+            checked(kvarn_reserve_batch(pool, batch, one_of(4) ? 1 : 2, NULL));
+            checked(kvarn_begin_seal_all(pool, any_size(), NULL));
+            checked(kvarn_finish_seal(pool, any_size(), NULL));
             break;
         default: {
             const size_t size = (size_t)kvarn_saved_bytes(pool, mine, any_size(), any_size());

@@ -65,6 +65,20 @@ struct vector_source {
     }
 };
 
+/// A function that returns what the documentation does not name.
+template <class Returned>
+struct returning {
+    Returned operator()(std::span<std::byte>) const noexcept { return {}; }
+};
+
+static_assert(kvarn::FileSink<vector_sink> && kvarn::FileSink<kvarn::buffer_sink> && kvarn::FileSink<const kvarn::counting_sink>);
+static_assert(kvarn::FileSource<vector_source> && kvarn::FileSource<kvarn::buffer_source>);
+static_assert(kvarn::FileSource<const returning<std::size_t>> && kvarn::FileSource<returning<kvarn::result<std::size_t>>>);
+static_assert(!kvarn::FileSource<returning<bool>> && !kvarn::FileSource<returning<int>> && !kvarn::FileSource<returning<status>>);
+static_assert(!kvarn::FileSource<vector_sink> && !kvarn::FileSink<vector_source> && !kvarn::FileSink<returning<bool>>);
+// As load and save see them: what changes while it reads must not be const, and may be a reference.
+static_assert(!kvarn::FileSource<const kvarn::buffer_source> && kvarn::FileSource<kvarn::buffer_source&>);
+
 file_bytes write(const std::vector<chunk_of>& chunks, std::size_t piece = SIZE_MAX, file_kind kind = file_kind::records)
 {
     file_bytes out;

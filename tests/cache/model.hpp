@@ -50,11 +50,13 @@ enum class action : std::uint8_t {
     save,      ///< and load; other: the new one. Sometimes damaged in between
     poison,    ///< what nobody may read
     compare,   ///< all contents
+    batch,     ///< reserve for some sequences together
+    collect,   ///< begin_seal_all of up to a tiles
     count
 };
 
 inline constexpr const char* action_names[] = {"open",  "close", "fork", "reserve", "store", "complete", "commit", "path",   "step",
-                                               "truncate", "erase", "evict", "queue", "work", "seal",     "read",   "attend", "save", "poison", "compare"};
+                                               "truncate", "erase", "evict", "queue", "work", "seal",     "read",   "attend", "save", "poison", "compare", "batch", "collect"};
 static_assert(std::size(action_names) == static_cast<std::size_t>(action::count));
 
 struct operation {
@@ -106,12 +108,13 @@ inline support::cache_setup setup_of(std::uint64_t seed)
 /// What came up in a script: a test that never gets there says nothing.
 struct coverage {
     std::size_t committed = 0, refused = 0, sealed = 0, linked = 0, kept = 0, dropped = 0, copied = 0, split = 0, attended = 0, attended_parts = 0,
-                loaded = 0;
+                loaded = 0, batches = 0, batches_refused = 0, collected = 0;
 
     coverage& operator+=(const coverage& x)
     {
         committed += x.committed, refused += x.refused, sealed += x.sealed, linked += x.linked, kept += x.kept, dropped += x.dropped;
         copied += x.copied, split += x.split, attended += x.attended, attended_parts += x.attended_parts, loaded += x.loaded;
+        batches += x.batches, batches_refused += x.batches_refused, collected += x.collected;
         return *this;
     }
 };
@@ -216,6 +219,8 @@ public:
         case action::save: save(q, closed_from(o.other), o); break;
         case action::poison: cache_.poison(); break;
         case action::compare: compare_contents(); break;
+        case action::batch: reserve_batch(o); break;
+        case action::collect: collect(o.a % 2 == 0 ? SIZE_MAX : o.a % 6u); break;
         case action::count: break;
         }
         compare_numbers();
@@ -375,19 +380,25 @@ private:
         to.tokens = q.tokens;
     }
 
+    [[nodiscard]] bool is_full(const sequence& q, std::size_t n) const
+    {
+        if (n == 0) return false;
+        if (q.tokens.size() + n > config_.most_tokens || q.next_position > std::int64_t{1} << 60) return true;
+        const std::size_t left = room_behind(q), more = n > left ? (n - left + group_ - 1) / group_ : 0;
+        return runs_of(q).size() + more > config_.most_spans;
+    }
     status reserve(sequence& q, std::size_t n)
     {
-        const status wanted = [&] {
-            if (!q.open) return status::stale_handle;
-            if (n == 0) return status::ok;
-            if (q.tokens.size() + n > config_.most_tokens || q.next_position > std::int64_t{1} << 60) return status::sequence_full;
-            const std::size_t left = room_behind(q), more = n > left ? (n - left + group_ - 1) / group_ : 0;
-            if (runs_of(q).size() + more > config_.most_spans) return status::sequence_full;
-            const std::size_t unused = free_exact();  // and counts holders
-            const bool copy = left != 0 && q.tokens.back().where->holders > 1;
-            return more + copy > unused ? status::no_room : status::ok;
-        }();
-        if (expect_status(cache_.pool().reserve(q.id, n), wanted, "reserve") != status::ok || n == 0) return wanted;
+        const status wanted = !q.open ? status::stale_handle : is_full(q, n) ? status::sequence_full : take_room(q, n);
+        return expect_status(cache_.pool().reserve(q.id, n), wanted, "reserve");
+    }
+    /// Only of the model: the drafts of an open sequence that is not full.
+    status take_room(sequence& q, std::size_t n)
+    {
+        if (n == 0) return status::ok;
+        const std::size_t unused = free_exact();  // and counts holders
+        const std::size_t room = room_behind(q), more = n > room ? (n - room + group_ - 1) / group_ : 0;
+        if (more + (room != 0 && q.tokens.back().where->holders > 1) > unused) return status::no_room;
         const std::size_t left = room_behind(q);
         if (left != 0) {
             static_cast<void>(recount());
@@ -418,7 +429,47 @@ private:
             q.tokens.push_back(t);
         }
         q.drafts += n;
-        return wanted;
+        return status::ok;
+    }
+    /// Some sequences, in any order: what they take together is what they take one after the other, on a copy.
+    void reserve_batch(const operation& o)
+    {
+        support::random_source random(o.seed);
+        std::vector<sequence*> names;
+        for (sequence& q : sequences_)
+            if (q.open ? random.below(4) != 0 : random.below(16) == 0) names.push_back(&q);
+        for (std::size_t i = names.size(); i > 1; --i) std::swap(names[i - 1], names[random.below(i)]);
+        if (!names.empty() && random.below(16) == 0) names.push_back(names[random.below(names.size())]);
+        std::vector<kvarn::sequence_room> batch;
+        for (const sequence* const q : names) batch.push_back({q->id, random.below(4) == 0 ? o.a % 300u : random.below(20)});
+
+        std::vector<sequence> before(sequences_);
+        std::vector<std::pair<block_ref, block>> blocks;  // a block that grows is another one
+        for (const sequence& q : sequences_)
+            if (!q.tokens.empty()) blocks.emplace_back(q.tokens.back().where, *q.tokens.back().where);
+        const std::size_t copied = seen_.copied;
+        status wanted = status::ok;
+        std::size_t at = 0;
+        const auto first_error = [&](auto&& says) {
+            for (at = 0; at < names.size() && wanted == status::ok; ++at) wanted = says(*names[at], batch[at].tokens, at);
+        };
+        first_error([&](const sequence& q, std::size_t n, std::size_t i) {
+            if (!q.open) return status::stale_handle;
+            if (std::find(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(i), &q) != names.begin() + static_cast<std::ptrdiff_t>(i))
+                return status::bad_argument;
+            return is_full(q, n) ? status::sequence_full : status::ok;
+        });
+        if (wanted == status::ok) first_error([&](sequence& q, std::size_t n, std::size_t) { return take_room(q, n); });
+        if (wanted != status::ok) {
+            sequences_ = before;
+            for (auto& [where, was] : blocks) *where = was;
+            seen_.copied = copied;
+        }
+        std::size_t failed = SIZE_MAX;
+        if (expect_status(cache_.pool().reserve(batch, &failed), wanted, "reserve for a batch") != status::ok)
+            expect_equal(failed, at - 1, "the one that has no room");
+        seen_.batches += wanted == status::ok && batch.size() > 1;
+        seen_.batches_refused += wanted == status::no_room && at > 1;
     }
     /// Places behind the last token in its block, where the next one goes on.
     [[nodiscard]] std::size_t room_behind(const sequence& q) const
@@ -742,6 +793,28 @@ private:
         }
         const auto [queued, said] = take_tiles(q, most, [&](std::size_t at) { jobs_.push_back(job_of(q, at)); });
         if (expect_status(got.error, said, "begin_seal") == status::ok) expect_equal(*got, queued, "tiles queued");
+    }
+    void collect(std::size_t most)
+    {
+        std::vector<sequence*> all;
+        for (sequence& q : sequences_)
+            if (q.open) all.push_back(&q);
+        std::sort(all.begin(), all.end(), [](const sequence* a, const sequence* b) { return a->id.slot < b->id.slot; });
+        const auto got = kvarn::begin_seal_all(cache_.pool(), most);
+        const std::size_t linked = seen_.linked;
+        std::size_t queued = 0;
+        bool refused = false;
+        for (std::size_t before = SIZE_MAX; before != queued && queued < most;) {
+            before = queued;
+            for (std::size_t i = 0; i < all.size() && queued < most; ++i) {
+                const auto [taken, said] = take_tiles(*all[i], 1, [&, q = all[i]](std::size_t at) { jobs_.push_back(job_of(*q, at)); });
+                queued += taken;
+                refused = refused || said != status::ok;
+            }
+        }
+        const status wanted = refused && queued == 0 && seen_.linked == linked ? status::no_room : status::ok;
+        if (expect_status(got.error, wanted, "begin_seal_all") == status::ok) expect_equal(*got, queued, "tiles collected");
+        seen_.collected += queued > 1;
     }
     void seal(sequence& q, std::size_t most)
     {

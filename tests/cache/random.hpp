@@ -25,7 +25,7 @@ struct script {
 
 /// How often each operation comes, for sequences that grow more often than they end.
 using weights = std::array<unsigned, static_cast<std::size_t>(action::count)>;
-inline constexpr weights usual_weights = {8, 2, 6, 6, 8, 8, 10, 5, 60, 4, 3, 3, 12, 14, 12, 6, 8, 2, 1, 1};
+inline constexpr weights usual_weights = {8, 2, 6, 6, 8, 8, 10, 5, 60, 4, 3, 3, 12, 14, 12, 6, 8, 2, 1, 1, 12, 5};
 
 /// The operation that a number below the sum of the weights stands for.
 inline action action_at(const weights& w, std::size_t at)

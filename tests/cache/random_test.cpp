@@ -36,10 +36,11 @@ void run_seeds(std::uint64_t first_seed, std::size_t operations, std::size_t eac
     }
     INFO("committed " << seen.committed << ", no room " << seen.refused << ", sealed " << seen.sealed << ", linked " << seen.linked << ", kept " << seen.kept
                       << ", dropped " << seen.dropped << ", copied " << seen.copied << ", split " << seen.split << ", attended " << seen.attended
-                      << ", parts " << seen.attended_parts << ", loaded " << seen.loaded);
+                      << ", parts " << seen.attended_parts << ", loaded " << seen.loaded << ", batches " << seen.batches << " and refused "
+                      << seen.batches_refused << ", collected " << seen.collected);
     // The operations came to where they were meant to.
     for (const std::size_t n : {seen.committed, seen.refused, seen.sealed, seen.linked, seen.kept, seen.dropped, seen.copied, seen.split, seen.attended,
-                                seen.attended_parts, seen.loaded})
+                                seen.attended_parts, seen.loaded, seen.batches, seen.batches_refused, seen.collected})
         CHECK(n > 10);
 }
 

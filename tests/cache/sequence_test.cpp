@@ -1014,6 +1014,44 @@ TEST_CASE("cache/sequence: sealing that has found a record does not say that the
     }
 }
 
+TEST_CASE("cache/sequence: the queue takes the tiles of all sequences", "[unit]")
+{
+    cache_setup x = small_cache();
+    x.config.record_blocks = 4;
+    guarded_cache cache(x);
+    auto& pool = cache.pool();
+    CHECK(*kvarn::begin_seal_all(pool) == 0);
+    const auto a = cache.open(), closed = cache.open(), b = cache.open(), short_one = cache.open();
+    cache.feed(a, 1, 0, 140);  // 3 tiles behind the sink
+    cache.feed(b, 2, 0, 100);  // 2
+    cache.feed(short_one, 3, 0, 40);
+    REQUIRE(pool.close(closed) == status::ok);
+    CHECK(*kvarn::begin_seal_all(pool, 0) == 0);
+    CHECK(*kvarn::begin_seal_all(pool, 3) == 3);  // by turns: a, b, a
+    CHECK(kvarn::ready_tiles(pool, a) == 1);
+    CHECK(kvarn::ready_tiles(pool, b) == 1);
+    CHECK(kvarn::seal_items(pool) == 3 * 4);
+    CHECK(*kvarn::begin_seal_all(pool) == 1);  // the last record block
+    CHECK(kvarn::ready_tiles(pool, a) == 0);
+    check_refused(cache, {a, b, short_one}, status::no_room, [&] { return error_of(kvarn::begin_seal_all(pool)); });
+    CHECK(run_queue(cache, 3, 5).sealed == 4);
+    CHECK(cache.numbers(a).sealed_tokens == 96);
+    CHECK(cache.numbers(b).sealed_tokens == 32);
+    for (const auto id : {a, b}) REQUIRE(pool.close(id) == status::ok);
+
+    // Where the first finds no block, another may find a record: that is no failure.
+    const auto maker = cache.open(), first = cache.open();
+    cache.feed(first, 4, 0, 64);
+    cache.feed(maker, 5, 0, 160);
+    const auto fork = cache.fork(maker);
+    REQUIRE(cache.seal(maker).sealed == 4);
+    REQUIRE(first.slot < fork.slot);
+    CHECK(*kvarn::begin_seal_all(pool) == 0);
+    CHECK(cache.numbers(fork).sealed_tokens == 128);
+    CHECK(kvarn::ready_tiles(pool, first) == 1);
+    check_refused(cache, {first, fork}, status::no_room, [&] { return error_of(kvarn::begin_seal_all(pool)); });
+}
+
 TEST_CASE("cache/sequence: tiles that a record cannot hold stay exact, are counted and named", "[unit]")
 {
     cache_setup x = small_cache();
@@ -1265,6 +1303,66 @@ TEST_CASE("cache/sequence: configurations are checked", "[unit]")
             CHECK(kvarn::ready_tiles(cache.pool(), id) == 0);
             CHECK(cache.seal(id).sealed == 0);
         }
+}
+
+TEST_CASE("cache/sequence: a batch has room, or nothing has changed", "[unit]")
+{
+    cache_setup x = small_cache();
+    x.config.exact_blocks = 8;
+    x.config.most_tokens = 200;
+    guarded_cache cache(x);
+    auto& pool = cache.pool();
+    const auto a = cache.open(), b = cache.open(7);
+    cache.feed(a, 1, 0, 40);  // sink and 8 tokens
+    cache.feed(b, 2, 0, 32);
+    const auto c = cache.fork(a);  // both of its blocks
+    CHECK(pool.statistics().exact.free == 5);
+    std::size_t failed = 77;
+    const auto reserve = [&](std::vector<kvarn::sequence_room> batch) {
+        failed = 77;
+        return pool.reserve(batch, &failed);
+    };
+    const auto refused = [&](status wanted, std::size_t which, const std::vector<kvarn::sequence_room>& batch) {
+        const auto before = pool.statistics();
+        check_refused(cache, {a, b, c}, wanted, [&] { return reserve(batch); });
+        CHECK(failed == which);
+        const auto after = pool.statistics();
+        CHECK(after.exact.used == before.exact.used);
+        CHECK(after.exact.shared == before.exact.shared);  // no tail has been copied
+    };
+    // One of the two has to copy the tail, whose 8 tokens leave 24 places: 1 + 1 + 3 blocks, but not 1 + 1 + 4.
+    refused(status::no_room, 2, {{a, 24}, {c, 25}, {b, 97}});
+    refused(status::no_room, 1, {{b, 97}, {a, 25 + 32}, {c, 1}});
+    refused(status::no_room, 0, {{b, 161}, {a, 1}});
+    refused(status::sequence_full, 1, {{b, 1}, {a, 161}, {c, 1}});
+    refused(status::stale_handle, 2, {{a, 1}, {b, 1}, {{3, 9}, 1}});
+    refused(status::bad_argument, 2, {{a, 1}, {b, 1}, {a, 1}});
+    refused(status::bad_argument, 1, {{a, 0}, {a, 0}});
+    CHECK(pool.reserve(std::vector<kvarn::sequence_room>{{a, 1}, {a, 1}}) == status::bad_argument);  // nobody asks which
+    CHECK(reserve({}) == status::ok);
+    CHECK(reserve({{a, 0}, {b, 0}}) == status::ok);
+    CHECK(pool.statistics().exact.shared == 2);
+    REQUIRE(reserve({{a, 24}, {c, 25}, {b, 96}}) == status::ok);
+    CHECK(failed == 77);
+    CHECK(pool.statistics().exact.free == 0);
+    CHECK(pool.statistics().exact.shared == 1);  // the sink
+    CHECK(pool.drafts(a) == 24);
+    CHECK(pool.drafts(b) == 96);
+    CHECK(pool.drafts(c) == 25);
+    // Each goes on for itself.
+    REQUIRE(cache.store(a, 1, 40, 24) == status::ok);
+    REQUIRE(cache.store(c, 3, 40, 25) == status::ok);
+    REQUIRE(cache.store(b, 2, 32, 96) == status::ok);
+    for (const auto id : {a, b, c}) REQUIRE(pool.commit(id, pool.drafts(id)) == status::ok);
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+        CHECK(bits_of(cache.read(a, layer, 1)) == exact_values(small_cache(), 1, 64, layer, 1));
+        CHECK(bits_of(cache.read(c, layer, 1, 0, 40)) == exact_values(small_cache(), 1, 40, layer, 1));
+        CHECK(bits_of(cache.read(b, layer, 0)) == exact_values(small_cache(), 2, 128, layer, 0));
+        check_attention(cache, c, layer, 3);
+    }
+    for (const auto id : {a, b, c}) REQUIRE(pool.close(id) == status::ok);
+    CHECK(pool.statistics().exact.used == 0);
+    CHECK(cache.intact());
 }
 
 TEST_CASE("cache/sequence: spans and tokens run out", "[unit]")

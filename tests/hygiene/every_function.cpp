@@ -151,6 +151,9 @@ kvarn::status sequences(const kvarn::cache_config& given, std::span<std::byte> m
     if (!id || shown[0] == 0) return id.error;
     step.sequence = *id;
     const std::size_t path[] = {0, 2};
+    const kvarn::sequence_room rooms[] = {{*id, 1}};
+    std::size_t without = 0;
+    if (pool.reserve(rooms, &without) != kvarn::status::ok) return without == 0 ? kvarn::status::no_room : pool.commit(*id, 0);
     kvarn::status all[] = {pool.set_format(0, 0, pool.format_of(0, 0)), pool.reserve(*id, step.q.tokens),
                            kvarn::store(pool, *id, 0, step.k, step.v),  pool.commit(*id, path),
                            pool.commit(*id, 0),                         pool.truncate(*id, 1),
@@ -179,7 +182,7 @@ kvarn::status sequences(const kvarn::cache_config& given, std::span<std::byte> m
 kvarn::status saved(kvarn::cache_pool& pool, kvarn::sequence_id id, std::span<float> values, std::span<std::byte> file, std::span<std::byte> scratch)
 {
     const auto queued = kvarn::begin_seal(pool, id, kvarn::ready_tiles(pool, id));
-    kvarn::status s = queued.error;
+    kvarn::status s = queued ? kvarn::begin_seal_all(pool, 7).error : queued.error;
     for (std::size_t i = 0; s == kvarn::status::ok && i < kvarn::seal_items(pool); ++i)
         s = i % 2 != 0 ? kvarn::seal_item(pool, i, scratch) : kvarn::dispatched::seal_item(pool, i, scratch);
     const kvarn::seal_report report = kvarn::finish_seal(pool, kvarn::seal_items(pool));

@@ -144,15 +144,16 @@ def test_threads_and_batches_give_the_same_bits():
         c, d = cache.open(), cache.open(first_position=7)
         for counts, expected in (((200, 150), alone[:2]), ((3, 100), alone[2:])):
             steps = []
+            cache.reserve((c, d), counts)
             for sequence, count in zip((c, d), counts):
-                k, v, q = tokens(sequence.next_position, sequence.next_position + count)
-                sequence.reserve(count)
+                first = sequence.next_position - count
+                k, v, q = tokens(first, first + count)
                 steps.append(kvarn.Step(sequence, q, k, v))
             out = [cache.step(layer, steps, threads=3) for layer in range(LAYERS)]
             for i, sequence in enumerate((c, d)):
                 assert np.array_equal(np.stack([of_layer[i] for of_layer in out]), expected[i])
                 sequence.commit()
-                cache.begin_seal(sequence)
+            assert cache.begin_seal() == c.ready_tiles + d.ready_tiles + cache.seal_items // (LAYERS * HEADS)
             items = cache.seal_items
             assert cache.run_seal_items(items, threads=3) == items
             report = cache.finish_seal(items)
@@ -355,6 +356,13 @@ def test_errors():
         k, v, q = tokens(0, 4)
         with pytest.raises(kvarn.KvarnError, match="SEQUENCE_FULL"):
             a.reserve(5000)
+        with pytest.raises(kvarn.KvarnError, match=r"sequences\[1\]") as error:
+            cache.reserve([a, b], 4)
+        assert error.value.status is kvarn.Status.STALE_HANDLE and a.drafts == 0
+        with pytest.raises(ValueError, match="tokens: 2 numbers for 1"):
+            cache.reserve([a], [1, 2])
+        with pytest.raises(ValueError, match="another cache"):
+            cache.reserve([a, make().open()], 1)
         a.reserve(4)
         with pytest.raises(kvarn.KvarnError, match="tokens") as error:
             a.commit()  # not stored

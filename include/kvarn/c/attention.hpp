@@ -12,28 +12,11 @@
 #include <span>
 
 #include <kvarn/c/codec.hpp>
+#include <kvarn/c/handles.hpp>
 #include <kvarn/c/structs.hpp>
 #include <kvarn/cache/state.hpp>
 
 namespace kvarn::c {
-
-/// What handles begin with, so that another pointer is seen before it is used.
-enum class handle_kind : std::uint64_t {
-    attention = 0x6b7661'726e6100,
-    pool = 0x6b7661'726e7000,
-    layer = 0x6b7661'726e6c00,
-    loader = 0x6b7661'726e6f00,
-};
-template <class Handle>
-[[nodiscard]] KVARN_INLINE status check_handle(const Handle* handle) noexcept
-{
-    return handle == nullptr ? status::null_pointer : handle->kind != Handle::its_kind ? status::bad_argument : status::ok;
-}
-
-[[nodiscard]] KVARN_INLINE std::byte* aligned(void* memory) noexcept
-{
-    return detail::aligned_to_line(static_cast<std::byte*>(memory));
-}
 
 [[nodiscard]] KVARN_INLINE status to_segment(const kvarn_segment& given, kv_segment& s) noexcept
 {

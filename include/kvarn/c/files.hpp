@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, fifth part: sequences to files and back. Compiled once, by c/implementation.hpp. In and out: as
+// The C interface, seventh part: sequences to files and back. Compiled once, by c/implementation.hpp. In and out: as
 // kvarn.h says. Needs xxhash.h; with KVARN_C_NO_FILES every call is an unsupported_version. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
@@ -10,7 +10,9 @@
 #include <new>
 #include <span>
 
+#include <kvarn/c/handles.hpp>
 #include <kvarn/c/pool.hpp>
+#include <kvarn/c/sequences.hpp>
 #include <kvarn/c/structs.hpp>
 #if !defined(KVARN_C_NO_FILES)
 #include <kvarn/cache/load.hpp>

@@ -11,3 +11,5 @@
 #include <kvarn/c/files.hpp>
 #include <kvarn/c/layer.hpp>
 #include <kvarn/c/pool.hpp>
+#include <kvarn/c/sealing.hpp>
+#include <kvarn/c/sequences.hpp>

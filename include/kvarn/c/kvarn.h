@@ -137,7 +137,7 @@ enum {
 enum {
     KVARN_PRECISION_EXACT = 0,  ///< float weights: about 1e-5
     KVARN_PRECISION_FINE = 1,   ///< 16-bit weights: below 1e-3
-    KVARN_PRECISION_FAST = 2    ///< 16-bit weights for K, 8-bit for V of 2 and 4 bits (group at most 128): about 1e-2
+    KVARN_PRECISION_FAST = 2    ///< 8-bit weights for codes of 2 and 4 bits, K's as far as fast_bound lets them: about 1e-2
 };
 
 // --- views ---------------------------------------------------------------------------------------------------------
@@ -657,6 +657,16 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_close(kvarn_pool* pool, kvarn_seq
 /// most_spans).
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_reserve(kvarn_pool* pool, kvarn_sequence sequence,
                                                        size_t tokens) KVARN_C_NOEXCEPT;
+/// Room for `tokens` more drafts of a sequence.
+typedef struct kvarn_sequence_room {
+    kvarn_sequence sequence;
+    size_t tokens;
+} kvarn_sequence_room;
+/// The same for a batch: room for all of it, or nothing changes. `failed`, if not null, is set to the one that has the
+/// error, of KVARN_NO_ROOM the first that finds none. Errors: those of each; KVARN_BAD_ARGUMENT (a sequence is named
+/// twice), KVARN_NULL_POINTER.
+KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_reserve_batch(kvarn_pool* pool, const kvarn_sequence_room* batch,
+                                                             size_t count, size_t* failed) KVARN_C_NOEXCEPT;
 /// Writes K and V of one layer for the drafts [first_draft, first_draft + tokens of k), KV heads [first_head,
 /// first_head + heads of k). Rounds to the exact type; f16 saturates. Threads may store different layers and heads of
 /// a sequence at the same time. What is stored again replaces what was; the drafts of a layer and head are stored in
@@ -742,6 +752,10 @@ KVARN_C_API size_t kvarn_ready_tiles(const kvarn_pool* pool, kvarn_sequence sequ
 /// could be done).
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_begin_seal(kvarn_pool* pool, kvarn_sequence sequence, size_t most,
                                                           size_t* queued) KVARN_C_NOEXCEPT;
+/// The same for all sequences of the pool, none of which may be in use meanwhile: the oldest ready tile of each, then
+/// the next of each, up to `most` in all. Error: KVARN_NO_ROOM.
+KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_begin_seal_all(kvarn_pool* pool, size_t most,
+                                                              size_t* queued) KVARN_C_NOEXCEPT;
 /// Items in the queue that are not done.
 KVARN_C_API size_t kvarn_seal_items(const kvarn_pool* pool) KVARN_C_NOEXCEPT;
 /// Does item `item`, counted from the first that is not done. Different items may run at the same time, and beside
@@ -750,7 +764,8 @@ KVARN_C_API size_t kvarn_seal_items(const kvarn_pool* pool) KVARN_C_NOEXCEPT;
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_seal_item(kvarn_pool* pool, size_t item, void* scratch,
                                                          size_t scratch_bytes) KVARN_C_NOEXCEPT;
 /// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other
-/// thread may use their sequences meanwhile. `report` may be null.
+/// thread may use their sequences meanwhile. First in, first out: it stops at a tile that has an item which was not
+/// done, or failed. `report` may be null.
 KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_finish_seal(kvarn_pool* pool, size_t items,
                                                            kvarn_seal_report* report) KVARN_C_NOEXCEPT;
 /// Takes a sequence's tiles out of the queue, closed or not; says how many. No item may run meanwhile.
@@ -906,7 +921,7 @@ KVARN_C_API KVARN_C_CHECKED kvarn_status kvarn_save_to(const kvarn_pool* pool, k
                                                        size_t bytes) KVARN_C_NOEXCEPT;
 
 /// Makes a sequence from a file of all layers. It exists when all of the file has been read and verified, and
-/// otherwise nothing of it is left. `whole` not 0: nothing may follow the file. `differs`, if not null, is set to the
+/// otherwise nothing of it is left. All of its blocks are its own, whatever the one that was saved shared. `whole` not 0: nothing may follow the file. `differs`, if not null, is set to the
 /// field of the configuration that does not fit, static storage, or null. Errors: KVARN_OTHER_CONFIGURATION,
 /// KVARN_NO_ROOM, KVARN_SEQUENCE_FULL, KVARN_CORRUPT, KVARN_TRUNCATED, KVARN_UNSUPPORTED_VERSION, KVARN_IO_ERROR. The
 /// checksums find damage, not malice.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-// The C interface, fourth part: attention of a layer over sequences, and other positions. Compiled once, by
+// The C interface, sixth part: attention of a layer over sequences, and other positions. Compiled once, by
 // c/implementation.hpp. In and out: as kvarn.h says. Steps are copied into the memory of a plan. No allocation.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
@@ -9,7 +9,11 @@
 #include <cstdint>
 #include <span>
 
+#include <kvarn/c/codec.hpp>
+#include <kvarn/c/entry_points.hpp>
+#include <kvarn/c/handles.hpp>
 #include <kvarn/c/pool.hpp>
+#include <kvarn/c/sequences.hpp>
 #include <kvarn/c/structs.hpp>
 #include <kvarn/cache/tasks.hpp>
 

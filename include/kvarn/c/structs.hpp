@@ -62,6 +62,11 @@ static_assert(std::is_standard_layout_v<record_errors> && sizeof(kvarn_record_er
               offsetof(kvarn_part_errors, worst_relative_error) == offsetof(part_errors, worst_relative_error) &&
               offsetof(kvarn_part_errors, relative_error) == offsetof(part_errors, relative_error));
 
+static_assert(std::is_standard_layout_v<sequence_room> && sizeof(kvarn_sequence_room) == sizeof(sequence_room) &&
+              offsetof(kvarn_sequence_room, tokens) == offsetof(sequence_room, tokens) &&
+              sizeof(kvarn_sequence) == sizeof(sequence_id) &&
+              offsetof(kvarn_sequence, generation) == offsetof(sequence_id, generation));
+
 [[nodiscard]] KVARN_INLINE kvarn_status code(status s) noexcept
 {
     return static_cast<kvarn_status>(s);
@@ -151,6 +156,13 @@ KVARN_INLINE void give(const T& full, T* to) noexcept
     std::memcpy(to, &full, size < sizeof(T) ? size : sizeof(T));
     if (size > sizeof(T)) std::memset(reinterpret_cast<unsigned char*>(to) + sizeof(T), 0, size - sizeof(T));
     std::memcpy(to, &size, sizeof size);
+}
+
+/// A report may be left out.
+template <class T>
+[[nodiscard]] KVARN_INLINE status can_report(const T* to) noexcept
+{
+    return to == nullptr ? status::ok : can_give(to);
 }
 
 /// An array of structs of one size.

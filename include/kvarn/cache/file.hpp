@@ -20,11 +20,27 @@
 
 namespace kvarn {
 
-/// Writes a file through `Write`: `bool(std::span<const std::byte>)`, false where it could not write all of it, or `status(...)`
-/// for a reason of its own; it must not throw. The order is begin, then chunks, then finish; a call out of order, or with more
+/// Where a file goes: a function `bool(std::span<const std::byte>)`, false where it could not write all of it, or `status(...)`
+/// for a reason of its own. Nothing else: what converts to bool might be a count, as that of std::fwrite. It must not throw.
+template <class Write>
+concept FileSink = requires(Write& write, std::span<const std::byte> piece) {
+    requires std::same_as<decltype(write(piece)), bool> || std::same_as<decltype(write(piece)), status>;
+};
+
+/// Where a file comes from: a function `std::size_t(std::span<std::byte>)`, the bytes it has read, at most as many as asked for
+/// and 0 where the stream has ended, or `result<std::size_t>(...)` for failures. Nothing else: true would be one byte. It must
+/// not throw.
+template <class Read>
+concept FileSource = requires(Read& read, std::span<std::byte> to) {
+    requires std::same_as<decltype(read(to)), std::size_t> || std::same_as<decltype(read(to)), result<std::size_t>>;
+};
+
+/// Writes a file through `Write`, a FileSink. The order is begin, then chunks, then finish; a call out of order, or with more
 /// bytes than were announced, is a bad_argument that changes nothing. After a failure to write every call returns that failure.
 template <class Write>
 class file_writer {
+    static_assert(FileSink<Write>, "what writes a file must return bool, whether it wrote all, or kvarn::status (FileSink)");
+
 public:
     KVARN_INLINE explicit file_writer(Write write) noexcept : write_(static_cast<Write&&>(write)) {}
 
@@ -134,13 +150,14 @@ private:
     Write write_;
 };
 
-/// Reads a file through `Read`: `std::size_t(std::span<std::byte>)`, the bytes it has read, at most as many as asked for and 0
-/// where the stream has ended, or `result<std::size_t>(...)` for failures; it must not throw. The order is begin, then next for
-/// each chunk, with read and end_chunk, or skip, or payload, until next gives the end. A call out of order is a bad_argument
-/// that changes nothing. Errors that come from the file (truncated, corrupt, unsupported_version) or from `Read` (io_error)
-/// stay: every later call returns them.
+/// Reads a file through `Read`, a FileSource. The order is begin, then next for each chunk, with read and end_chunk, or skip, or
+/// payload, until next gives the end. A call out of order is a bad_argument that changes nothing. Errors that come from the file
+/// (truncated, corrupt, unsupported_version) or from `Read` (io_error) stay: every later call returns them.
 template <class Read>
 class file_reader {
+    static_assert(FileSource<Read>,
+                  "what reads a file must return std::size_t or kvarn::result<std::size_t>: bytes read (FileSource)");
+
 public:
     KVARN_INLINE explicit file_reader(Read read) noexcept : read_(static_cast<Read&&>(read)) {}
 

@@ -16,7 +16,8 @@
 
 namespace kvarn {
 
-/// Makes a sequence from a file. It exists when all of the file has been read and verified, and otherwise nothing of it is left.
+/// Makes a sequence from a file, which `read`, a FileSource, reads. It exists when all of the file has been read and verified, and
+/// otherwise nothing of it is left. All of its blocks are its own, whatever the one that was saved shared with others.
 /// `differs`, if given, is set to the field of the identity that does not fit, static storage, or null. `whole`: nothing may
 /// follow the file. Errors: other_configuration, no_room, sequence_full (more tokens or spans than the pool allows), corrupt,
 /// truncated, unsupported_version, or what `read` says (io_error).
@@ -33,8 +34,8 @@ public:
     sequence_loader& operator=(const sequence_loader&) = delete;
     KVARN_INLINE ~sequence_loader() { drop(); }
 
-    /// The next file. After an error all is given back, and the loader is as new. Errors as for load; bad_argument: other layers
-    /// were to come, or another sequence.
+    /// The next file, from a FileSource. After an error all is given back, and the loader is as new. Errors as for load;
+    /// bad_argument: other layers were to come, or another sequence.
     template <class Read>
     [[nodiscard]] status part(Read&& read, bool whole = true) noexcept;
 
@@ -232,6 +233,8 @@ KVARN_INLINE status sequence_loader::read_part(Reader& file, bool whole) noexcep
 template <class Read>
 KVARN_INLINE status sequence_loader::part(Read&& read, bool whole) noexcept
 {
+    static_assert(FileSource<Read>,
+                  "what loads a sequence must return std::size_t or kvarn::result<std::size_t>: bytes read (FileSource)");
     const auto forward = [&](std::span<std::byte> to) KVARN_LAMBDA { return read(to); };
     file_reader<decltype(forward)> file(forward);
     const status said = read_part(file, whole);

@@ -48,6 +48,12 @@ struct sequence_statistics {
     std::int64_t next_position = 0;
 };
 
+/// Room for `tokens` more drafts of a sequence.
+struct sequence_room {
+    sequence_id sequence{};
+    std::size_t tokens = 0;
+};
+
 /// A pool in the caller's memory. A value like a pointer: copies name the same pool. Made by make_pool.
 class cache_pool {
 public:
@@ -77,6 +83,9 @@ public:
 
     /// Room for `tokens` more drafts in all layers. Errors: no_room (blocks), sequence_full (most_tokens, most_spans).
     [[nodiscard]] status reserve(sequence_id id, std::size_t tokens) noexcept;
+    /// The same for a batch: room for all of it, or nothing changes. `failed`, if given, is set to the one that has the error, of
+    /// no_room the first that finds none. Errors: those of each; bad_argument (a sequence is named twice).
+    [[nodiscard]] status reserve(std::span<const sequence_room> batch, std::size_t* failed = nullptr) noexcept;
     /// The first `tokens` drafts count from now on, the others are gone. Errors: bad_argument (there are fewer drafts, or some
     /// of them were not stored in some layer and head).
     [[nodiscard]] status commit(sequence_id id, std::size_t tokens) noexcept;

@@ -26,7 +26,7 @@ struct layer_range {
     std::size_t count = SIZE_MAX;
 };
 
-/// Writes a sequence, or some layers of it, through `write`, as file_writer describes it. The sequence does not change.
+/// Writes a sequence, or some layers of it, through `write`, a FileSink. The sequence does not change.
 /// Errors: stale_handle, bad_argument (drafts: commit or truncate first; no such layers), or what `write` says (io_error).
 template <class Write>
 [[nodiscard]] status save(const cache_pool& pool, sequence_id id, Write&& write, layer_range layers = {}) noexcept;
@@ -243,6 +243,8 @@ KVARN_INLINE status write_sequence(Writer& file, const pool_state& s, std::uint3
 template <class Write>
 KVARN_INLINE status save(const cache_pool& pool, sequence_id id, Write&& write, layer_range layers) noexcept
 {
+    static_assert(FileSink<Write>,
+                  "what save writes through must return bool, whether it wrote all, or kvarn::status (FileSink)");
     const detail::sequence_state* const q = pool.find(id);
     if (q == nullptr) return status::stale_handle;
     if (q->drafts != 0 || !detail::clip_layers(pool.state(), layers)) return status::bad_argument;

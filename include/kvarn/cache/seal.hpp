@@ -40,6 +40,10 @@ struct seal_report {
 /// could be done: no record block is free).
 [[nodiscard]] result<std::size_t> begin_seal(const cache_pool& pool, sequence_id id, std::size_t most = SIZE_MAX) noexcept;
 
+/// The same for all sequences of the pool, which must rest: the oldest ready tile of each, then the next of each, up to `most`
+/// in all. Error: no_room (tiles are ready, but nothing could be done).
+[[nodiscard]] result<std::size_t> begin_seal_all(const cache_pool& pool, std::size_t most = SIZE_MAX) noexcept;
+
 /// Work items in the queue that are not done.
 [[nodiscard]] std::size_t seal_items(const cache_pool& pool) noexcept;
 
@@ -50,7 +54,7 @@ template <class Arch = simd::native_arch>
 [[nodiscard]] status seal_item(const cache_pool& pool, std::size_t item, std::span<std::byte> scratch) noexcept;
 
 /// The first `items` items are done: tiles whose last one is among them become records, or stay exact. No other thread may use
-/// their sequences meanwhile. It stops at a tile that has an item which was not done, or failed.
+/// their sequences meanwhile. First in, first out: it stops at a tile that has an item which was not done, or failed.
 seal_report finish_seal(const cache_pool& pool, std::size_t items) noexcept;
 
 /// Takes a sequence's tiles out of the queue, closed or not, so that close() gives back all that it holds; says how many. No
@@ -225,6 +229,14 @@ KVARN_INLINE void settle(pool_state& s, const seal_job& job, seal_report& report
     s.blocks.release_exact(job.exact);
 }
 
+/// Puts a job at the end of the queue.
+KVARN_INLINE void add_job(pool_state& s, const seal_job& job) noexcept
+{
+    const pool_lock lock(s.lock);
+    ::new (static_cast<void*>(s.jobs + s.job_count)) seal_job(job);
+    __atomic_store_n(&s.job_count, s.job_count + 1, __ATOMIC_RELEASE);
+}
+
 /// Takes the first jobs out of the queue.
 KVARN_INLINE void drop_jobs(pool_state& s, std::size_t tiles) noexcept
 {
@@ -253,12 +265,29 @@ KVARN_INLINE result<std::size_t> begin_seal(const cache_pool& pool, sequence_id 
     std::size_t queued = 0;
     bool changed = false;
     status said = status::ok;
-    for (detail::seal_job job; queued < most && detail::take_tile(s, id, job, changed, said); ++queued) {
-        const detail::pool_lock lock(s.lock);
-        ::new (static_cast<void*>(s.jobs + s.job_count)) detail::seal_job(job);
-        __atomic_store_n(&s.job_count, s.job_count + 1, __ATOMIC_RELEASE);
-    }
+    for (detail::seal_job job; queued < most && detail::take_tile(s, id, job, changed, said); ++queued) detail::add_job(s, job);
     if (said != status::ok) return said;
+    return queued;
+}
+
+KVARN_INLINE result<std::size_t> begin_seal_all(const cache_pool& pool, std::size_t most) noexcept
+{
+    detail::pool_state& s = pool.state();
+    std::size_t queued = 0;
+    bool changed = false;
+    status said = status::ok;
+    for (bool any = true; any && queued < most;) {
+        any = false;
+        for (std::uint32_t slot = 0; slot < s.config.sequences && queued < most; ++slot) {
+            detail::seal_job job;
+            if (!s.sequences[slot].open) continue;
+            if (!detail::take_tile(s, {slot, s.sequences[slot].generation}, job, changed, said)) continue;
+            detail::add_job(s, job);
+            ++queued;
+            any = true;
+        }
+    }
+    if (!changed && said != status::ok) return said;  // otherwise another sequence had something
     return queued;
 }
 

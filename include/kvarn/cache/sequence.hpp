@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 // What the operations of cache_pool on sequences do: spans are made, cut and shared, blocks taken and given back; no value is
-// looked at, and none is copied but where a shared exact block is written to. In: a pool. The interface is in cache/pool.hpp,
-// which includes this.
+// looked at, and none is copied but for the path of a tree, and in reserve.hpp, where a shared exact block is written to. In: a
+// pool. The interface is in cache/pool.hpp, which includes this.
 
 #include <kvarn/base/config.hpp>  // first: it refuses older standards
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 #include <kvarn/cache/pool.hpp>
 
@@ -143,56 +144,6 @@ KVARN_INLINE status cache_pool::close(sequence_id id) noexcept
     q->open = false;
     if (++q->generation == 0) return status::ok;  // after 2^32 sequences the slot has no more handles to give
     s_->unused[s_->free_slots++] = id.slot;
-    return status::ok;
-}
-
-KVARN_INLINE status cache_pool::reserve(sequence_id id, std::size_t tokens) noexcept
-{
-    detail::sequence_state* const q = find(id);
-    if (q == nullptr) return status::stale_handle;
-    if (tokens == 0) return status::ok;
-    const std::size_t group = s_->group;
-    if (tokens > s_->config.most_tokens - q->committed - q->drafts) return status::sequence_full;
-    if (q->next_position > detail::largest_position) return status::sequence_full;
-    detail::cache_span* const spans = s_->spans_of(id.slot);
-    std::int32_t* const table = s_->table_of(id.slot);
-    detail::cache_span* const last = q->spans != 0 ? spans + q->spans - 1 : nullptr;
-
-    // The last block goes on where the sequence does; a shared one is copied first.
-    std::size_t left = 0;
-    if (last != nullptr && !last->sealed && last->end() == q->next_position) left = group - last->first - last->count;
-    const std::size_t more = tokens > left ? detail::divide_up(tokens - left, group) : 0;
-    if (more > s_->config.most_spans - q->spans) return status::sequence_full;
-    std::int32_t copied = detail::no_block;
-    {
-        const detail::pool_lock lock(s_->lock);
-        const bool copy = left != 0 && s_->blocks.exact.holders[table[q->spans - 1]] > 1;
-        if (more + copy > s_->blocks.exact.free) return status::no_room;
-        if (copy)
-            copied = s_->blocks.take_exact();
-        else if (left != 0)
-            s_->blocks.unlink_exact(table[q->spans - 1]);
-        const std::int64_t sink_end = q->first_position + static_cast<std::int64_t>(s_->config.sink_tokens);
-        std::size_t rest = tokens - (tokens < left ? tokens : left);
-        std::int64_t position = q->next_position + static_cast<std::int64_t>(tokens - rest);
-        for (std::size_t i = 0; i < more; ++i) {
-            const std::size_t count = rest < group ? rest : group;
-            table[q->spans + i] = s_->blocks.take_exact();
-            spans[q->spans + i] = {position, 0, static_cast<std::uint16_t>(count), false, position < sink_end};
-            position += static_cast<std::int64_t>(count);
-            rest -= count;
-        }
-    }
-    if (copied != detail::no_block) {
-        detail::copy_exact(*s_, {table[q->spans - 1], last->first}, {copied, last->first}, last->count);
-        const detail::pool_lock lock(s_->lock);
-        s_->blocks.release_exact(table[q->spans - 1]);
-        table[q->spans - 1] = copied;
-    }
-    if (left != 0) last->count = static_cast<std::uint16_t>(last->count + (tokens < left ? tokens : left));
-    q->spans += more;
-    q->drafts += tokens;
-    q->next_position += static_cast<std::int64_t>(tokens);
     return status::ok;
 }
 
@@ -334,3 +285,5 @@ KVARN_INLINE result<sequence_id> cache_pool::fork(sequence_id id) noexcept
 }
 
 }  // namespace kvarn
+
+#include <kvarn/cache/reserve.hpp>  // room for drafts

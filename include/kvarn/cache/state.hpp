@@ -41,6 +41,7 @@ struct cache_span {
 struct sequence_state {
     std::uint32_t generation = 1;  ///< of the handle that is, or comes next
     bool open = false;
+    bool in_batch = false, copies = false;  ///< while reserve() counts: it was named, and its last block has to be copied
     std::size_t spans = 0;
     std::size_t committed = 0, drafts = 0;  ///< tokens; the spans cover both
     std::int64_t first_position = 0;        ///< the sink is counted from here

@@ -364,6 +364,10 @@ class CSequence(ctypes.Structure):
     _fields_ = [("slot", c_uint32), ("generation", c_uint32)]
 
 
+class CSequenceRoom(ctypes.Structure):
+    _fields_ = [("sequence", CSequence), ("tokens", c_size_t)]
+
+
 class CPoolStatistics(Sized):
     _fields_ = [
         (name, c_size_t)
@@ -480,6 +484,7 @@ STRUCTS = {
     "kvarn_cache_plan": CCachePlan,
     "kvarn_sequence_plan": CSequencePlan,
     "kvarn_sequence": CSequence,
+    "kvarn_sequence_room": CSequenceRoom,
     "kvarn_pool_statistics": CPoolStatistics,
     "kvarn_sequence_statistics": CSequenceStatistics,
     "kvarn_seal_report": CSealReport,
@@ -551,6 +556,7 @@ FUNCTIONS = {
     "open": "s pqp",
     "close": "s pS",
     "reserve": "s pSz",
+    "reserve_batch": "s ppzp",
     "store": "s pSzppzz",
     "commit": "s pSz",
     "commit_path": "s pSpz",
@@ -567,6 +573,7 @@ FUNCTIONS = {
     "seal": "s pSzpzp",
     "ready_tiles": "z pS",
     "begin_seal": "s pSzp",
+    "begin_seal_all": "s pzp",
     "seal_items": "z p",
     "seal_item": "s pzpz",
     "finish_seal": "s pzp",

@@ -34,6 +34,7 @@ from ._c import (
     CSealReport,
     CSequence,
     CSequencePlan,
+    CSequenceRoom,
     CSequenceStatistics,
     CShiftReport,
     CStep,
@@ -497,17 +498,36 @@ class Cache:
             for out, lse in zip(outputs, sums)
         ]
 
+    def reserve(self, sequences: Many[Sequence], tokens: Many[int] | int) -> None:
+        """Room for so many more drafts of each sequence, in all layers: for all of them, or nothing has
+        changed. `tokens`: one number for all, or one for each.
+        """
+        if isinstance(tokens, (int, np.integer)):
+            tokens = [tokens] * len(sequences)
+        if len(tokens) != len(sequences):
+            raise ValueError(f"tokens: {len(tokens)} numbers for {len(sequences)} sequences")
+        for sequence in sequences:
+            if sequence._cache is not self:
+                raise ValueError("sequences: one is of another cache")
+        batch = (CSequenceRoom * len(sequences))(
+            *(CSequenceRoom(s._c, integer(n)) for s, n in zip(sequences, tokens))
+        )
+        failed = ctypes.c_size_t()
+        status = lib.kvarn_reserve_batch(self._handle, batch, len(batch), ctypes.byref(failed))
+        check(status, "Cache.reserve", f"sequences[{failed.value}]")
+
     # --- sealing by items ---
 
-    def begin_seal(self, sequence: Sequence, most: int | None = None) -> int:
-        """Queues up to `most` ready tiles of a sequence; says how many."""
+    def begin_seal(self, sequence: Sequence | None = None, most: int | None = None) -> int:
+        """Queues up to `most` ready tiles of a sequence, or of all (None), by turns; says how many."""
         queued = ctypes.c_size_t()
+        number = SIZE_MAX if most is None else most
         check(
-            lib.kvarn_begin_seal(
-                self._handle, sequence._c, SIZE_MAX if most is None else most, ctypes.byref(queued)
-            ),
+            lib.kvarn_begin_seal_all(self._handle, number, ctypes.byref(queued))
+            if sequence is None
+            else lib.kvarn_begin_seal(self._handle, sequence._c, number, ctypes.byref(queued)),
             "Cache.begin_seal",
-            "sequence",
+            None if sequence is None else "sequence",
         )
         return int(queued.value)
 

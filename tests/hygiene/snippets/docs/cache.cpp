@@ -22,7 +22,7 @@ static status step(engine_cache& cache, one_thread& threads, kvarn::sequence_id 
     return sealed.error;
 }
 
-static std::size_t seal_some(kvarn::cache_pool& pool, kvarn::sequence_id sequence, std::size_t items_per_step, one_thread& threads,
+static std::size_t seal_some(kvarn::cache_pool& pool, std::size_t items_per_step, one_thread& threads,
                              std::vector<std::vector<std::byte>>& scratch)
 {
     std::size_t failures = 0;
@@ -58,7 +58,7 @@ int main()
     float largest = 0;
     for (const float y : out) largest = std::max(largest, y < 0 ? -y : y);
     std::printf("%zu tokens, %zu of them in records, outputs up to %.3f\n", numbers->tokens, numbers->sealed_tokens, static_cast<double>(largest));
-    if (seal_some(cache.pool, *sequence, 100, threads, cache.scratch) != 0) return std::puts("sealing"), 1;
+    if (seal_some(cache.pool, 100, threads, cache.scratch) != 0) return std::puts("sealing"), 1;
     if (!comes_back(cache.pool, *sequence)) return std::puts("saving"), 1;
     return numbers->tokens == 450 && numbers->sealed_tokens == 256 && largest > 0.01f && largest < 4 ? 0 : 1;
 }
