@@ -117,6 +117,12 @@ struct dot_products {
                 ahead.touch<read_ahead::beside(4 * V::size / passes)>();
             }
             KVARN_UNROLL
+            for (int q = 0; q < quads_of_pass; ++q)
+                KVARN_UNROLL
+                for (int k = 0; k < per_byte; ++k)
+                    KVARN_UNROLL
+                    for (int r = 0; r < rows_of_pass; ++r) KVARN_HOLD(sum[q][k][r]);
+            KVARN_UNROLL
             for (int q = 0; q < quads_of_pass; ++q) {
                 if (4 * (Quad + q) < bytes)
                     KVARN_UNROLL

@@ -159,6 +159,26 @@ struct vnni_512 : vnni_lanes {
     KVARN_INLINE static void store(const reg (&x)[8 / Bits], float* to) noexcept
     {
         constexpr int per_byte = 8 / Bits;
+        if constexpr (store_plan<Bits, Parts, Signed>::fits) {
+            const auto& plan = store_plan<Bits, Parts, Signed>::plan;
+            constexpr int registers = per_byte / Parts;
+            __m512 y[registers];
+            KVARN_UNROLL
+            for (int r = 0; r < registers; ++r)
+                y[r] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum_parts<Parts>(x + r * Parts)), _mm512_load_ps(plan.scale[r]));
+            KVARN_UNROLL
+            for (int i = 0; i < registers; ++i) {
+                const __m512i order = _mm512_load_si512(plan.order[i]);
+                const __m512 z = registers == 1 ? _mm512_permutexvar_ps(order, y[0]) : _mm512_permutex2var_ps(y[0], order, y[registers - 1]);
+                if constexpr (per_byte == 4) {
+                    _mm512_storeu_ps(to + 64 * i, z);
+                } else {
+                    _mm256_storeu_ps(to + 64 * i, _mm512_castps512_ps256(z));
+                    _mm256_storeu_ps(to + 64 * i + 32, _mm512_extractf32x8_ps(z, 1));
+                }
+            }
+            return;
+        }
         constexpr auto each = std::make_integer_sequence<int, per_byte>{};
         __m128i y[4][per_byte];
         KVARN_UNROLL
@@ -176,6 +196,41 @@ struct vnni_512 : vnni_lanes {
     }
 
 private:
+    /// How sums come into the order of columns where the codes of a byte are one or two vectors when their parts are added: those have the codes
+    /// one after the other, in lanes of four bytes each.
+    template <int Bits, int Parts, bool Signed>
+    struct store_plan {
+        static constexpr int per_byte = 8 / Bits, registers = per_byte / Parts, lanes = 4 / Parts;  // of a code
+        static constexpr bool fits = registers == 1 || registers == 2;
+        alignas(64) float scale[2][16];
+        alignas(64) std::int32_t order[2][16];
+        static constexpr store_plan plan = [] {
+            store_plan p{};
+            [&]<int... K>(std::integer_sequence<int, K...>) {
+                const int positions[] = {position<Bits, K, Signed>...};
+                for (int i = 0; i < 16 * registers && fits; ++i) {
+                    p.scale[i / 16][i % 16] = 1.0f / static_cast<float>(1 << positions[i / 16 * Parts + i % 16 / 4 / lanes]);
+                    const int lane = i / (4 * per_byte), column = i / per_byte % 4, code = i % per_byte;
+                    p.order[i / 16][i % 16] = code / Parts * 16 + (code % Parts * lanes + lane) * 4 + column;
+                }
+            }(std::make_integer_sequence<int, per_byte>{});
+            return p;
+        }();
+    };
+
+    /// One vector of the parts' sums of `Parts` codes.
+    template <int Parts>
+    KVARN_INLINE static reg sum_parts(const reg* x) noexcept
+    {
+        const auto halves = [](reg a, reg b) KVARN_LAMBDA { return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee)); };
+        if constexpr (Parts == 1) return x[0];
+        else if constexpr (Parts == 2) return halves(x[0], x[1]);
+        else {
+            const reg a = halves(x[0], x[1]), b = halves(x[2], x[3]);
+            return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+        }
+    }
+
     template <int A, int B, int C, int D>
     KVARN_INLINE static reg of_parts() noexcept
     {
