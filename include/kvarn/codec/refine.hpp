@@ -76,7 +76,31 @@ struct refine_pass {
     using k = simd::kernels<Arch>;
     using one = simd::kernels<simd::portable>;
     static constexpr int block = simd::lane_count;
-    static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
+
+    /// What the rows of a block have between the search and the first refit.
+    struct block_rows {
+        alignas(64) float origin[block];  ///< x' = x - origin
+        alignas(64) float sum[block];     ///< of weight * x'
+    };
+
+    /// Sums over axis 1, for each row of a block, which are folded to one register each: the last additions are done for all rows at once.
+    template <int Count>
+    struct row_sums {
+        alignas(64) float folded[Count][block * k::width];
+
+        KVARN_INLINE explicit row_sums(int rows) noexcept
+        {
+            if (rows == block) return;
+            for (auto& sum : folded)
+                for (int i = rows * k::width; i < block * k::width; ++i) sum[i] = 0.0f;
+        }
+        KVARN_INLINE void take(int i, const v (&sums)[Count]) noexcept
+        {
+            KVARN_UNROLL
+            for (int n = 0; n < Count; ++n) k::store(folded[n] + i * k::width, fold(sums[n]));
+        }
+        KVARN_INLINE v of(int n) const noexcept { return simd::sum_folded_rows<Arch>(folded[n]); }
+    };
 
     const float* tile;
     std::ptrdiff_t stride;
@@ -86,12 +110,11 @@ struct refine_pass {
     tile_unit unit;
     float total_weight = 0.0f;
 
-    /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
+    /// Clamps the code that was fitted to a value, and rounds it half to even.
     template <class V>
-    KVARN_INLINE V code_of(const V& x, const V& inverse, const V& offset) const noexcept
+    KVARN_INLINE static V code_of(const V& fitted, const V& zero, const V& most) noexcept
     {
-        const V y = minimum(maximum(fma(x, inverse, offset), V::broadcast(0.0f)), V::broadcast(levels));
-        return sub(add(y, V::broadcast(magic)), V::broadcast(magic));
+        return rounded(V(minimum(V(maximum(fitted, zero)), most)));
     }
 
     /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
@@ -113,7 +136,7 @@ struct refine_pass {
     KVARN_NOINLINE void bound_weights(const float* s0, int size0) const noexcept
     {
         const int most0 = most_binade(s0, size0), most1 = most_binade(m.s1, size1);
-        for (int i = 0; i < size0; ++i) m.lift[i] = lift_by(binade(s0[i]) - most0);
+        for (int i = 0; i < simd::whole_lanes(size0); ++i) m.lift[i] = i < size0 ? lift_by(binade(s0[i]) - most0) : 1.0f;
         for (int j = 0; j < padded1; ++j) m.share[j] = j < size1 ? one::div(1.0f, lift_by(2 * (binade(m.s1[j]) - most1))) : 1.0f;
     }
 
@@ -142,169 +165,192 @@ struct refine_pass {
         }
     }
 
-    KVARN_INLINE float middle(int i) const noexcept { return one::fma(m.scale[i], 0.5f * levels, m.zero[i]); }
-
-    /// x' = x - origin of row `row` to place i of the block.
-    KVARN_INLINE void centre(int row, int i, float origin) const noexcept
-    {
-        const float* const values = tile + row * stride;
-        float* const x = m.x + i * padded1;
-        const v minus = v::broadcast(-origin);
-        for (int j = 0; j < padded1; j += block) fma(v::load(values + j), v::load(m.reciprocal + j), minus).store(x + j);
-    }
-
-    /// Squared errors, in code units, of Count clip ranges that start at number `first`.
-    template <int Count>
-    KVARN_INLINE void clip_errors(const float* x, float half_range, int first, float* error) const noexcept
-    {
-        part inverse[Count];
-        for (int c = 0; c < Count; ++c) inverse[c] = part::broadcast(one::div(0.5f * levels, one::mul(half_range, clip(first + c))));
-        const part offset = part::broadcast(0.5f * levels), zero = part::broadcast(0.0f), most = part::broadcast(levels);
-        v sums[Count];
-        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Count], int first_lane) KVARN_LAMBDA {
-            for (int c = 0; c < Count; ++c) sum[c] = zero;
-            for (int j = first_lane; j < padded1; j += block) {
-                const part value = part::load(x + j), weight = part::load(m.weight + j);
-                KVARN_UNROLL
-                for (int c = 0; c < Count; ++c) {
-                    const part y = fma(value, inverse[c], offset);
-                    const part code = sub(add(minimum(maximum(y, zero), most), part::broadcast(magic)), part::broadcast(magic));
-                    const part e = sub(y, code);
-                    sum[c] = fma(mul(e, weight), e, sum[c]);
-                }
-            }
-        });
-        for (int c = 0; c < Count; ++c) error[c] = reduce_add(sums[c]);
-    }
-
     /// The share of the range that candidate number `i` keeps.
     KVARN_INLINE static float clip(int i) noexcept { return one::fma(-0.1f, static_cast<float>(i), 1.0f); }
 
-    /// Row `row`: minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle, which it returns, at
-    /// place i of the block.
-    KVARN_NOINLINE float search(int row, int i, int clip_steps, float floor) const noexcept
+    static constexpr int ranges = 3;  // tried in one pass
+
+    /// One row, x' = x - origin of which goes to `x`: squared errors in code units of clip ranges whose steps have the reciprocals `inverse`,
+    /// and the sum of weight * x'.
+    KVARN_INLINE void clip_errors(const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
+                                  v (&sums)[ranges + 1]) const noexcept
     {
-        const float* const values = tile + row * stride;
-        float* const x = m.x + i * padded1;
-        v least = mul(v::load(values), v::load(m.reciprocal)), most = least;
-        for (int j = block; j < padded1; j += block) {
-            const v value = mul(v::load(values + j), v::load(m.reciprocal + j));
-            least = minimum(least, value);
-            most = maximum(most, value);
-        }
-        const float low = reduce_min(least), high = reduce_max(most);
-        const float origin = one::fma(one::sub(high, low), 0.5f, low);
-        centre(row, i, origin);
-        const float half_range = one::maximum(one::mul(one::sub(high, low), 0.5f), one::mul(floor, 0.5f * levels));
-        int best = 0;
-        float least_error = 0;
-        for (int c = 0; c <= clip_steps; c += 3) {
-            float error[3];
-            clip_errors<3>(x, half_range, c, error);
-            for (int n = 0; n < 3 && c + n <= clip_steps; ++n) {
-                const float e = one::mul(one::mul(error[n], clip(c + n)), clip(c + n));  // code units to those of x
-                if (c + n == 0 || e < least_error) {
-                    least_error = e;
-                    best = c + n;
+        const float *const reciprocals = m.reciprocal, *const weights = m.weight;
+        const int columns = padded1;
+        part by[ranges];
+        KVARN_UNROLL
+        for (int c = 0; c < ranges; ++c) by[c] = part::broadcast(inverse[c]);
+        const part minus = part::broadcast(minus_origin), offset = part::broadcast(0.5f * levels);
+        const part zero = part::broadcast(0.0f), most = part::broadcast(levels);
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[ranges + 1], int first_lane) KVARN_LAMBDA {
+            KVARN_UNROLL
+            for (part& all : sum) all = zero;
+            for (int j = first_lane; j < columns; j += block) {
+                const part value = fma(part::load(values + j), part::load(reciprocals + j), minus), weight = part::load(weights + j);
+                value.store(x + j);
+                KVARN_UNROLL
+                for (int c = 0; c < ranges; ++c) {
+                    const part y = fma(value, by[c], offset), e = sub(y, code_of(y, zero, most));
+                    sum[c] = fma(mul(e, weight), e, sum[c]);
                 }
+                sum[ranges] = fma(weight, value, sum[ranges]);
             }
-        }
-        const float kept = one::mul(half_range, clip(best));
-        m.scale[row] = one::div(kept, 0.5f * levels);
-        m.zero[row] = one::sub(origin, kept);
-        return origin;
+        });
     }
 
-    /// Rounds x' = x - origin of row `row`, taken from place i of the block (Staged) or from the tile, and fits scale and zero to the codes
-    /// by weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With Unbiased the
-    /// scale is then widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least squares
-    /// pull values towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
-    template <bool Staged, bool Unbiased>
-    KVARN_NOINLINE void fit(int row, int i, float origin) const noexcept
+    /// Rows [i0, i0 + rows): minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle in the block.
+    KVARN_NOINLINE void search(int i0, int rows, int clip_steps, const float* s0, block_rows& b) const noexcept
     {
-        const float* const x = Staged ? m.x + i * padded1 : tile + row * stride;
-        float* const codes = m.codes + i * padded1;
-        float& scale = m.scale[row];
-        float& zero = m.zero[row];
-        const float inverse = one::div(1.0f, scale);
-        const part by = part::broadcast(inverse), offset = part::broadcast(one::mul(one::sub(origin, zero), inverse));
-        const part minus_origin = part::broadcast(-origin);
-        v sums[Unbiased ? 5 : 4];
-        const auto &sum_c = sums[0], &sum_cc = sums[1], &sum_cx = sums[2], &sum_x = sums[3], &sum_xx = sums[Unbiased ? 4 : 0];
-        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Unbiased ? 5 : 4], int e) KVARN_LAMBDA {
+        alignas(64) float low[block] = {}, high[block] = {}, minus_origin[block], inverse[ranges][block];
+        row_ranges<Arch>(tile + i0 * stride, stride, rows, padded1, m.reciprocal, low, high);
+        const v half_levels = v::broadcast(0.5f * levels), half = v::broadcast(0.5f), range = sub(v::load(high), v::load(low));
+        const v origin = fma(range, half, v::load(low));
+        const v floor = mul(div(v::load(s0 + i0), v::load(m.lift + i0)), v::broadcast(1e-10f));
+        const v half_range = maximum(mul(range, half), mul(floor, half_levels));
+        origin.store(b.origin);
+        mul(origin, v::broadcast(-1.0f)).store(minus_origin);
+        v least_error = half, kept = half;
+        for (int first = 0; first <= clip_steps; first += ranges) {
+            for (int c = 0; c < ranges; ++c) div(half_levels, mul(half_range, v::broadcast(clip(first + c)))).store(inverse[c]);
+            row_sums<ranges + 1> sums(rows);
+            for (int i = 0; i < rows; ++i) {
+                v sum[ranges + 1];
+                clip_errors(tile + (i0 + i) * stride, minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, m.x + i * padded1, sum);
+                sums.take(i, sum);
+            }
+            for (int c = 0; c < ranges && first + c <= clip_steps; ++c) {
+                const v share = v::broadcast(clip(first + c)), e = mul(mul(sums.of(c), share), share);  // code units to those of x
+                kept = first + c == 0 ? share : v(where_greater(least_error, e, share, kept));
+                least_error = first + c == 0 ? e : v(where_greater(least_error, e, e, least_error));
+            }
+            if (first == 0) sums.of(ranges).store(b.sum);
+        }
+        kept = mul(half_range, kept);
+        div(kept, half_levels).store(m.scale + i0);
+        sub(origin, kept).store(m.zero + i0);
+    }
+
+    /// One row, x' of which comes from `x` (Staged) or from the tile: its codes, and the sums that a fit of scale and zero needs: of c, c^2, c x',
+    /// then x' unless Staged, and x'^2 with Unbiased.
+    template <bool Staged, bool Unbiased, int Sums>
+    KVARN_INLINE void round_row(const float* x, float inverse, float code_of_origin, float minus_origin, float* codes, v (&sums)[Sums]) const noexcept
+    {
+        const float *const reciprocals = m.reciprocal, *const weights = m.weight;
+        const int columns = padded1;
+        const part by = part::broadcast(inverse), offset = part::broadcast(code_of_origin), minus = part::broadcast(minus_origin);
+        const part zero = part::broadcast(0.0f), most = part::broadcast(levels);
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Sums], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
-            for (part& all : sum) all = part::broadcast(0.0f);
-            for (int j = e; j < padded1; j += block) {
-                const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(m.reciprocal + j), minus_origin);
-                const part weight = part::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
+            for (part& all : sum) all = zero;
+            for (int j = first_lane; j < columns; j += block) {
+                const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(reciprocals + j), minus);
+                const part weight = part::load(weights + j), code = code_of(fma(value, by, offset), zero, most), weighted = mul(code, weight);
                 code.store(codes + j);
                 sum[0] = add(sum[0], weighted);
                 sum[1] = fma(weighted, code, sum[1]);
                 sum[2] = fma(weighted, value, sum[2]);
-                sum[3] = fma(weight, value, sum[3]);
+                if constexpr (!Staged) sum[3] = fma(weight, value, sum[3]);
                 if constexpr (Unbiased) sum[4] = fma(mul(weight, value), value, sum[4]);
             }
         });
-        const float c = reduce_add(sum_c), s = reduce_add(sum_x), cc = reduce_add(sum_cc);
-        const float mean_code = one::div(c, total_weight), mean = one::div(s, total_weight);
-        const float variance = one::fnma(mean_code, c, cc), covariance = one::fnma(mean_code, s, reduce_add(sum_cx));
-        if (variance > one::mul(cc, least_variance)) {
-            const float fitted = one::div(covariance, variance);
-            if (fitted > least_scale) {
-                scale = fitted;
-                if constexpr (Unbiased) {
-                    const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
-                    scale = one::minimum(one::maximum(widened, fitted), one::mul(2.0f, fitted));
-                }
-            }
-        }
-        if constexpr (Unbiased) scale = as_scalar0(row, scale);
-        zero = one::add(origin, one::fnma(scale, mean_code, mean));
     }
 
-    /// Codes of row `row` for its present scale and zero, to the block.
-    KVARN_NOINLINE void round(int row, int i, float origin) const noexcept
+    /// Rounds x' = x - origin of rows [i0, i0 + rows), taken from the block (Staged, where `b` has origins) or from the tile, and fits scale and
+    /// zero to the codes by weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With
+    /// Unbiased the scale is then widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least
+    /// squares pull values towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
+    template <bool Staged, bool Unbiased>
+    KVARN_NOINLINE void fit(int i0, int rows, const block_rows* b) const noexcept
     {
-        const float* const x = m.x + i * padded1;
-        float* const codes = m.codes + i * padded1;
-        const float inverse = one::div(1.0f, m.scale[row]);
-        const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, m.zero[row]), inverse));
-        for (int j = 0; j < padded1; j += block) code_of<v>(v::load(x + j), by, offset).store(codes + j);
+        constexpr int count = Staged ? 3 : Unbiased ? 5 : 4;
+        alignas(64) float inverse[block], offset[block], minus_origin[block];
+        v scale = v::load(m.scale + i0);
+        const v zero = v::load(m.zero + i0), origin = Staged ? v(v::load(b->origin)) : v(fma(scale, v::broadcast(0.5f * levels), zero));
+        const v by = div(v::broadcast(1.0f), scale);
+        by.store(inverse);
+        mul(sub(origin, zero), by).store(offset);
+        mul(origin, v::broadcast(-1.0f)).store(minus_origin);
+        row_sums<count> sums(rows);
+        for (int i = 0; i < rows; ++i) {
+            v sum[count];
+            round_row<Staged, Unbiased>(Staged ? m.x + i * padded1 : tile + (i0 + i) * stride, inverse[i], offset[i], minus_origin[i],
+                                        m.codes + i * padded1, sum);
+            sums.take(i, sum);
+        }
+        const v c = sums.of(0), cc = sums.of(1), s = Staged ? v(v::load(b->sum)) : sums.of(Staged ? 0 : 3), weight = v::broadcast(total_weight);
+        const v mean_code = div(c, weight), mean = div(s, weight);
+        const v variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, sums.of(2));
+        const v fitted = div(covariance, variance);
+        v better = fitted;
+        if constexpr (Unbiased) {
+            const v widened = div(fnma(mean, s, sums.of(4)), covariance);
+            better = minimum(maximum(widened, fitted), mul(fitted, v::broadcast(2.0f)));
+        }
+        better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
+        scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
+        if constexpr (Unbiased) {
+            scale.store(m.scale + i0);
+            for (int i = 0; i < rows; ++i) m.scale[i0 + i] = as_scalar0(i0 + i, m.scale[i0 + i]);
+            scale = v::load(m.scale + i0);
+        }
+        scale.store(m.scale + i0);
+        add(origin, fnma(scale, mean_code, mean)).store(m.zero + i0);
+    }
+
+    /// Codes of rows [i0, i0 + rows) for their present scales and zeros, to the block.
+    KVARN_NOINLINE void round(int i0, int rows, const block_rows& b) const noexcept
+    {
+        alignas(64) float inverse[block], offset[block];
+        const v by = div(v::broadcast(1.0f), v::load(m.scale + i0));
+        by.store(inverse);
+        mul(sub(v::load(b.origin), v::load(m.zero + i0)), by).store(offset);
+        const v zero = v::broadcast(0.0f), most = v::broadcast(levels);
+        const int columns = padded1;
+        for (int i = 0; i < rows; ++i) {
+            const float* const x = m.x + i * columns;
+            float* const codes = m.codes + i * columns;
+            const v row_by = v::broadcast(inverse[i]), row_offset = v::broadcast(offset[i]);
+            for (int j = 0; j < columns; j += block) code_of<v>(fma(v::load(x + j), row_by, row_offset), zero, most).store(codes + j);
+        }
     }
 
     /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, with Norms, tile^2.
     template <bool Norms>
     KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
     {
-        for (int j = 0; j < padded1; j += part::count) {
+        const float *const values = tile + i0 * stride, *const codes = m.codes, *const scale = m.scale + i0, *const zero = m.zero + i0;
+        float *const products = m.product, *const squares = m.square;
+        const int columns = padded1;
+        const std::ptrdiff_t distance = stride;
+        for (int j = 0; j < columns; j += part::count) {
             part product = part::broadcast(0.0f), square = product;
-            if (i0 != 0) product = part::load(m.product + j), square = part::load(m.square + j);
+            if (i0 != 0) product = part::load(products + j), square = part::load(squares + j);
             for (int i = 0; i < rows; ++i) {
-                const part value = part::load(tile + (i0 + i) * stride + j);
-                const part y = fma(part::load(m.codes + i * padded1 + j), part::broadcast(m.scale[i0 + i]), part::broadcast(m.zero[i0 + i]));
+                const part value = part::load(values + i * distance + j);
+                const part y = fma(part::load(codes + i * columns + j), part::broadcast(scale[i]), part::broadcast(zero[i]));
                 product = fma(value, Norms ? value : y, product);
                 square = fma(y, y, square);
             }
-            product.store(m.product + j);
-            square.store(m.square + j);
+            product.store(products + j);
+            square.store(squares + j);
         }
     }
 
     /// Moves s1 `step` times the way to the least-squares fit of the tile on y, and keeps it positive.
     KVARN_NOINLINE void refit_factors(float step) noexcept
     {
-        for (int j = 0; j < size1; ++j) {
-            if (!(m.square[j] > 0.0f)) continue;
-            const float way = one::sub(one::div(m.product[j], m.square[j]), m.s1[j]);
-            m.s1[j] = one::maximum(one::fma(step, way, m.s1[j]), least_factor * unit.unit);
+        for (int j = 0; j < padded1; j += block) {
+            const v square = v::load(m.square + j), s1 = v::load(m.s1 + j), way = sub(div(v::load(m.product + j), square), s1);
+            const v moved = maximum(fma(v::broadcast(step), way, s1), v::broadcast(least_factor * unit.unit));
+            where_greater(square, v(v::broadcast(0.0f)), moved, s1).store(m.s1 + j);
         }
         take_factors();
     }
 
     /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
-    KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
+    KVARN_INLINE static v norm_ratio(const v& exact, const v& decoded) noexcept
     {
-        return decoded > 0.0f ? one::sqrt(one::div(exact, decoded)) : 1.0f;
+        return where_greater(decoded, v(v::broadcast(0.0f)), v(sqrt(div(exact, decoded))), v(v::broadcast(1.0f)));
     }
 
     /// A scalar in the precision that the record will have it in.
@@ -322,20 +368,26 @@ struct refine_pass {
         for (int j = 0; j < padded1; j += block) k::store_codes(to + j, v(v::load(codes + j)).r, k::broadcast(1.0f));
     }
 
-    /// V: multiplies scale and zero of row `row` so that its decoded norm is the exact one.
-    KVARN_NOINLINE void keep_row_norm(int row, int i) const noexcept
+    /// V: multiplies scales and zeros of rows [i0, i0 + rows) so that their decoded norms are the exact ones.
+    KVARN_NOINLINE void keep_row_norms(int i0, int rows) const noexcept
     {
-        const float* const values = tile + row * stride;
-        const v scale = v::broadcast(m.scale[row]), zero = v::broadcast(m.zero[row]);
-        v exact = v::broadcast(0.0f), decoded = exact;
-        for (int j = 0; j < padded1; j += block) {
-            const v y = fma(v::load(m.codes + i * padded1 + j), scale, zero), value = v::load(values + j);
-            exact = fma(mul(value, v::load(m.share + j)), value, exact);
-            decoded = fma(mul(y, v::load(m.weight + j)), y, decoded);
+        const float *const shares = m.share, *const weights = m.weight;
+        const int columns = padded1;
+        row_sums<2> sums(rows);
+        for (int i = 0; i < rows; ++i) {
+            const float *const values = tile + (i0 + i) * stride, *const codes = m.codes + i * columns;
+            const v scale = v::broadcast(m.scale[i0 + i]), zero = v::broadcast(m.zero[i0 + i]);
+            v sum[2] = {v::broadcast(0.0f), v::broadcast(0.0f)};
+            for (int j = 0; j < columns; j += block) {
+                const v y = fma(v::load(codes + j), scale, zero), value = v::load(values + j);
+                sum[0] = fma(mul(value, v::load(shares + j)), value, sum[0]);
+                sum[1] = fma(mul(y, v::load(weights + j)), y, sum[1]);
+            }
+            sums.take(i, sum);
         }
-        const float ratio = norm_ratio(reduce_add(exact), reduce_add(decoded));
-        m.scale[row] = one::mul(m.scale[row], ratio);
-        m.zero[row] = one::mul(m.zero[row], ratio);
+        const v ratio = norm_ratio(sums.of(0), sums.of(1));
+        mul(v::load(m.scale + i0), ratio).store(m.scale + i0);
+        mul(v::load(m.zero + i0), ratio).store(m.zero + i0);
     }
 };
 
@@ -360,23 +412,22 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     };
 
     for_blocks([&](int i0, int rows) {
-        float origin[block];
+        typename pass::block_rows b;
         const auto pad = [&](int i, float value) {
             for (int j = size1; j < padded1; ++j) tile[(i0 + i) * stride + j] = value;
         };
         // For minimum and maximum padding repeats column 0; otherwise it is zero, for the norms.
         for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
-        for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(one::div(s0[i0 + i], m.lift[i0 + i]), 1e-10f));
-        for (int n = 0; n < fits_after_search; ++n)
-            for (int i = 0; i < rows; ++i) p.template fit<true, false>(i0 + i, i, origin[i]);
-        for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
+        p.search(i0, rows, clip_steps, s0, b);
+        for (int n = 0; n < fits_after_search; ++n) p.template fit<true, false>(i0, rows, &b);
+        p.round(i0, rows, b);
         for (int i = 0; i < rows; ++i) pad(i, 0.0f);
         p.template add_columns<false>(i0, rows);
     });
     for (int n = 1; n < rounds; ++n) {
         p.refit_factors(refit_step);
         for_blocks([&](int i0, int rows) {
-            for (int i = 0; i < rows; ++i) p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
+            p.template fit<false, false>(i0, rows, nullptr);
             p.template add_columns<false>(i0, rows);
         });
     }
@@ -390,14 +441,14 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     KVARN_PIN(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
     alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
     for_blocks([&](int i0, int rows) {
+        if (token == token_axis::axis1) {
+            p.template fit<false, true>(i0, rows, nullptr);
+            for (int i = i0; i < i0 + rows; ++i) m.zero[i] = p.as_scalar0(i, m.zero[i]);
+        } else {
+            p.template fit<false, false>(i0, rows, nullptr);
+            p.keep_row_norms(i0, rows);
+        }
         for (int i = 0; i < rows; ++i) {
-            if (token == token_axis::axis1) {
-                p.template fit<false, true>(i0 + i, i, p.middle(i0 + i));
-                m.zero[i0 + i] = p.as_scalar0(i0 + i, m.zero[i0 + i]);
-            } else {
-                p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
-                p.keep_row_norm(i0 + i, i);
-            }
             m.zero[i0 + i] = one::add(m.zero[i0 + i], plus_zero);
             p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
         }
@@ -405,7 +456,8 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     });
     if (token == token_axis::axis1)
-        for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
+        for (int j = 0; j < size1; j += block)
+            pass::norm_ratio(pass::v::load(m.product + j), pass::v::load(m.square + j)).store(m.s1 + j);
 
     p.scale_rows(tile, size0, true);
     for (int i = 0; i < size0; ++i) {

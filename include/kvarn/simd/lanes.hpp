@@ -97,6 +97,14 @@ struct lanes {
     {
         return make([&](int i) KVARN_LAMBDA { return k::magnitude(a.r[i]); });
     }
+    KVARN_INLINE friend lanes rounded(const lanes& a) noexcept
+    {
+        return make([&](int i) KVARN_LAMBDA { return k::rounded(a.r[i]); });
+    }
+    KVARN_INLINE friend lanes where_greater(const lanes& a, const lanes& b, const lanes& yes, const lanes& no) noexcept
+    {
+        return make([&](int i) KVARN_LAMBDA { return k::where_greater(a.r[i], b.r[i], yes.r[i], no.r[i]); });
+    }
 
     KVARN_INLINE friend float reduce_min(const lanes& a) noexcept
     {

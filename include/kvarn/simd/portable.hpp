@@ -77,6 +77,10 @@ struct kernels<portable> {
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
     KVARN_INLINE static reg magnitude(reg a) noexcept { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a) & 0x7fffffffu); }
+    /// The nearest integer, ties to even, of 0 <= a < 2^22.
+    KVARN_INLINE static reg rounded(reg a) noexcept { return sub(add(a, 12582912.0f), 12582912.0f); }
+    /// a > b ? yes : no, lane by lane.
+    KVARN_INLINE static reg where_greater(reg a, reg b, reg yes, reg no) noexcept { return a > b ? yes : no; }
 
     /// Keeps an accumulator in one register from turn to turn of a loop: see KVARN_HOLD.
     KVARN_INLINE static void hold(reg&) noexcept {}
