@@ -110,13 +110,6 @@ struct refine_pass {
     tile_unit unit;
     float total_weight = 0.0f;
 
-    /// Clamps the code that was fitted to a value, and rounds it half to even.
-    template <class V>
-    KVARN_INLINE static V code_of(const V& fitted, const V& zero, const V& most) noexcept
-    {
-        return rounded(V(minimum(V(maximum(fitted, zero)), most)));
-    }
-
     /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
     KVARN_NOINLINE void take_factors() noexcept
     {
@@ -181,16 +174,16 @@ struct refine_pass {
         KVARN_UNROLL
         for (int c = 0; c < ranges; ++c) by[c] = part::broadcast(inverse[c]);
         const part minus = part::broadcast(minus_origin), offset = part::broadcast(0.5f * levels);
-        const part zero = part::broadcast(0.0f), most = part::broadcast(levels);
+        const part most = part::broadcast(levels);
         simd::sum_in_parts<Arch>(sums, [&](part (&sum)[ranges + 1], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
-            for (part& all : sum) all = zero;
+            for (part& all : sum) all = part::broadcast(0.0f);
             for (int j = first_lane; j < columns; j += block) {
                 const part value = fma(part::load(values + j), part::load(reciprocals + j), minus), weight = part::load(weights + j);
                 value.store(x + j);
                 KVARN_UNROLL
                 for (int c = 0; c < ranges; ++c) {
-                    const part y = fma(value, by[c], offset), e = sub(y, code_of(y, zero, most));
+                    const part y = fma(value, by[c], offset), e = sub(y, nearest_code(y, most));
                     sum[c] = fma(mul(e, weight), e, sum[c]);
                 }
                 sum[ranges] = fma(weight, value, sum[ranges]);
@@ -238,13 +231,13 @@ struct refine_pass {
         const float *const reciprocals = m.reciprocal, *const weights = m.weight;
         const int columns = padded1;
         const part by = part::broadcast(inverse), offset = part::broadcast(code_of_origin), minus = part::broadcast(minus_origin);
-        const part zero = part::broadcast(0.0f), most = part::broadcast(levels);
+        const part most = part::broadcast(levels);
         simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Sums], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
-            for (part& all : sum) all = zero;
+            for (part& all : sum) all = part::broadcast(0.0f);
             for (int j = first_lane; j < columns; j += block) {
                 const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(reciprocals + j), minus);
-                const part weight = part::load(weights + j), code = code_of(fma(value, by, offset), zero, most), weighted = mul(code, weight);
+                const part weight = part::load(weights + j), code = nearest_code(fma(value, by, offset), most), weighted = mul(code, weight);
                 code.store(codes + j);
                 sum[0] = add(sum[0], weighted);
                 sum[1] = fma(weighted, code, sum[1]);
@@ -304,13 +297,13 @@ struct refine_pass {
         const v by = div(v::broadcast(1.0f), v::load(m.scale + i0));
         by.store(inverse);
         mul(sub(v::load(b.origin), v::load(m.zero + i0)), by).store(offset);
-        const v zero = v::broadcast(0.0f), most = v::broadcast(levels);
+        const v most = v::broadcast(levels);
         const int columns = padded1;
         for (int i = 0; i < rows; ++i) {
             const float* const x = m.x + i * columns;
             float* const codes = m.codes + i * columns;
             const v row_by = v::broadcast(inverse[i]), row_offset = v::broadcast(offset[i]);
-            for (int j = 0; j < columns; j += block) code_of<v>(fma(v::load(x + j), row_by, row_offset), zero, most).store(codes + j);
+            for (int j = 0; j < columns; j += block) nearest_code(fma(v::load(x + j), row_by, row_offset), most).store(codes + j);
         }
     }
 
