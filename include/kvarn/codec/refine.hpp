@@ -74,6 +74,7 @@ struct refine_pass {
     using v = simd::lanes<Arch>;
     using part = simd::part_lanes<Arch>;
     using k = simd::kernels<Arch>;
+    using step = simd::step_lanes<Arch>;
     using one = simd::kernels<simd::portable>;
     static constexpr int block = simd::lane_count;
 
@@ -163,30 +164,39 @@ struct refine_pass {
 
     static constexpr int ranges = 3;  // tried in one pass
 
+    /// The columns of a row, and what they have in common.
+    struct columns {
+        int count;
+        const float *reciprocals, *weights;
+        float levels;
+    };
+    KVARN_INLINE columns all_columns() const noexcept { return {padded1, m.reciprocal, m.weight, levels}; }
+
     /// One row, x' = x - origin of which goes to `x`: squared errors in code units of clip ranges whose steps have the reciprocals `inverse`,
     /// and the sum of weight * x'.
-    KVARN_INLINE void clip_errors(const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
-                                  v (&sums)[ranges + 1]) const noexcept
+    KVARN_INLINE static void clip_errors(const columns& at, const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
+                                         v (&sums)[ranges + 1]) noexcept
     {
-        const float *const reciprocals = m.reciprocal, *const weights = m.weight;
-        const int columns = padded1;
-        part by[ranges];
+        step by[ranges];
         KVARN_UNROLL
-        for (int c = 0; c < ranges; ++c) by[c] = part::broadcast(inverse[c]);
-        const part minus = part::broadcast(minus_origin), offset = part::broadcast(0.5f * levels);
-        const part most = part::broadcast(levels);
+        for (int c = 0; c < ranges; ++c) by[c] = step::broadcast(inverse[c]);
+        const step minus = step::broadcast(minus_origin), offset = step::broadcast(0.5f * at.levels), most = step::broadcast(at.levels);
         simd::sum_in_parts<Arch>(sums, [&](part (&sum)[ranges + 1], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
             for (part& all : sum) all = part::broadcast(0.0f);
-            for (int j = first_lane; j < columns; j += block) {
-                const part value = fma(part::load(values + j), part::load(reciprocals + j), minus), weight = part::load(weights + j);
-                value.store(x + j);
+            for (int first = first_lane; first < at.count; first += block) {
                 KVARN_UNROLL
-                for (int c = 0; c < ranges; ++c) {
-                    const part y = fma(value, by[c], offset), e = sub(y, nearest_code(y, most));
-                    sum[c] = fma(mul(e, weight), e, sum[c]);
+                for (int e = 0; e < part::count; e += step::count) {
+                    const int j = first + e;
+                    const step value = fma(step::load(values + j), step::load(at.reciprocals + j), minus), weight = step::load(at.weights + j);
+                    value.store(x + j);
+                    KVARN_UNROLL
+                    for (int c = 0; c < ranges; ++c) {
+                        const step y = fma(value, by[c], offset), error = sub(y, nearest_code(y, most));
+                        sum[c].set(e, fma(mul(error, weight), error, sum[c].template get<step>(e)));
+                    }
+                    sum[ranges].set(e, fma(weight, value, sum[ranges].template get<step>(e)));
                 }
-                sum[ranges] = fma(weight, value, sum[ranges]);
             }
         });
     }
@@ -195,7 +205,10 @@ struct refine_pass {
     KVARN_NOINLINE void search(int i0, int rows, int clip_steps, const float* s0, block_rows& b) const noexcept
     {
         alignas(64) float low[block] = {}, high[block] = {}, minus_origin[block], inverse[ranges][block];
-        row_ranges<Arch>(tile + i0 * stride, stride, rows, padded1, m.reciprocal, low, high);
+        const float* const values = tile + i0 * stride;
+        const std::ptrdiff_t distance = stride;
+        float* const x = m.x;
+        row_ranges<Arch>(values, distance, rows, padded1, m.reciprocal, low, high);
         const v half_levels = v::broadcast(0.5f * levels), half = v::broadcast(0.5f), range = sub(v::load(high), v::load(low));
         const v origin = fma(range, half, v::load(low));
         const v floor = mul(div(v::load(s0 + i0), v::load(m.lift + i0)), v::broadcast(1e-10f));
@@ -203,12 +216,13 @@ struct refine_pass {
         origin.store(b.origin);
         mul(origin, v::broadcast(-1.0f)).store(minus_origin);
         v least_error = half, kept = half;
+        const columns at = all_columns();
         for (int first = 0; first <= clip_steps; first += ranges) {
             for (int c = 0; c < ranges; ++c) div(half_levels, mul(half_range, v::broadcast(clip(first + c)))).store(inverse[c]);
             row_sums<ranges + 1> sums(rows);
             for (int i = 0; i < rows; ++i) {
                 v sum[ranges + 1];
-                clip_errors(tile + (i0 + i) * stride, minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, m.x + i * padded1, sum);
+                clip_errors(at, values + i * distance, minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, x + i * at.count, sum);
                 sums.take(i, sum);
             }
             for (int c = 0; c < ranges && first + c <= clip_steps; ++c) {
@@ -226,24 +240,28 @@ struct refine_pass {
     /// One row, x' of which comes from `x` (Staged) or from the tile: its codes, and the sums that a fit of scale and zero needs: of c, c^2, c x',
     /// then x' unless Staged, and x'^2 with Unbiased.
     template <bool Staged, bool Unbiased, int Sums>
-    KVARN_INLINE void round_row(const float* x, float inverse, float code_of_origin, float minus_origin, float* codes, v (&sums)[Sums]) const noexcept
+    KVARN_INLINE static void round_row(const columns& at, const float* x, float inverse, float code_of_origin, float minus_origin, float* codes,
+                                       v (&sums)[Sums]) noexcept
     {
-        const float *const reciprocals = m.reciprocal, *const weights = m.weight;
-        const int columns = padded1;
-        const part by = part::broadcast(inverse), offset = part::broadcast(code_of_origin), minus = part::broadcast(minus_origin);
-        const part most = part::broadcast(levels);
+        const step by = step::broadcast(inverse), offset = step::broadcast(code_of_origin), minus = step::broadcast(minus_origin);
+        const step most = step::broadcast(at.levels);
         simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Sums], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
             for (part& all : sum) all = part::broadcast(0.0f);
-            for (int j = first_lane; j < columns; j += block) {
-                const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(reciprocals + j), minus);
-                const part weight = part::load(weights + j), code = nearest_code(fma(value, by, offset), most), weighted = mul(code, weight);
-                code.store(codes + j);
-                sum[0] = add(sum[0], weighted);
-                sum[1] = fma(weighted, code, sum[1]);
-                sum[2] = fma(weighted, value, sum[2]);
-                if constexpr (!Staged) sum[3] = fma(weight, value, sum[3]);
-                if constexpr (Unbiased) sum[4] = fma(mul(weight, value), value, sum[4]);
+            for (int first = first_lane; first < at.count; first += block) {
+                KVARN_UNROLL
+                for (int e = 0; e < part::count; e += step::count) {
+                    const int j = first + e;
+                    const step value = Staged ? step::load(x + j) : fma(step::load(x + j), step::load(at.reciprocals + j), minus);
+                    if constexpr (!Staged) sum[3].set(e, fma(step::load(at.weights + j), value, sum[3].template get<step>(e)));
+                    const step code = nearest_code(fma(value, by, offset), most);
+                    code.store(codes + j);
+                    const step weight = step::load(at.weights + j), weighted = mul(code, weight);
+                    sum[0].set(e, add(sum[0].template get<step>(e), weighted));
+                    sum[1].set(e, fma(weighted, code, sum[1].template get<step>(e)));
+                    sum[2].set(e, fma(weighted, value, sum[2].template get<step>(e)));
+                    if constexpr (Unbiased) sum[4].set(e, fma(mul(weight, value), value, sum[4].template get<step>(e)));
+                }
             }
         });
     }
@@ -263,11 +281,14 @@ struct refine_pass {
         by.store(inverse);
         mul(sub(origin, zero), by).store(offset);
         mul(origin, v::broadcast(-1.0f)).store(minus_origin);
+        const columns at = all_columns();
+        const float* const x = Staged ? m.x : tile + i0 * stride;
+        const std::ptrdiff_t distance = Staged ? padded1 : stride;
+        float* const codes = m.codes;
         row_sums<count> sums(rows);
         for (int i = 0; i < rows; ++i) {
             v sum[count];
-            round_row<Staged, Unbiased>(Staged ? m.x + i * padded1 : tile + (i0 + i) * stride, inverse[i], offset[i], minus_origin[i],
-                                        m.codes + i * padded1, sum);
+            round_row<Staged, Unbiased>(at, x + i * distance, inverse[i], offset[i], minus_origin[i], codes + i * at.count, sum);
             sums.take(i, sum);
         }
         const v c = sums.of(0), cc = sums.of(1), s = Staged ? v(v::load(b->sum)) : sums.of(Staged ? 0 : 3), weight = v::broadcast(total_weight);

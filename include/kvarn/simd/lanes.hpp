@@ -44,6 +44,19 @@ struct lanes {
         for (int i = 0; i < registers; ++i) k::store(p + i * k::width, r[i]);
     }
 
+    /// Lanes [e, e + Part::count).
+    template <class Part>
+    KVARN_INLINE Part get(int e) const noexcept
+    {
+        return Part::make([&](int i) KVARN_LAMBDA { return r[e / k::width + i]; });
+    }
+    template <class Part>
+    KVARN_INLINE void set(int e, const Part& x) noexcept
+    {
+        KVARN_UNROLL
+        for (int i = 0; i < Part::registers; ++i) r[e / k::width + i] = x.r[i];
+    }
+
     KVARN_INLINE void hold() noexcept
     {
         KVARN_UNROLL
@@ -137,6 +150,11 @@ struct lanes {
 /// As many of the sixteen lanes as a loop can carry several sums of in registers: four where a register is one lane.
 template <class Arch>
 using part_lanes = lanes<Arch, kernels<Arch>::width == 1 ? 4 : lane_count>;
+
+/// As many of those as such a loop takes through all its operations before it goes on to the next: one register, so that few are
+/// needed beside the sums; all where several fused additions cost less together.
+template <class Arch>
+using step_lanes = lanes<Arch, requires(part_lanes<Arch> x) { kernels<Arch>::fma_all(x.r, x.r, x.r, x.r); } ? part_lanes<Arch>::count : kernels<Arch>::width>;
 
 /// Calls work(sum, e) for the lanes from e on of all sums, which are part_lanes then: the loop that carries them stands inside `work`.
 template <class Arch, int Sums, class F>
