@@ -332,22 +332,26 @@ struct refine_pass {
     template <bool Norms>
     KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
     {
-        const float *const values = tile + i0 * stride, *const codes = m.codes, *const scale = m.scale + i0, *const zero = m.zero + i0;
-        float *const products = m.product, *const squares = m.square;
-        const int columns = padded1;
-        const std::ptrdiff_t distance = stride;
-        for (int j = 0; j < columns; j += part::count) {
-            part product = part::broadcast(0.0f), square = product;
-            if (i0 != 0) product = part::load(products + j), square = part::load(squares + j);
-            for (int i = 0; i < rows; ++i) {
-                const part value = part::load(values + i * distance + j);
-                const part y = fma(part::load(codes + i * columns + j), part::broadcast(scale[i]), part::broadcast(zero[i]));
-                product = fma(value, Norms ? value : y, product);
-                square = fma(y, y, square);
-            }
-            product.store(products + j);
-            square.store(squares + j);
+        int j = 0;
+        if constexpr (k::width >= 8)  // with eight sums at a time no addition waits for another
+            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, Norms>(i0, rows, j);
+        for (; j < padded1; j += part::count) add_some_columns<part, Norms>(i0, rows, j);
+    }
+    template <class Some, bool Norms>
+    KVARN_INLINE void add_some_columns(int i0, int rows, int j) const noexcept
+    {
+        const float *values = tile + i0 * stride + j, *codes = m.codes + j;
+        const float *const scale = m.scale + i0, *const zero = m.zero + i0;
+        const std::ptrdiff_t distance = stride, columns = padded1;
+        Some product = Some::broadcast(0.0f), square = product;
+        if (i0 != 0) product = Some::load(m.product + j), square = Some::load(m.square + j);
+        for (int i = 0; i < rows; ++i, values += distance, codes += columns) {
+            const Some value = Some::load(values), y = fma(Some::load(codes), Some::broadcast(scale[i]), Some::broadcast(zero[i]));
+            product = fma(value, Norms ? value : y, product);
+            square = fma(y, y, square);
         }
+        product.store(m.product + j);
+        square.store(m.square + j);
     }
 
     /// Moves s1 `step` times the way to the least-squares fit of the tile on y, and keeps it positive.

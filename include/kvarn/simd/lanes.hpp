@@ -152,9 +152,17 @@ template <class Arch>
 using part_lanes = lanes<Arch, kernels<Arch>::width == 1 ? 4 : lane_count>;
 
 /// As many of those as such a loop takes through all its operations before it goes on to the next: one register, so that few are
-/// needed beside the sums; all where several fused additions cost less together.
+/// needed beside the sums; all where fused additions are emulated, and cost less together.
 template <class Arch>
-using step_lanes = lanes<Arch, requires(part_lanes<Arch> x) { kernels<Arch>::fma_all(x.r, x.r, x.r, x.r); } ? part_lanes<Arch>::count : kernels<Arch>::width>;
+KVARN_INLINE constexpr int step_count() noexcept
+{
+#if defined(KVARN_HAS_FMA)
+    if constexpr (!requires(part_lanes<Arch> x) { kernels<Arch>::fma_all(x.r, x.r, x.r, x.r); }) return kernels<Arch>::width;
+#endif
+    return part_lanes<Arch>::count;
+}
+template <class Arch>
+using step_lanes = lanes<Arch, step_count<Arch>()>;
 
 /// Calls work(sum, e) for the lanes from e on of all sums, which are part_lanes then: the loop that carries them stands inside `work`.
 template <class Arch, int Sums, class F>
