@@ -302,11 +302,7 @@ struct refine_pass {
         }
         better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
         scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
-        if constexpr (Unbiased) {
-            scale.store(m.scale + i0);
-            for (int i = 0; i < rows; ++i) m.scale[i0 + i] = as_scalar0(i0 + i, m.scale[i0 + i]);
-            scale = v::load(m.scale + i0);
-        }
+        if constexpr (Unbiased) scale = as_scalars0(i0, scale);
         scale.store(m.scale + i0);
         add(origin, fnma(scale, mean_code, mean)).store(m.zero + i0);
     }
@@ -371,13 +367,30 @@ struct refine_pass {
         return where_greater(decoded, v(v::broadcast(0.0f)), v(sqrt(div(exact, decoded))), v(v::broadcast(1.0f)));
     }
 
-    /// A scalar in the precision that the record will have it in.
-    KVARN_INLINE float as_scalar0(int row, float x) const noexcept
+    /// Scalars in the precision that the record will have them in, as multiples of 1 / factor, a power of two.
+    KVARN_INLINE static v in_half(const v& x, const v& factor) noexcept
     {
-        const float factor = unit.fold * m.lift[row];  // powers of two
-        return to_float(to_half(x * factor)) * one::div(1.0f, factor);
+        half halves[block];
+        const v bound = v::broadcast(2.0f * 32768.0f), scaled = mul(x, factor);  // a half that is infinite, whatever is beyond
+        minimum(maximum(scaled, mul(bound, v::broadcast(-1.0f))), bound).store(reinterpret_cast<bounded_half*>(halves));
+        return mul(v::load(static_cast<const half*>(halves)), div(v::broadcast(1.0f), factor));
     }
-    KVARN_INLINE float as_scalar1(float x) const noexcept { return to_float(to_half(x * unit.inverse_fold)) * unit.fold; }
+    KVARN_INLINE v as_scalars0(int i0, const v& x) const noexcept { return in_half(x, mul(v::load(m.lift + i0), v::broadcast(unit.fold))); }
+    KVARN_INLINE v as_scalars1(const v& x) const noexcept { return in_half(x, v::broadcast(unit.inverse_fold)); }
+
+    /// Scalars times powers of two: by row where `lift` is not null, and one for all. Returns whether halves can hold them.
+    KVARN_INLINE static bool finish(float* scalars, int n, const float* lift, float factor) noexcept
+    {
+        v excess = v::broadcast(0.0f);
+        for (int i = 0; i < n; i += block) {
+            v x = v::load(scalars + i);
+            if (lift != nullptr) x = mul(x, v::load(lift + i));
+            x = mul(x, v::broadcast(factor));
+            x.store(scalars + i);
+            excess = maximum(excess, where_greater(v(v::broadcast(half_overflow)), v(magnitude(x)), v(v::broadcast(0.0f)), v(v::broadcast(1.0f))));
+        }
+        return !(reduce_max(excess) > 0.0f);
+    }
 
     /// The codes of place i of the block as bytes.
     KVARN_INLINE void store_codes(int i, std::uint8_t* to) const noexcept
@@ -417,7 +430,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
                     const float* s0, const refine_memory& m, const tile_unit& unit, std::uint8_t* packed) noexcept
 {
     using pass = refine_pass<Arch>;
-    using one = typename pass::one;
+    using v = typename pass::v;
     constexpr int block = pass::block;
     const int padded1 = simd::whole_lanes(size1);
     pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m, unit};
@@ -451,7 +464,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     }
     if (rounds > 0) p.refit_factors(1.0f);
     if (token == token_axis::axis0) {
-        for (int j = 0; j < size1; ++j) m.s1[j] = p.as_scalar1(m.s1[j]);
+        for (int j = 0; j < size1; j += block) p.as_scalars1(v::load(m.s1 + j)).store(m.s1 + j);
         p.take_factors();
     }
 
@@ -459,40 +472,28 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     KVARN_PIN(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
     alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
     for_blocks([&](int i0, int rows) {
+        v zero;
         if (token == token_axis::axis1) {
             p.template fit<false, true>(i0, rows, nullptr);
-            for (int i = i0; i < i0 + rows; ++i) m.zero[i] = p.as_scalar0(i, m.zero[i]);
+            zero = p.as_scalars0(i0, v::load(m.zero + i0));
         } else {
             p.template fit<false, false>(i0, rows, nullptr);
             p.keep_row_norms(i0, rows);
+            zero = v::load(m.zero + i0);
         }
-        for (int i = 0; i < rows; ++i) {
-            m.zero[i0 + i] = one::add(m.zero[i0 + i], plus_zero);
-            p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
-        }
+        add(zero, v::broadcast(plus_zero)).store(m.zero + i0);
+        for (int i = 0; i < rows; ++i) p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
         if (token == token_axis::axis1) p.template add_columns<true>(i0, rows);
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     });
     if (token == token_axis::axis1)
         for (int j = 0; j < size1; j += block)
-            pass::norm_ratio(pass::v::load(m.product + j), pass::v::load(m.square + j)).store(m.s1 + j);
+            pass::norm_ratio(v::load(m.product + j), v::load(m.square + j)).store(m.s1 + j);
 
     p.scale_rows(tile, size0, true);
-    for (int i = 0; i < size0; ++i) {
-        m.scale[i] *= m.lift[i];
-        m.zero[i] *= m.lift[i];
-    }
-    bool fit = true;
-    const auto finish = [&](float* scalars, int n, float factor) {
-        for (int i = 0; i < n; ++i) {
-            scalars[i] *= factor;
-            fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
-        }
-    };
-    finish(m.scale, size0, unit.fold);
-    finish(m.zero, size0, unit.fold);
-    finish(m.s1, size1, unit.inverse_fold);
-    return fit;
+    for (int i = size0; i < simd::whole_lanes(size0); ++i) m.scale[i] = m.zero[i] = 0.0f;
+    const bool scales = pass::finish(m.scale, size0, m.lift, unit.fold), zeros = pass::finish(m.zero, size0, m.lift, unit.fold);
+    return pass::finish(m.s1, size1, nullptr, unit.inverse_fold) && scales && zeros;
 }
 
 }  // namespace kvarn::detail

@@ -120,29 +120,31 @@ struct kernels<portable> {
         std::memcpy(out, codes, 32);
     }
 
-    /// The largest of `count` elements' bits without the sign: above the bits of the largest finite value if one is not finite.
-    KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count) noexcept
+    /// The largest of `count` elements' bits without the sign, in each of `rows`: above the bits of the largest finite value if one is not finite.
+    KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count, int rows = 1, std::ptrdiff_t stride = 0) noexcept
     {
         std::uint32_t most = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::uint32_t bits = std::bit_cast<std::uint32_t>(p[i]) & 0x7fffffffu;
-            most = bits > most ? bits : most;
-        }
+        for (int row = 0; row < rows; ++row, p += stride)
+            for (std::size_t i = 0; i < count; ++i) {
+                const std::uint32_t bits = std::bit_cast<std::uint32_t>(p[i]) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
         return most;
     }
     template <class T>
         requires(sizeof(T) == 2)
-    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
+    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count, int rows = 1, std::ptrdiff_t stride = 0) noexcept
     {
         std::uint32_t most = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            T x;
-            std::memcpy(&x, static_cast<const void*>(p + i), sizeof x);
+        for (int row = 0; row < rows; ++row, p += stride)
+            for (std::size_t i = 0; i < count; ++i) {
+                T x;
+                std::memcpy(&x, static_cast<const void*>(p + i), sizeof x);
 #if defined(KVARN_BIG_ENDIAN)
-            if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
+                if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
 #endif
-            most = (x.bits & 0x7fffu) > most ? x.bits & 0x7fffu : most;
-        }
+                most = (x.bits & 0x7fffu) > most ? x.bits & 0x7fffu : most;
+            }
         return most;
     }
 
