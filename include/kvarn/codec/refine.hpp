@@ -307,43 +307,40 @@ struct refine_pass {
         add(origin, fnma(scale, mean_code, mean)).store(m.zero + i0);
     }
 
-    /// Codes of rows [i0, i0 + rows) for their present scales and zeros, to the block.
-    KVARN_NOINLINE void round(int i0, int rows, const block_rows& b) const noexcept
+    /// What add_columns takes from the tile, and its codes.
+    enum class columns_of { codes, codes_for_norms, staged };
+
+    /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, for norms, tile^2. Staged rows have no
+    /// codes yet for their scales and zeros: `origin` is that of x' in the block.
+    template <columns_of From>
+    KVARN_NOINLINE void add_columns(int i0, int rows, const float* origin) const noexcept
     {
         alignas(64) float inverse[block], offset[block];
-        const v by = div(v::broadcast(1.0f), v::load(m.scale + i0));
-        by.store(inverse);
-        mul(sub(v::load(b.origin), v::load(m.zero + i0)), by).store(offset);
-        const v most = v::broadcast(levels);
-        const int columns = padded1;
-        for (int i = 0; i < rows; ++i) {
-            const float* const x = m.x + i * columns;
-            float* const codes = m.codes + i * columns;
-            const v row_by = v::broadcast(inverse[i]), row_offset = v::broadcast(offset[i]);
-            for (int j = 0; j < columns; j += block) nearest_code(fma(v::load(x + j), row_by, row_offset), most).store(codes + j);
+        if constexpr (From == columns_of::staged) {
+            const v by = div(v::broadcast(1.0f), v::load(m.scale + i0));
+            by.store(inverse);
+            mul(sub(v::load(origin), v::load(m.zero + i0)), by).store(offset);
         }
-    }
-
-    /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, with Norms, tile^2.
-    template <bool Norms>
-    KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
-    {
         int j = 0;
         if constexpr (k::width >= 8)  // with eight sums at a time no addition waits for another
-            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, Norms>(i0, rows, j);
-        for (; j < padded1; j += part::count) add_some_columns<part, Norms>(i0, rows, j);
+            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, From>(i0, rows, j, inverse, offset);
+        for (; j < padded1; j += part::count) add_some_columns<part, From>(i0, rows, j, inverse, offset);
     }
-    template <class Some, bool Norms>
-    KVARN_INLINE void add_some_columns(int i0, int rows, int j) const noexcept
+    template <class Some, columns_of From>
+    KVARN_INLINE void add_some_columns(int i0, int rows, int j, const float* inverse, const float* offset) const noexcept
     {
-        const float *values = tile + i0 * stride + j, *codes = m.codes + j;
+        const float *values = tile + i0 * stride + j, *codes = (From == columns_of::staged ? m.x : m.codes) + j;
         const float *const scale = m.scale + i0, *const zero = m.zero + i0;
         const std::ptrdiff_t distance = stride, columns = padded1;
+        const Some most = Some::broadcast(levels);
         Some product = Some::broadcast(0.0f), square = product;
         if (i0 != 0) product = Some::load(m.product + j), square = Some::load(m.square + j);
         for (int i = 0; i < rows; ++i, values += distance, codes += columns) {
-            const Some value = Some::load(values), y = fma(Some::load(codes), Some::broadcast(scale[i]), Some::broadcast(zero[i]));
-            product = fma(value, Norms ? value : y, product);
+            Some code = Some::load(codes);
+            if constexpr (From == columns_of::staged)
+                code = nearest_code(fma(code, Some::broadcast(inverse[i]), Some::broadcast(offset[i])), most);
+            const Some value = Some::load(values), y = fma(code, Some::broadcast(scale[i]), Some::broadcast(zero[i]));
+            product = fma(value, From == columns_of::codes_for_norms ? value : y, product);
             square = fma(y, y, square);
         }
         product.store(m.product + j);
@@ -451,15 +448,14 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
         p.search(i0, rows, clip_steps, s0, b);
         for (int n = 0; n < fits_after_search; ++n) p.template fit<true, false>(i0, rows, &b);
-        p.round(i0, rows, b);
         for (int i = 0; i < rows; ++i) pad(i, 0.0f);
-        p.template add_columns<false>(i0, rows);
+        p.template add_columns<pass::columns_of::staged>(i0, rows, b.origin);
     });
     for (int n = 1; n < rounds; ++n) {
         p.refit_factors(refit_step);
         for_blocks([&](int i0, int rows) {
             p.template fit<false, false>(i0, rows, nullptr);
-            p.template add_columns<false>(i0, rows);
+            p.template add_columns<pass::columns_of::codes>(i0, rows, nullptr);
         });
     }
     if (rounds > 0) p.refit_factors(1.0f);
@@ -483,7 +479,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         }
         add(zero, v::broadcast(plus_zero)).store(m.zero + i0);
         for (int i = 0; i < rows; ++i) p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
-        if (token == token_axis::axis1) p.template add_columns<true>(i0, rows);
+        if (token == token_axis::axis1) p.template add_columns<pass::columns_of::codes_for_norms>(i0, rows, nullptr);
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     });
     if (token == token_axis::axis1)

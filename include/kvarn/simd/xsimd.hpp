@@ -53,9 +53,11 @@ struct xsimd_kernels {
         const many mask(static_cast<bits>(static_cast<bits>(~bits{0}) >> 1));
         many most(bits{0});
         const std::size_t whole = count / many::size * many::size;
-        for (int row = 0; row < rows; ++row)
+        for (int row = 0; row < rows; ++row) {
+            KVARN_ROLL
             for (std::size_t i = 0; i < whole; i += many::size)
                 most = (xsimd::max)(most, many::load_unaligned(reinterpret_cast<const bits*>(p + row * stride + i)) & mask);
+        }
         bits each[many::size];
         most.store_unaligned(each);
         std::uint32_t largest = whole == count ? 0 : kernels<portable>::largest_magnitude(p + whole, count - whole, rows, stride);
