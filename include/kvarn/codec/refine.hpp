@@ -111,6 +111,13 @@ struct refine_pass {
     tile_unit unit;
     float total_weight = 0.0f;
 
+    /// The code of a value in code units: clamped to 0 .. most, and rounded.
+    template <class V>
+    KVARN_INLINE static V nearest_code(const V& x, const V& most) noexcept
+    {
+        return rounded(minimum(maximum(x, V::broadcast(0.0f)), most));
+    }
+
     /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
     KVARN_NOINLINE void take_factors() noexcept
     {

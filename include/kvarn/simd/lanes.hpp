@@ -110,9 +110,9 @@ struct lanes {
     {
         return make([&](int i) KVARN_LAMBDA { return k::magnitude(a.r[i]); });
     }
-    KVARN_INLINE friend lanes nearest_code(const lanes& a, const lanes& most) noexcept
+    KVARN_INLINE friend lanes rounded(const lanes& a) noexcept
     {
-        return make([&](int i) KVARN_LAMBDA { return k::nearest_code(a.r[i], most.r[i]); });
+        return make([&](int i) KVARN_LAMBDA { return k::rounded(a.r[i]); });
     }
     KVARN_INLINE friend lanes where_greater(const lanes& a, const lanes& b, const lanes& yes, const lanes& no) noexcept
     {

@@ -77,11 +77,8 @@ struct kernels<portable> {
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
     KVARN_INLINE static reg magnitude(reg a) noexcept { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a) & 0x7fffffffu); }
-    /// The code of a value in code units: clamped to 0 .. most, an integer up to 255, and rounded half to even.
-    KVARN_INLINE static reg nearest_code(reg a, reg most) noexcept
-    {
-        return sub(add(minimum(maximum(a, 0.0f), most), 12582912.0f), 12582912.0f);  // 1.5 * 2^23 leaves no bits for a fraction
-    }
+    /// The nearest integer, ties to even, of 0 <= a <= 255.
+    KVARN_INLINE static reg rounded(reg a) noexcept { return sub(add(a, 12582912.0f), 12582912.0f); }
     /// a > b ? yes : no, lane by lane.
     KVARN_INLINE static reg where_greater(reg a, reg b, reg yes, reg no) noexcept { return a > b ? yes : no; }
 

@@ -156,11 +156,6 @@ KVARN_INLINE auto magnitude(const A& a) noexcept
     return lanes<portable>::make([x = detail::operand(a)](int i) KVARN_LAMBDA { return kernels<portable>::magnitude(x(i)); });
 }
 
-template <portable_lanes A, portable_lanes B>
-KVARN_INLINE auto nearest_code(const A& a, const B& most) noexcept
-{
-    return lanes<portable>::make([x = detail::operand(a), y = detail::operand(most)](int i) KVARN_LAMBDA { return kernels<portable>::nearest_code(x(i), y(i)); });
-}
 template <portable_lanes A, portable_lanes B, portable_lanes C, portable_lanes D>
 KVARN_INLINE auto where_greater(const A& a, const B& b, const C& yes, const D& no) noexcept
 {

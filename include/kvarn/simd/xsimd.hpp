@@ -39,10 +39,7 @@ struct xsimd_kernels {
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return (xsimd::min)(a, b); }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return (xsimd::max)(a, b); }
-    KVARN_INLINE static reg nearest_code(reg a, reg most) noexcept
-    {
-        return sub(add(minimum(maximum(a, broadcast(0.0f)), most), broadcast(12582912.0f)), broadcast(12582912.0f));
-    }
+    KVARN_INLINE static reg rounded(reg a) noexcept { return sub(add(a, broadcast(12582912.0f)), broadcast(12582912.0f)); }
     KVARN_INLINE static reg where_greater(reg a, reg b, reg yes, reg no) noexcept { return xsimd::select(a > b, yes, no); }
 
     template <class T>
