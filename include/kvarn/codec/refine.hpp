@@ -172,16 +172,16 @@ struct refine_pass {
     static constexpr int ranges = 3;  // tried in one pass
 
     /// The columns of a row, and what they have in common.
-    struct columns {
+    struct column_data {
         int count;
         const float *reciprocals, *weights;
         float levels;
     };
-    KVARN_INLINE columns all_columns() const noexcept { return {padded1, m.reciprocal, m.weight, levels}; }
+    KVARN_INLINE column_data all_columns() const noexcept { return {padded1, m.reciprocal, m.weight, levels}; }
 
     /// One row, x' = x - origin of which goes to `x`: squared errors in code units of clip ranges whose steps have the reciprocals `inverse`,
     /// and the sum of weight * x'.
-    KVARN_INLINE static void clip_errors(const columns& at, const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
+    KVARN_INLINE static void clip_errors(const column_data& at, const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
                                          v (&sums)[ranges + 1]) noexcept
     {
         step by[ranges];
@@ -223,7 +223,7 @@ struct refine_pass {
         origin.store(b.origin);
         mul(origin, v::broadcast(-1.0f)).store(minus_origin);
         v least_error = half, kept = half;
-        const columns at = all_columns();
+        const column_data at = all_columns();
         for (int first = 0; first <= clip_steps; first += ranges) {
             for (int c = 0; c < ranges; ++c) div(half_levels, mul(half_range, v::broadcast(clip(first + c)))).store(inverse[c]);
             row_sums<ranges + 1> sums(rows);
@@ -247,7 +247,7 @@ struct refine_pass {
     /// One row, x' of which comes from `x` (Staged) or from the tile: its codes, and the sums that a fit of scale and zero needs: of c, c^2, c x',
     /// then x' unless Staged, and x'^2 with Unbiased.
     template <bool Staged, bool Unbiased, int Sums>
-    KVARN_INLINE static void round_row(const columns& at, const float* x, float inverse, float code_of_origin, float minus_origin, float* codes,
+    KVARN_INLINE static void round_row(const column_data& at, const float* x, float inverse, float code_of_origin, float minus_origin, float* codes,
                                        v (&sums)[Sums]) noexcept
     {
         const step by = step::broadcast(inverse), offset = step::broadcast(code_of_origin), minus = step::broadcast(minus_origin);
@@ -288,7 +288,7 @@ struct refine_pass {
         by.store(inverse);
         mul(sub(origin, zero), by).store(offset);
         mul(origin, v::broadcast(-1.0f)).store(minus_origin);
-        const columns at = all_columns();
+        const column_data at = all_columns();
         const float* const x = Staged ? m.x : tile + i0 * stride;
         const std::ptrdiff_t distance = Staged ? padded1 : stride;
         float* const codes = m.codes;
@@ -354,12 +354,12 @@ struct refine_pass {
         square.store(m.square + j);
     }
 
-    /// Moves s1 `step` times the way to the least-squares fit of the tile on y, and keeps it positive.
-    KVARN_NOINLINE void refit_factors(float step) noexcept
+    /// Moves s1 `reach` times the way to the least-squares fit of the tile on y, and keeps it positive.
+    KVARN_NOINLINE void refit_factors(float reach) noexcept
     {
         for (int j = 0; j < padded1; j += block) {
             const v square = v::load(m.square + j), s1 = v::load(m.s1 + j), way = sub(div(v::load(m.product + j), square), s1);
-            const v moved = maximum(fma(v::broadcast(step), way, s1), v::broadcast(least_factor * unit.unit));
+            const v moved = maximum(fma(v::broadcast(reach), way, s1), v::broadcast(least_factor * unit.unit));
             where_greater(square, v(v::broadcast(0.0f)), moved, s1).store(m.s1 + j);
         }
         take_factors();
