@@ -78,10 +78,13 @@ struct refine_pass {
     using one = simd::kernels<simd::portable>;
     static constexpr int block = simd::lane_count;
 
-    /// What the rows of a block have between the search and the first refit.
+    /// What the rows of a block are rounded by.
     struct block_rows {
-        alignas(64) float origin[block];  ///< x' = x - origin
-        alignas(64) float sum[block];     ///< of weight * x'
+        alignas(64) float origin[block];        ///< x' = x - origin
+        alignas(64) float minus_origin[block];
+        alignas(64) float inverse[block];       ///< 1 / scale
+        alignas(64) float offset[block];        ///< the code of x' = 0
+        alignas(64) float sum[block];           ///< of weight * x', of rows that are in the block
     };
 
     /// Sums over axis 1, for each row of a block, which are folded to one register each: the last additions are done for all rows at once.
@@ -211,7 +214,7 @@ struct refine_pass {
     /// Rows [i0, i0 + rows): minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle in the block.
     KVARN_NOINLINE void search(int i0, int rows, int clip_steps, const float* s0, block_rows& b) const noexcept
     {
-        alignas(64) float low[block] = {}, high[block] = {}, minus_origin[block], inverse[ranges][block];
+        alignas(64) float low[block] = {}, high[block] = {}, inverse[ranges][block];
         const float* const values = tile + i0 * stride;
         const std::ptrdiff_t distance = stride;
         float* const x = m.x;
@@ -221,7 +224,7 @@ struct refine_pass {
         const v floor = mul(div(v::load(s0 + i0), v::load(m.lift + i0)), v::broadcast(1e-10f));
         const v half_range = maximum(mul(range, half), mul(floor, half_levels));
         origin.store(b.origin);
-        mul(origin, v::broadcast(-1.0f)).store(minus_origin);
+        mul(origin, v::broadcast(-1.0f)).store(b.minus_origin);
         v least_error = half, kept = half;
         const column_data at = all_columns();
         for (int first = 0; first <= clip_steps; first += ranges) {
@@ -229,7 +232,7 @@ struct refine_pass {
             row_sums<ranges + 1> sums(rows);
             for (int i = 0; i < rows; ++i) {
                 v sum[ranges + 1];
-                clip_errors(at, values + i * distance, minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, x + i * at.count, sum);
+                clip_errors(at, values + i * distance, b.minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, x + i * at.count, sum);
                 sums.take(i, sum);
             }
             for (int c = 0; c < ranges && first + c <= clip_steps; ++c) {
@@ -273,21 +276,48 @@ struct refine_pass {
         });
     }
 
-    /// Rounds x' = x - origin of rows [i0, i0 + rows), taken from the block (Staged, where `b` has origins) or from the tile, and fits scale and
-    /// zero to the codes by weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With
-    /// Unbiased the scale is then widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least
-    /// squares pull values towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
+    /// What rows from i0 on are rounded by, from their scales and zeros. The origin is the middle of the codes, or, of rows that are in the block,
+    /// what it was.
+    KVARN_NOINLINE void place(int i0, bool staged, block_rows& b) const noexcept
+    {
+        const v scale = v::load(m.scale + i0), zero = v::load(m.zero + i0);
+        if (!staged) fma(scale, v::broadcast(0.5f * levels), zero).store(b.origin);
+        const v origin = v::load(b.origin), inverse = div(v::broadcast(1.0f), scale);
+        inverse.store(b.inverse);
+        mul(sub(origin, zero), inverse).store(b.offset);
+        mul(origin, v::broadcast(-1.0f)).store(b.minus_origin);
+    }
+
+    /// Scales and zeros of rows from i0 on from the sums of round_row.
+    KVARN_NOINLINE void solve(int i0, const float* folded, bool staged, bool unbiased, const block_rows& b) const noexcept
+    {
+        alignas(64) float sums[5][block];
+        for (int n = 0; n < (staged ? 3 : unbiased ? 5 : 4); ++n) simd::sum_folded_rows<Arch>(folded + n * block * k::width).store(sums[n]);
+        const v c = v::load(sums[0]), cc = v::load(sums[1]), s = v::load(staged ? b.sum : sums[3]), weight = v::broadcast(total_weight);
+        const v mean_code = div(c, weight), mean = div(s, weight);
+        const v variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, v::load(sums[2]));
+        const v fitted = div(covariance, variance);
+        v better = fitted, scale = v::load(m.scale + i0);
+        if (unbiased) {
+            const v widened = div(fnma(mean, s, v::load(sums[4])), covariance);
+            better = minimum(maximum(widened, fitted), mul(fitted, v::broadcast(2.0f)));
+        }
+        better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
+        scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
+        if (unbiased) scale = as_scalars0(i0, scale);
+        scale.store(m.scale + i0);
+        add(v::load(b.origin), fnma(scale, mean_code, mean)).store(m.zero + i0);
+    }
+
+    /// Rounds x' = x - origin of rows [i0, i0 + rows), taken from the block (Staged) or from the tile, and fits scale and zero to the codes by
+    /// weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With Unbiased the scale is then
+    /// widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least squares pull values
+    /// towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
     template <bool Staged, bool Unbiased>
-    KVARN_NOINLINE void fit(int i0, int rows, const block_rows* b) const noexcept
+    KVARN_NOINLINE void fit(int i0, int rows, block_rows& b) const noexcept
     {
         constexpr int count = Staged ? 3 : Unbiased ? 5 : 4;
-        alignas(64) float inverse[block], offset[block], minus_origin[block];
-        v scale = v::load(m.scale + i0);
-        const v zero = v::load(m.zero + i0), origin = Staged ? v(v::load(b->origin)) : v(fma(scale, v::broadcast(0.5f * levels), zero));
-        const v by = div(v::broadcast(1.0f), scale);
-        by.store(inverse);
-        mul(sub(origin, zero), by).store(offset);
-        mul(origin, v::broadcast(-1.0f)).store(minus_origin);
+        place(i0, Staged, b);
         const column_data at = all_columns();
         const float* const x = Staged ? m.x : tile + i0 * stride;
         const std::ptrdiff_t distance = Staged ? padded1 : stride;
@@ -295,46 +325,28 @@ struct refine_pass {
         row_sums<count> sums(rows);
         for (int i = 0; i < rows; ++i) {
             v sum[count];
-            round_row<Staged, Unbiased>(at, x + i * distance, inverse[i], offset[i], minus_origin[i], codes + i * at.count, sum);
+            round_row<Staged, Unbiased>(at, x + i * distance, b.inverse[i], b.offset[i], b.minus_origin[i], codes + i * at.count, sum);
             sums.take(i, sum);
         }
-        const v c = sums.of(0), cc = sums.of(1), s = Staged ? v(v::load(b->sum)) : sums.of(Staged ? 0 : 3), weight = v::broadcast(total_weight);
-        const v mean_code = div(c, weight), mean = div(s, weight);
-        const v variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, sums.of(2));
-        const v fitted = div(covariance, variance);
-        v better = fitted;
-        if constexpr (Unbiased) {
-            const v widened = div(fnma(mean, s, sums.of(4)), covariance);
-            better = minimum(maximum(widened, fitted), mul(fitted, v::broadcast(2.0f)));
-        }
-        better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
-        scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
-        if constexpr (Unbiased) scale = as_scalars0(i0, scale);
-        scale.store(m.scale + i0);
-        add(origin, fnma(scale, mean_code, mean)).store(m.zero + i0);
+        solve(i0, sums.folded[0], Staged, Unbiased, b);
     }
 
     /// What add_columns takes from the tile, and its codes.
     enum class columns_of { codes, codes_for_norms, staged };
 
     /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, for norms, tile^2. Staged rows have no
-    /// codes yet for their scales and zeros: `origin` is that of x' in the block.
+    /// codes yet for their scales and zeros.
     template <columns_of From>
-    KVARN_NOINLINE void add_columns(int i0, int rows, const float* origin) const noexcept
+    KVARN_NOINLINE void add_columns(int i0, int rows, block_rows& b) const noexcept
     {
-        alignas(64) float inverse[block], offset[block];
-        if constexpr (From == columns_of::staged) {
-            const v by = div(v::broadcast(1.0f), v::load(m.scale + i0));
-            by.store(inverse);
-            mul(sub(v::load(origin), v::load(m.zero + i0)), by).store(offset);
-        }
+        if constexpr (From == columns_of::staged) place(i0, true, b);
         int j = 0;
-        if constexpr (k::width >= 8)  // with eight sums at a time no addition waits for another
-            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, From>(i0, rows, j, inverse, offset);
-        for (; j < padded1; j += part::count) add_some_columns<part, From>(i0, rows, j, inverse, offset);
+        if constexpr (k::width >= 8 && From != columns_of::codes_for_norms)  // with eight sums at a time no addition waits for another
+            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, From>(i0, rows, j, b);
+        for (; j < padded1; j += part::count) add_some_columns<part, From>(i0, rows, j, b);
     }
     template <class Some, columns_of From>
-    KVARN_INLINE void add_some_columns(int i0, int rows, int j, const float* inverse, const float* offset) const noexcept
+    KVARN_INLINE void add_some_columns(int i0, int rows, int j, const block_rows& b) const noexcept
     {
         const float *values = tile + i0 * stride + j, *codes = (From == columns_of::staged ? m.x : m.codes) + j;
         const float *const scale = m.scale + i0, *const zero = m.zero + i0;
@@ -345,7 +357,7 @@ struct refine_pass {
         for (int i = 0; i < rows; ++i, values += distance, codes += columns) {
             Some code = Some::load(codes);
             if constexpr (From == columns_of::staged)
-                code = nearest_code(fma(code, Some::broadcast(inverse[i]), Some::broadcast(offset[i])), most);
+                code = nearest_code(fma(code, Some::broadcast(b.inverse[i]), Some::broadcast(b.offset[i])), most);
             const Some value = Some::load(values), y = fma(code, Some::broadcast(scale[i]), Some::broadcast(zero[i]));
             product = fma(value, From == columns_of::codes_for_norms ? value : y, product);
             square = fma(y, y, square);
@@ -446,23 +458,23 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
     };
 
+    typename pass::block_rows b;
     for_blocks([&](int i0, int rows) {
-        typename pass::block_rows b;
         const auto pad = [&](int i, float value) {
             for (int j = size1; j < padded1; ++j) tile[(i0 + i) * stride + j] = value;
         };
         // For minimum and maximum padding repeats column 0; otherwise it is zero, for the norms.
         for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
         p.search(i0, rows, clip_steps, s0, b);
-        for (int n = 0; n < fits_after_search; ++n) p.template fit<true, false>(i0, rows, &b);
+        for (int n = 0; n < fits_after_search; ++n) p.template fit<true, false>(i0, rows, b);
         for (int i = 0; i < rows; ++i) pad(i, 0.0f);
-        p.template add_columns<pass::columns_of::staged>(i0, rows, b.origin);
+        p.template add_columns<pass::columns_of::staged>(i0, rows, b);
     });
     for (int n = 1; n < rounds; ++n) {
         p.refit_factors(refit_step);
         for_blocks([&](int i0, int rows) {
-            p.template fit<false, false>(i0, rows, nullptr);
-            p.template add_columns<pass::columns_of::codes>(i0, rows, nullptr);
+            p.template fit<false, false>(i0, rows, b);
+            p.template add_columns<pass::columns_of::codes>(i0, rows, b);
         });
     }
     if (rounds > 0) p.refit_factors(1.0f);
@@ -477,16 +489,16 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     for_blocks([&](int i0, int rows) {
         v zero;
         if (token == token_axis::axis1) {
-            p.template fit<false, true>(i0, rows, nullptr);
+            p.template fit<false, true>(i0, rows, b);
             zero = p.as_scalars0(i0, v::load(m.zero + i0));
         } else {
-            p.template fit<false, false>(i0, rows, nullptr);
+            p.template fit<false, false>(i0, rows, b);
             p.keep_row_norms(i0, rows);
             zero = v::load(m.zero + i0);
         }
         add(zero, v::broadcast(plus_zero)).store(m.zero + i0);
         for (int i = 0; i < rows; ++i) p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
-        if (token == token_axis::axis1) p.template add_columns<pass::columns_of::codes_for_norms>(i0, rows, nullptr);
+        if (token == token_axis::axis1) p.template add_columns<pass::columns_of::codes_for_norms>(i0, rows, b);
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     });
     if (token == token_axis::axis1)
