@@ -304,8 +304,11 @@ struct refine_pass {
         }
         better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
         scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
-        if (unbiased) scale = as_scalars0(i0, scale);
         scale.store(m.scale + i0);
+        if (unbiased) {
+            take_half_precision(m.scale + i0, m.lift + i0, unit.fold);
+            scale = v::load(m.scale + i0);
+        }
         add(v::load(b.origin), fnma(scale, mean_code, mean)).store(m.zero + i0);
     }
 
@@ -383,19 +386,20 @@ struct refine_pass {
         return where_greater(decoded, v(v::broadcast(0.0f)), v(sqrt(div(exact, decoded))), v(v::broadcast(1.0f)));
     }
 
-    /// Scalars in the precision that the record will have them in, as multiples of 1 / factor, a power of two.
-    KVARN_INLINE static v in_half(const v& x, const v& factor) noexcept
+    /// Gives sixteen scalars the precision that the record will have them in: as multiples of 1 / factor, a power of two, and, where `lift` is not
+    /// null, of 1 / lift.
+    KVARN_NOINLINE static void take_half_precision(float* scalars, const float* lift, float factor) noexcept
     {
         half halves[block];
-        const v bound = v::broadcast(2.0f * 32768.0f), scaled = mul(x, factor);  // a half that is infinite, whatever is beyond
+        v by = v::broadcast(factor);
+        if (lift != nullptr) by = mul(by, v::load(lift));
+        const v bound = v::broadcast(2.0f * 32768.0f), scaled = mul(v::load(scalars), by);  // a half that is infinite, whatever is beyond
         minimum(maximum(scaled, mul(bound, v::broadcast(-1.0f))), bound).store(reinterpret_cast<bounded_half*>(halves));
-        return mul(v::load(static_cast<const half*>(halves)), div(v::broadcast(1.0f), factor));
+        mul(v::load(static_cast<const half*>(halves)), div(v::broadcast(1.0f), by)).store(scalars);
     }
-    KVARN_INLINE v as_scalars0(int i0, const v& x) const noexcept { return in_half(x, mul(v::load(m.lift + i0), v::broadcast(unit.fold))); }
-    KVARN_INLINE v as_scalars1(const v& x) const noexcept { return in_half(x, v::broadcast(unit.inverse_fold)); }
 
     /// Scalars times powers of two: by row where `lift` is not null, and one for all. Returns whether halves can hold them.
-    KVARN_INLINE static bool finish(float* scalars, int n, const float* lift, float factor) noexcept
+    KVARN_NOINLINE static bool finish(float* scalars, int n, const float* lift, float factor) noexcept
     {
         v excess = v::broadcast(0.0f);
         for (int i = 0; i < n; i += block) {
@@ -479,7 +483,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     }
     if (rounds > 0) p.refit_factors(1.0f);
     if (token == token_axis::axis0) {
-        for (int j = 0; j < size1; j += block) p.as_scalars1(v::load(m.s1 + j)).store(m.s1 + j);
+        for (int j = 0; j < size1; j += block) pass::take_half_precision(m.s1 + j, nullptr, unit.inverse_fold);
         p.take_factors();
     }
 
@@ -487,16 +491,14 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     KVARN_PIN(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
     alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
     for_blocks([&](int i0, int rows) {
-        v zero;
         if (token == token_axis::axis1) {
             p.template fit<false, true>(i0, rows, b);
-            zero = p.as_scalars0(i0, v::load(m.zero + i0));
+            pass::take_half_precision(m.zero + i0, m.lift + i0, unit.fold);
         } else {
             p.template fit<false, false>(i0, rows, b);
             p.keep_row_norms(i0, rows);
-            zero = v::load(m.zero + i0);
         }
-        add(zero, v::broadcast(plus_zero)).store(m.zero + i0);
+        add(v::load(m.zero + i0), v::broadcast(plus_zero)).store(m.zero + i0);
         for (int i = 0; i < rows; ++i) p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
         if (token == token_axis::axis1) p.template add_columns<pass::columns_of::codes_for_norms>(i0, rows, b);
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
