@@ -74,9 +74,37 @@ struct refine_pass {
     using v = simd::lanes<Arch>;
     using part = simd::part_lanes<Arch>;
     using k = simd::kernels<Arch>;
+    using step = simd::step_lanes<Arch>;
     using one = simd::kernels<simd::portable>;
     static constexpr int block = simd::lane_count;
-    static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to an integer
+
+    /// What the rows of a block are rounded by.
+    struct block_rows {
+        alignas(64) float origin[block];        ///< x' = x - origin
+        alignas(64) float minus_origin[block];
+        alignas(64) float inverse[block];       ///< 1 / scale
+        alignas(64) float offset[block];        ///< the code of x' = 0
+        alignas(64) float sum[block];           ///< of weight * x', of rows that are in the block
+    };
+
+    /// Sums over axis 1, for each row of a block, which are folded to one register each: the last additions are done for all rows at once.
+    template <int Count>
+    struct row_sums {
+        alignas(64) float folded[Count][block * k::width];
+
+        KVARN_INLINE explicit row_sums(int rows) noexcept
+        {
+            if (rows == block) return;
+            for (auto& sum : folded)
+                for (int i = rows * k::width; i < block * k::width; ++i) sum[i] = 0.0f;
+        }
+        KVARN_INLINE void take(int i, const v (&sums)[Count]) noexcept
+        {
+            KVARN_UNROLL
+            for (int n = 0; n < Count; ++n) k::store(folded[n] + i * k::width, fold(sums[n]));
+        }
+        KVARN_INLINE v of(int n) const noexcept { return simd::sum_folded_rows<Arch>(folded[n]); }
+    };
 
     const float* tile;
     std::ptrdiff_t stride;
@@ -86,12 +114,11 @@ struct refine_pass {
     tile_unit unit;
     float total_weight = 0.0f;
 
-    /// The code of x' = x - origin as a float: round_half_even(x' * inverse + offset), clamped.
+    /// The code of a value in code units: clamped to 0 .. most, and rounded.
     template <class V>
-    KVARN_INLINE V code_of(const V& x, const V& inverse, const V& offset) const noexcept
+    KVARN_INLINE static V nearest_code(const V& x, const V& most) noexcept
     {
-        const V y = minimum(maximum(fma(x, inverse, offset), V::broadcast(0.0f)), V::broadcast(levels));
-        return sub(add(y, V::broadcast(magic)), V::broadcast(magic));
+        return rounded(minimum(maximum(x, V::broadcast(0.0f)), most));
     }
 
     /// Reciprocals and weights of the present s1. Padding repeats column 0, with weight 0.
@@ -113,7 +140,7 @@ struct refine_pass {
     KVARN_NOINLINE void bound_weights(const float* s0, int size0) const noexcept
     {
         const int most0 = most_binade(s0, size0), most1 = most_binade(m.s1, size1);
-        for (int i = 0; i < size0; ++i) m.lift[i] = lift_by(binade(s0[i]) - most0);
+        for (int i = 0; i < simd::whole_lanes(size0); ++i) m.lift[i] = i < size0 ? lift_by(binade(s0[i]) - most0) : 1.0f;
         for (int j = 0; j < padded1; ++j) m.share[j] = j < size1 ? one::div(1.0f, lift_by(2 * (binade(m.s1[j]) - most1))) : 1.0f;
     }
 
@@ -142,178 +169,248 @@ struct refine_pass {
         }
     }
 
-    KVARN_INLINE float middle(int i) const noexcept { return one::fma(m.scale[i], 0.5f * levels, m.zero[i]); }
-
-    /// x' = x - origin of row `row` to place i of the block.
-    KVARN_INLINE void centre(int row, int i, float origin) const noexcept
-    {
-        const float* const values = tile + row * stride;
-        float* const x = m.x + i * padded1;
-        const v minus = v::broadcast(-origin);
-        for (int j = 0; j < padded1; j += block) fma(v::load(values + j), v::load(m.reciprocal + j), minus).store(x + j);
-    }
-
-    /// Squared errors, in code units, of Count clip ranges that start at number `first`.
-    template <int Count>
-    KVARN_INLINE void clip_errors(const float* x, float half_range, int first, float* error) const noexcept
-    {
-        part inverse[Count];
-        for (int c = 0; c < Count; ++c) inverse[c] = part::broadcast(one::div(0.5f * levels, one::mul(half_range, clip(first + c))));
-        const part offset = part::broadcast(0.5f * levels), zero = part::broadcast(0.0f), most = part::broadcast(levels);
-        v sums[Count];
-        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Count], int first_lane) KVARN_LAMBDA {
-            for (int c = 0; c < Count; ++c) sum[c] = zero;
-            for (int j = first_lane; j < padded1; j += block) {
-                const part value = part::load(x + j), weight = part::load(m.weight + j);
-                KVARN_UNROLL
-                for (int c = 0; c < Count; ++c) {
-                    const part y = fma(value, inverse[c], offset);
-                    const part code = sub(add(minimum(maximum(y, zero), most), part::broadcast(magic)), part::broadcast(magic));
-                    const part e = sub(y, code);
-                    sum[c] = fma(mul(e, weight), e, sum[c]);
-                }
-            }
-        });
-        for (int c = 0; c < Count; ++c) error[c] = reduce_add(sums[c]);
-    }
-
     /// The share of the range that candidate number `i` keeps.
     KVARN_INLINE static float clip(int i) noexcept { return one::fma(-0.1f, static_cast<float>(i), 1.0f); }
 
-    /// Row `row`: minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle, which it returns, at
-    /// place i of the block.
-    KVARN_NOINLINE float search(int row, int i, int clip_steps, float floor) const noexcept
-    {
-        const float* const values = tile + row * stride;
-        float* const x = m.x + i * padded1;
-        v least = mul(v::load(values), v::load(m.reciprocal)), most = least;
-        for (int j = block; j < padded1; j += block) {
-            const v value = mul(v::load(values + j), v::load(m.reciprocal + j));
-            least = minimum(least, value);
-            most = maximum(most, value);
-        }
-        const float low = reduce_min(least), high = reduce_max(most);
-        const float origin = one::fma(one::sub(high, low), 0.5f, low);
-        centre(row, i, origin);
-        const float half_range = one::maximum(one::mul(one::sub(high, low), 0.5f), one::mul(floor, 0.5f * levels));
-        int best = 0;
-        float least_error = 0;
-        for (int c = 0; c <= clip_steps; c += 3) {
-            float error[3];
-            clip_errors<3>(x, half_range, c, error);
-            for (int n = 0; n < 3 && c + n <= clip_steps; ++n) {
-                const float e = one::mul(one::mul(error[n], clip(c + n)), clip(c + n));  // code units to those of x
-                if (c + n == 0 || e < least_error) {
-                    least_error = e;
-                    best = c + n;
-                }
-            }
-        }
-        const float kept = one::mul(half_range, clip(best));
-        m.scale[row] = one::div(kept, 0.5f * levels);
-        m.zero[row] = one::sub(origin, kept);
-        return origin;
-    }
+    static constexpr int ranges = 3;  // tried in one pass
 
-    /// Rounds x' = x - origin of row `row`, taken from place i of the block (Staged) or from the tile, and fits scale and zero to the codes
-    /// by weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With Unbiased the
-    /// scale is then widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least squares
-    /// pull values towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
-    template <bool Staged, bool Unbiased>
-    KVARN_NOINLINE void fit(int row, int i, float origin) const noexcept
+    /// The columns of a row, and what they have in common.
+    struct column_data {
+        int count;
+        const float *reciprocals, *weights;
+        float levels;
+    };
+    KVARN_INLINE column_data all_columns() const noexcept { return {padded1, m.reciprocal, m.weight, levels}; }
+
+    /// One row, x' = x - origin of which goes to `x`: squared errors in code units of clip ranges whose steps have the reciprocals `inverse`,
+    /// and the sum of weight * x'.
+    KVARN_INLINE static void clip_errors(const column_data& at, const float* values, float minus_origin, const float (&inverse)[ranges], float* x,
+                                         v (&sums)[ranges + 1]) noexcept
     {
-        const float* const x = Staged ? m.x + i * padded1 : tile + row * stride;
-        float* const codes = m.codes + i * padded1;
-        float& scale = m.scale[row];
-        float& zero = m.zero[row];
-        const float inverse = one::div(1.0f, scale);
-        const part by = part::broadcast(inverse), offset = part::broadcast(one::mul(one::sub(origin, zero), inverse));
-        const part minus_origin = part::broadcast(-origin);
-        v sums[Unbiased ? 5 : 4];
-        const auto &sum_c = sums[0], &sum_cc = sums[1], &sum_cx = sums[2], &sum_x = sums[3], &sum_xx = sums[Unbiased ? 4 : 0];
-        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Unbiased ? 5 : 4], int e) KVARN_LAMBDA {
+        step by[ranges];
+        KVARN_UNROLL
+        for (int c = 0; c < ranges; ++c) by[c] = step::broadcast(inverse[c]);
+        const step minus = step::broadcast(minus_origin), offset = step::broadcast(0.5f * at.levels), most = step::broadcast(at.levels);
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[ranges + 1], int first_lane) KVARN_LAMBDA {
             KVARN_UNROLL
             for (part& all : sum) all = part::broadcast(0.0f);
-            for (int j = e; j < padded1; j += block) {
-                const part value = Staged ? part::load(x + j) : fma(part::load(x + j), part::load(m.reciprocal + j), minus_origin);
-                const part weight = part::load(m.weight + j), code = code_of(value, by, offset), weighted = mul(code, weight);
-                code.store(codes + j);
-                sum[0] = add(sum[0], weighted);
-                sum[1] = fma(weighted, code, sum[1]);
-                sum[2] = fma(weighted, value, sum[2]);
-                sum[3] = fma(weight, value, sum[3]);
-                if constexpr (Unbiased) sum[4] = fma(mul(weight, value), value, sum[4]);
-            }
-        });
-        const float c = reduce_add(sum_c), s = reduce_add(sum_x), cc = reduce_add(sum_cc);
-        const float mean_code = one::div(c, total_weight), mean = one::div(s, total_weight);
-        const float variance = one::fnma(mean_code, c, cc), covariance = one::fnma(mean_code, s, reduce_add(sum_cx));
-        if (variance > one::mul(cc, least_variance)) {
-            const float fitted = one::div(covariance, variance);
-            if (fitted > least_scale) {
-                scale = fitted;
-                if constexpr (Unbiased) {
-                    const float widened = one::div(one::fnma(mean, s, reduce_add(sum_xx)), covariance);
-                    scale = one::minimum(one::maximum(widened, fitted), one::mul(2.0f, fitted));
+            for (int first = first_lane; first < at.count; first += block) {
+                KVARN_UNROLL
+                for (int e = 0; e < part::count; e += step::count) {
+                    const int j = first + e;
+                    const step value = fma(step::load(values + j), step::load(at.reciprocals + j), minus), weight = step::load(at.weights + j);
+                    value.store(x + j);
+                    KVARN_UNROLL
+                    for (int c = 0; c < ranges; ++c) {
+                        const step y = fma(value, by[c], offset), error = sub(y, nearest_code(y, most));
+                        sum[c].set(e, fma(mul(error, weight), error, sum[c].template get<step>(e)));
+                    }
+                    sum[ranges].set(e, fma(weight, value, sum[ranges].template get<step>(e)));
                 }
             }
-        }
-        if constexpr (Unbiased) scale = as_scalar0(row, scale);
-        zero = one::add(origin, one::fnma(scale, mean_code, mean));
+        });
     }
 
-    /// Codes of row `row` for its present scale and zero, to the block.
-    KVARN_NOINLINE void round(int row, int i, float origin) const noexcept
+    /// Rows [i0, i0 + rows): minimum and maximum of x, then the clip range of least squared error. Leaves x' about the middle in the block.
+    KVARN_NOINLINE void search(int i0, int rows, int clip_steps, const float* s0, block_rows& b) const noexcept
     {
-        const float* const x = m.x + i * padded1;
-        float* const codes = m.codes + i * padded1;
-        const float inverse = one::div(1.0f, m.scale[row]);
-        const v by = v::broadcast(inverse), offset = v::broadcast(one::mul(one::sub(origin, m.zero[row]), inverse));
-        for (int j = 0; j < padded1; j += block) code_of<v>(v::load(x + j), by, offset).store(codes + j);
-    }
-
-    /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, with Norms, tile^2.
-    template <bool Norms>
-    KVARN_NOINLINE void add_columns(int i0, int rows) const noexcept
-    {
-        for (int j = 0; j < padded1; j += part::count) {
-            part product = part::broadcast(0.0f), square = product;
-            if (i0 != 0) product = part::load(m.product + j), square = part::load(m.square + j);
+        alignas(64) float low[block] = {}, high[block] = {}, inverse[ranges][block];
+        const float* const values = tile + i0 * stride;
+        const std::ptrdiff_t distance = stride;
+        float* const x = m.x;
+        row_ranges<Arch>(values, distance, rows, padded1, m.reciprocal, low, high);
+        const v half_levels = v::broadcast(0.5f * levels), half = v::broadcast(0.5f), range = sub(v::load(high), v::load(low));
+        const v origin = fma(range, half, v::load(low));
+        const v floor = mul(div(v::load(s0 + i0), v::load(m.lift + i0)), v::broadcast(1e-10f));
+        const v half_range = maximum(mul(range, half), mul(floor, half_levels));
+        origin.store(b.origin);
+        mul(origin, v::broadcast(-1.0f)).store(b.minus_origin);
+        v least_error = half, kept = half;
+        const column_data at = all_columns();
+        for (int first = 0; first <= clip_steps; first += ranges) {
+            for (int c = 0; c < ranges; ++c) div(half_levels, mul(half_range, v::broadcast(clip(first + c)))).store(inverse[c]);
+            row_sums<ranges + 1> sums(rows);
             for (int i = 0; i < rows; ++i) {
-                const part value = part::load(tile + (i0 + i) * stride + j);
-                const part y = fma(part::load(m.codes + i * padded1 + j), part::broadcast(m.scale[i0 + i]), part::broadcast(m.zero[i0 + i]));
-                product = fma(value, Norms ? value : y, product);
-                square = fma(y, y, square);
+                v sum[ranges + 1];
+                clip_errors(at, values + i * distance, b.minus_origin[i], {inverse[0][i], inverse[1][i], inverse[2][i]}, x + i * at.count, sum);
+                sums.take(i, sum);
             }
-            product.store(m.product + j);
-            square.store(m.square + j);
+            for (int c = 0; c < ranges && first + c <= clip_steps; ++c) {
+                const v share = v::broadcast(clip(first + c)), e = mul(mul(sums.of(c), share), share);  // code units to those of x
+                kept = first + c == 0 ? share : v(where_greater(least_error, e, share, kept));
+                least_error = first + c == 0 ? e : v(where_greater(least_error, e, e, least_error));
+            }
+            if (first == 0) sums.of(ranges).store(b.sum);
         }
+        kept = mul(half_range, kept);
+        div(kept, half_levels).store(m.scale + i0);
+        sub(origin, kept).store(m.zero + i0);
     }
 
-    /// Moves s1 `step` times the way to the least-squares fit of the tile on y, and keeps it positive.
-    KVARN_NOINLINE void refit_factors(float step) noexcept
+    /// One row, x' of which comes from `x` (Staged) or from the tile: its codes, and the sums that a fit of scale and zero needs: of c, c^2, c x',
+    /// then x' unless Staged, and x'^2 with Unbiased.
+    template <bool Staged, bool Unbiased, int Sums>
+    KVARN_INLINE static void round_row(const column_data& at, const float* x, float inverse, float code_of_origin, float minus_origin, float* codes,
+                                       v (&sums)[Sums]) noexcept
     {
-        for (int j = 0; j < size1; ++j) {
-            if (!(m.square[j] > 0.0f)) continue;
-            const float way = one::sub(one::div(m.product[j], m.square[j]), m.s1[j]);
-            m.s1[j] = one::maximum(one::fma(step, way, m.s1[j]), least_factor * unit.unit);
+        const step by = step::broadcast(inverse), offset = step::broadcast(code_of_origin), minus = step::broadcast(minus_origin);
+        const step most = step::broadcast(at.levels);
+        simd::sum_in_parts<Arch>(sums, [&](part (&sum)[Sums], int first_lane) KVARN_LAMBDA {
+            KVARN_UNROLL
+            for (part& all : sum) all = part::broadcast(0.0f);
+            for (int first = first_lane; first < at.count; first += block) {
+                KVARN_UNROLL
+                for (int e = 0; e < part::count; e += step::count) {
+                    const int j = first + e;
+                    const step value = Staged ? step::load(x + j) : fma(step::load(x + j), step::load(at.reciprocals + j), minus);
+                    if constexpr (!Staged) sum[3].set(e, fma(step::load(at.weights + j), value, sum[3].template get<step>(e)));
+                    const step code = nearest_code(fma(value, by, offset), most);
+                    code.store(codes + j);
+                    const step weight = step::load(at.weights + j), weighted = mul(code, weight);
+                    sum[0].set(e, add(sum[0].template get<step>(e), weighted));
+                    sum[1].set(e, fma(weighted, code, sum[1].template get<step>(e)));
+                    sum[2].set(e, fma(weighted, value, sum[2].template get<step>(e)));
+                    if constexpr (Unbiased) sum[4].set(e, fma(mul(weight, value), value, sum[4].template get<step>(e)));
+                }
+            }
+        });
+    }
+
+    /// What rows from i0 on are rounded by, from their scales and zeros. The origin is the middle of the codes, or, of rows that are in the block,
+    /// what it was.
+    KVARN_NOINLINE void place(int i0, bool staged, block_rows& b) const noexcept
+    {
+        const v scale = v::load(m.scale + i0), zero = v::load(m.zero + i0);
+        if (!staged) fma(scale, v::broadcast(0.5f * levels), zero).store(b.origin);
+        const v origin = v::load(b.origin), inverse = div(v::broadcast(1.0f), scale);
+        inverse.store(b.inverse);
+        mul(sub(origin, zero), inverse).store(b.offset);
+        mul(origin, v::broadcast(-1.0f)).store(b.minus_origin);
+    }
+
+    /// Scales and zeros of rows from i0 on from the sums of round_row.
+    KVARN_NOINLINE void solve(int i0, const float* folded, bool staged, bool unbiased, const block_rows& b) const noexcept
+    {
+        alignas(64) float sums[5][block];
+        for (int n = 0; n < (staged ? 3 : unbiased ? 5 : 4); ++n) simd::sum_folded_rows<Arch>(folded + n * block * k::width).store(sums[n]);
+        const v c = v::load(sums[0]), cc = v::load(sums[1]), s = v::load(staged ? b.sum : sums[3]), weight = v::broadcast(total_weight);
+        const v mean_code = div(c, weight), mean = div(s, weight);
+        const v variance = fnma(mean_code, c, cc), covariance = fnma(mean_code, s, v::load(sums[2]));
+        const v fitted = div(covariance, variance);
+        v better = fitted, scale = v::load(m.scale + i0);
+        if (unbiased) {
+            const v widened = div(fnma(mean, s, v::load(sums[4])), covariance);
+            better = minimum(maximum(widened, fitted), mul(fitted, v::broadcast(2.0f)));
+        }
+        better = where_greater(fitted, v(v::broadcast(least_scale)), better, scale);
+        scale = where_greater(variance, v(mul(cc, v::broadcast(least_variance))), better, scale);
+        scale.store(m.scale + i0);
+        if (unbiased) {
+            take_half_precision(m.scale + i0, m.lift + i0, unit.fold);
+            scale = v::load(m.scale + i0);
+        }
+        add(v::load(b.origin), fnma(scale, mean_code, mean)).store(m.zero + i0);
+    }
+
+    /// Rounds x' = x - origin of rows [i0, i0 + rows), taken from the block (Staged) or from the tile, and fits scale and zero to the codes by
+    /// weighted least squares. A scale that would not be positive stays as it is. Leaves the codes in the block. With Unbiased the scale is then
+    /// widened about the mean, from cov(c, x) / var(c) to var(x) / cov(c, x), and takes its half precision: least squares pull values
+    /// towards the channel's mean, and with them the differences between tokens that attention scores tell apart.
+    template <bool Staged, bool Unbiased>
+    KVARN_NOINLINE void fit(int i0, int rows, block_rows& b) const noexcept
+    {
+        constexpr int count = Staged ? 3 : Unbiased ? 5 : 4;
+        place(i0, Staged, b);
+        const column_data at = all_columns();
+        const float* const x = Staged ? m.x : tile + i0 * stride;
+        const std::ptrdiff_t distance = Staged ? padded1 : stride;
+        float* const codes = m.codes;
+        row_sums<count> sums(rows);
+        for (int i = 0; i < rows; ++i) {
+            v sum[count];
+            round_row<Staged, Unbiased>(at, x + i * distance, b.inverse[i], b.offset[i], b.minus_origin[i], codes + i * at.count, sum);
+            sums.take(i, sum);
+        }
+        solve(i0, sums.folded[0], Staged, Unbiased, b);
+    }
+
+    /// What add_columns takes from the tile, and its codes.
+    enum class columns_of { codes, codes_for_norms, staged };
+
+    /// Adds rows [i0, i0 + rows) to the sums along axis 0, y = code * scale + zero: y^2, and tile * y or, for norms, tile^2. Staged rows have no
+    /// codes yet for their scales and zeros.
+    template <columns_of From>
+    KVARN_NOINLINE void add_columns(int i0, int rows, block_rows& b) const noexcept
+    {
+        if constexpr (From == columns_of::staged) place(i0, true, b);
+        int j = 0;
+        if constexpr (k::width >= 8 && From != columns_of::codes_for_norms)  // with eight sums at a time no addition waits for another
+            for (; j + 2 * block <= padded1; j += 2 * block) add_some_columns<simd::lanes<Arch, 2 * block>, From>(i0, rows, j, b);
+        for (; j < padded1; j += part::count) add_some_columns<part, From>(i0, rows, j, b);
+    }
+    template <class Some, columns_of From>
+    KVARN_INLINE void add_some_columns(int i0, int rows, int j, const block_rows& b) const noexcept
+    {
+        const float *values = tile + i0 * stride + j, *codes = (From == columns_of::staged ? m.x : m.codes) + j;
+        const float *const scale = m.scale + i0, *const zero = m.zero + i0;
+        const std::ptrdiff_t distance = stride, columns = padded1;
+        const Some most = Some::broadcast(levels);
+        Some product = Some::broadcast(0.0f), square = product;
+        if (i0 != 0) product = Some::load(m.product + j), square = Some::load(m.square + j);
+        for (int i = 0; i < rows; ++i, values += distance, codes += columns) {
+            Some code = Some::load(codes);
+            if constexpr (From == columns_of::staged)
+                code = nearest_code(fma(code, Some::broadcast(b.inverse[i]), Some::broadcast(b.offset[i])), most);
+            const Some value = Some::load(values), y = fma(code, Some::broadcast(scale[i]), Some::broadcast(zero[i]));
+            product = fma(value, From == columns_of::codes_for_norms ? value : y, product);
+            square = fma(y, y, square);
+        }
+        product.store(m.product + j);
+        square.store(m.square + j);
+    }
+
+    /// Moves s1 `reach` times the way to the least-squares fit of the tile on y, and keeps it positive.
+    KVARN_NOINLINE void refit_factors(float reach) noexcept
+    {
+        for (int j = 0; j < padded1; j += block) {
+            const v square = v::load(m.square + j), s1 = v::load(m.s1 + j), way = sub(div(v::load(m.product + j), square), s1);
+            const v moved = maximum(fma(v::broadcast(reach), way, s1), v::broadcast(least_factor * unit.unit));
+            where_greater(square, v(v::broadcast(0.0f)), moved, s1).store(m.s1 + j);
         }
         take_factors();
     }
 
     /// ||exact|| / ||decoded|| from their squares; 1 where nothing was decoded.
-    KVARN_INLINE static float norm_ratio(float exact, float decoded) noexcept
+    KVARN_INLINE static v norm_ratio(const v& exact, const v& decoded) noexcept
     {
-        return decoded > 0.0f ? one::sqrt(one::div(exact, decoded)) : 1.0f;
+        return where_greater(decoded, v(v::broadcast(0.0f)), v(sqrt(div(exact, decoded))), v(v::broadcast(1.0f)));
     }
 
-    /// A scalar in the precision that the record will have it in.
-    KVARN_INLINE float as_scalar0(int row, float x) const noexcept
+    /// Gives sixteen scalars the precision that the record will have them in: as multiples of 1 / factor, a power of two, and, where `lift` is not
+    /// null, of 1 / lift.
+    KVARN_NOINLINE static void take_half_precision(float* scalars, const float* lift, float factor) noexcept
     {
-        const float factor = unit.fold * m.lift[row];  // powers of two
-        return to_float(to_half(x * factor)) * one::div(1.0f, factor);
+        half halves[block];
+        v by = v::broadcast(factor);
+        if (lift != nullptr) by = mul(by, v::load(lift));
+        const v bound = v::broadcast(2.0f * 32768.0f), scaled = mul(v::load(scalars), by);  // a half that is infinite, whatever is beyond
+        minimum(maximum(scaled, mul(bound, v::broadcast(-1.0f))), bound).store(reinterpret_cast<bounded_half*>(halves));
+        mul(v::load(static_cast<const half*>(halves)), div(v::broadcast(1.0f), by)).store(scalars);
     }
-    KVARN_INLINE float as_scalar1(float x) const noexcept { return to_float(to_half(x * unit.inverse_fold)) * unit.fold; }
+
+    /// Scalars times powers of two: by row where `lift` is not null, and one for all. Returns whether halves can hold them.
+    KVARN_NOINLINE static bool finish(float* scalars, int n, const float* lift, float factor) noexcept
+    {
+        v excess = v::broadcast(0.0f);
+        for (int i = 0; i < n; i += block) {
+            v x = v::load(scalars + i);
+            if (lift != nullptr) x = mul(x, v::load(lift + i));
+            x = mul(x, v::broadcast(factor));
+            x.store(scalars + i);
+            excess = maximum(excess, where_greater(v(v::broadcast(half_overflow)), v(magnitude(x)), v(v::broadcast(0.0f)), v(v::broadcast(1.0f))));
+        }
+        return !(reduce_max(excess) > 0.0f);
+    }
 
     /// The codes of place i of the block as bytes.
     KVARN_INLINE void store_codes(int i, std::uint8_t* to) const noexcept
@@ -322,20 +419,26 @@ struct refine_pass {
         for (int j = 0; j < padded1; j += block) k::store_codes(to + j, v(v::load(codes + j)).r, k::broadcast(1.0f));
     }
 
-    /// V: multiplies scale and zero of row `row` so that its decoded norm is the exact one.
-    KVARN_NOINLINE void keep_row_norm(int row, int i) const noexcept
+    /// V: multiplies scales and zeros of rows [i0, i0 + rows) so that their decoded norms are the exact ones.
+    KVARN_NOINLINE void keep_row_norms(int i0, int rows) const noexcept
     {
-        const float* const values = tile + row * stride;
-        const v scale = v::broadcast(m.scale[row]), zero = v::broadcast(m.zero[row]);
-        v exact = v::broadcast(0.0f), decoded = exact;
-        for (int j = 0; j < padded1; j += block) {
-            const v y = fma(v::load(m.codes + i * padded1 + j), scale, zero), value = v::load(values + j);
-            exact = fma(mul(value, v::load(m.share + j)), value, exact);
-            decoded = fma(mul(y, v::load(m.weight + j)), y, decoded);
+        const float *const shares = m.share, *const weights = m.weight;
+        const int columns = padded1;
+        row_sums<2> sums(rows);
+        for (int i = 0; i < rows; ++i) {
+            const float *const values = tile + (i0 + i) * stride, *const codes = m.codes + i * columns;
+            const v scale = v::broadcast(m.scale[i0 + i]), zero = v::broadcast(m.zero[i0 + i]);
+            v sum[2] = {v::broadcast(0.0f), v::broadcast(0.0f)};
+            for (int j = 0; j < columns; j += block) {
+                const v y = fma(v::load(codes + j), scale, zero), value = v::load(values + j);
+                sum[0] = fma(mul(value, v::load(shares + j)), value, sum[0]);
+                sum[1] = fma(mul(y, v::load(weights + j)), y, sum[1]);
+            }
+            sums.take(i, sum);
         }
-        const float ratio = norm_ratio(reduce_add(exact), reduce_add(decoded));
-        m.scale[row] = one::mul(m.scale[row], ratio);
-        m.zero[row] = one::mul(m.zero[row], ratio);
+        const v ratio = norm_ratio(sums.of(0), sums.of(1));
+        mul(v::load(m.scale + i0), ratio).store(m.scale + i0);
+        mul(v::load(m.zero + i0), ratio).store(m.zero + i0);
     }
 };
 
@@ -347,7 +450,7 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
                     const float* s0, const refine_memory& m, const tile_unit& unit, std::uint8_t* packed) noexcept
 {
     using pass = refine_pass<Arch>;
-    using one = typename pass::one;
+    using v = typename pass::v;
     constexpr int block = pass::block;
     const int padded1 = simd::whole_lanes(size1);
     pass p{tile, stride, size1, padded1, static_cast<float>((1 << bits) - 1), m, unit};
@@ -359,30 +462,28 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
         for (int i0 = 0; i0 < size0; i0 += block) work(i0, size0 - i0 < block ? size0 - i0 : block);
     };
 
+    typename pass::block_rows b;
     for_blocks([&](int i0, int rows) {
-        float origin[block];
         const auto pad = [&](int i, float value) {
             for (int j = size1; j < padded1; ++j) tile[(i0 + i) * stride + j] = value;
         };
         // For minimum and maximum padding repeats column 0; otherwise it is zero, for the norms.
         for (int i = 0; i < rows; ++i) pad(i, tile[(i0 + i) * stride]);
-        for (int i = 0; i < rows; ++i) origin[i] = p.search(i0 + i, i, clip_steps, one::mul(one::div(s0[i0 + i], m.lift[i0 + i]), 1e-10f));
-        for (int n = 0; n < fits_after_search; ++n)
-            for (int i = 0; i < rows; ++i) p.template fit<true, false>(i0 + i, i, origin[i]);
-        for (int i = 0; i < rows; ++i) p.round(i0 + i, i, origin[i]);
+        p.search(i0, rows, clip_steps, s0, b);
+        for (int n = 0; n < fits_after_search; ++n) p.template fit<true, false>(i0, rows, b);
         for (int i = 0; i < rows; ++i) pad(i, 0.0f);
-        p.template add_columns<false>(i0, rows);
+        p.template add_columns<pass::columns_of::staged>(i0, rows, b);
     });
     for (int n = 1; n < rounds; ++n) {
         p.refit_factors(refit_step);
         for_blocks([&](int i0, int rows) {
-            for (int i = 0; i < rows; ++i) p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
-            p.template add_columns<false>(i0, rows);
+            p.template fit<false, false>(i0, rows, b);
+            p.template add_columns<pass::columns_of::codes>(i0, rows, b);
         });
     }
     if (rounds > 0) p.refit_factors(1.0f);
     if (token == token_axis::axis0) {
-        for (int j = 0; j < size1; ++j) m.s1[j] = p.as_scalar1(m.s1[j]);
+        for (int j = 0; j < size1; j += block) pass::take_half_precision(m.s1 + j, nullptr, unit.inverse_fold);
         p.take_factors();
     }
 
@@ -390,39 +491,26 @@ bool encode_refined(float* tile, std::ptrdiff_t stride, int size0, int size1, to
     KVARN_PIN(plus_zero);  // -0 becomes +0, even with -fno-signed-zeros
     alignas(64) std::uint8_t codes[simd::lane_count * max_head_dim + simd::lane_count];
     for_blocks([&](int i0, int rows) {
-        for (int i = 0; i < rows; ++i) {
-            if (token == token_axis::axis1) {
-                p.template fit<false, true>(i0 + i, i, p.middle(i0 + i));
-                m.zero[i0 + i] = p.as_scalar0(i0 + i, m.zero[i0 + i]);
-            } else {
-                p.template fit<false, false>(i0 + i, i, p.middle(i0 + i));
-                p.keep_row_norm(i0 + i, i);
-            }
-            m.zero[i0 + i] = one::add(m.zero[i0 + i], plus_zero);
-            p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
+        if (token == token_axis::axis1) {
+            p.template fit<false, true>(i0, rows, b);
+            pass::take_half_precision(m.zero + i0, m.lift + i0, unit.fold);
+        } else {
+            p.template fit<false, false>(i0, rows, b);
+            p.keep_row_norms(i0, rows);
         }
-        if (token == token_axis::axis1) p.template add_columns<true>(i0, rows);
+        add(v::load(m.zero + i0), v::broadcast(plus_zero)).store(m.zero + i0);
+        for (int i = 0; i < rows; ++i) p.store_codes(i, codes + i * size1);  // may run over into the next row's codes, which come later
+        if (token == token_axis::axis1) p.template add_columns<pass::columns_of::codes_for_norms>(i0, rows, b);
         pack_rows<Arch>(codes, i0, rows, size1, bits, packed);
     });
     if (token == token_axis::axis1)
-        for (int j = 0; j < size1; ++j) m.s1[j] = pass::norm_ratio(m.product[j], m.square[j]);
+        for (int j = 0; j < size1; j += block)
+            pass::norm_ratio(v::load(m.product + j), v::load(m.square + j)).store(m.s1 + j);
 
     p.scale_rows(tile, size0, true);
-    for (int i = 0; i < size0; ++i) {
-        m.scale[i] *= m.lift[i];
-        m.zero[i] *= m.lift[i];
-    }
-    bool fit = true;
-    const auto finish = [&](float* scalars, int n, float factor) {
-        for (int i = 0; i < n; ++i) {
-            scalars[i] *= factor;
-            fit = fit && scalars[i] < half_overflow && -scalars[i] < half_overflow;
-        }
-    };
-    finish(m.scale, size0, unit.fold);
-    finish(m.zero, size0, unit.fold);
-    finish(m.s1, size1, unit.inverse_fold);
-    return fit;
+    for (int i = size0; i < simd::whole_lanes(size0); ++i) m.scale[i] = m.zero[i] = 0.0f;
+    const bool scales = pass::finish(m.scale, size0, m.lift, unit.fold), zeros = pass::finish(m.zero, size0, m.lift, unit.fold);
+    return pass::finish(m.s1, size1, nullptr, unit.inverse_fold) && scales && zeros;
 }
 
 }  // namespace kvarn::detail

@@ -26,18 +26,13 @@ template <class Arch, class T>
 KVARN_NOINLINE std::uint32_t largest_value(const tile_source<const T>& from, int tokens, int channels) noexcept
 {
     std::uint32_t most = 0;
-    for (int t = 0; t < tokens; ++t) {
-        const T* const token = from.data + t * from.token_stride;
-        std::uint32_t bits = 0;
-        if (from.channel_stride == 1) {
-            bits = simd::kernels<Arch>::largest_magnitude(token, static_cast<std::size_t>(channels));
-        } else {
-            for (int d = 0; d < channels; ++d) {
-                const std::uint32_t one = simd::kernels<simd::portable>::largest_magnitude(token + d * from.channel_stride, 1);
-                bits = one > bits ? one : bits;
-            }
+    if (from.channel_stride == 1) {
+        most = simd::kernels<Arch>::largest_magnitude(from.data, static_cast<std::size_t>(channels), tokens, from.token_stride);
+    } else {
+        for (int d = 0; d < channels; ++d) {
+            const std::uint32_t one = simd::kernels<simd::portable>::largest_magnitude(from.data + d * from.channel_stride, 1, tokens, from.token_stride);
+            most = one > most ? one : most;
         }
-        most = bits > most ? bits : most;
     }
     if constexpr (sizeof(T) == 2) {
         const T largest{static_cast<std::uint16_t>(most)};

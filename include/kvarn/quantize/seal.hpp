@@ -74,12 +74,7 @@ KVARN_NOINLINE void load_value_tile(const tile_source<const T>& from, bool rotat
 template <class Arch>
 KVARN_NOINLINE std::uint32_t largest_in_tile(const float* tile, std::ptrdiff_t stride, int size0, int size1) noexcept
 {
-    std::uint32_t most = 0;
-    for (int i = 0; i < size0; ++i) {
-        const std::uint32_t bits = simd::kernels<Arch>::largest_magnitude(tile + i * stride, static_cast<std::size_t>(size1));
-        most = bits > most ? bits : most;
-    }
-    return most;
+    return simd::kernels<Arch>::largest_magnitude(tile, static_cast<std::size_t>(size1), size0, stride);
 }
 
 /// One part of a record, from the rotated tile in m.tile to codes and scalars. `record` null: only report whether the scalars fit.

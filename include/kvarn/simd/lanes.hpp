@@ -44,6 +44,19 @@ struct lanes {
         for (int i = 0; i < registers; ++i) k::store(p + i * k::width, r[i]);
     }
 
+    /// Lanes [e, e + Part::count).
+    template <class Part>
+    KVARN_INLINE Part get(int e) const noexcept
+    {
+        return Part::make([&](int i) KVARN_LAMBDA { return r[e / k::width + i]; });
+    }
+    template <class Part>
+    KVARN_INLINE void set(int e, const Part& x) noexcept
+    {
+        KVARN_UNROLL
+        for (int i = 0; i < Part::registers; ++i) r[e / k::width + i] = x.r[i];
+    }
+
     KVARN_INLINE void hold() noexcept
     {
         KVARN_UNROLL
@@ -97,6 +110,14 @@ struct lanes {
     {
         return make([&](int i) KVARN_LAMBDA { return k::magnitude(a.r[i]); });
     }
+    KVARN_INLINE friend lanes rounded(const lanes& a) noexcept
+    {
+        return make([&](int i) KVARN_LAMBDA { return k::rounded(a.r[i]); });
+    }
+    KVARN_INLINE friend lanes where_greater(const lanes& a, const lanes& b, const lanes& yes, const lanes& no) noexcept
+    {
+        return make([&](int i) KVARN_LAMBDA { return k::where_greater(a.r[i], b.r[i], yes.r[i], no.r[i]); });
+    }
 
     KVARN_INLINE friend float reduce_min(const lanes& a) noexcept
     {
@@ -129,6 +150,19 @@ struct lanes {
 /// As many of the sixteen lanes as a loop can carry several sums of in registers: four where a register is one lane.
 template <class Arch>
 using part_lanes = lanes<Arch, kernels<Arch>::width == 1 ? 4 : lane_count>;
+
+/// As many of those as such a loop takes through all its operations before it goes on to the next: one register, so that few are
+/// needed beside the sums; all where fused additions are emulated, and cost less together.
+template <class Arch>
+KVARN_INLINE constexpr int step_count() noexcept
+{
+#if defined(KVARN_HAS_FMA)
+    if constexpr (!requires(part_lanes<Arch> x) { kernels<Arch>::fma_all(x.r, x.r, x.r, x.r); }) return kernels<Arch>::width;
+#endif
+    return part_lanes<Arch>::count;
+}
+template <class Arch>
+using step_lanes = lanes<Arch, step_count<Arch>()>;
 
 /// Calls work(sum, e) for the lanes from e on of all sums, which are part_lanes then: the loop that carries them stands inside `work`.
 template <class Arch, int Sums, class F>

@@ -88,6 +88,7 @@ struct kernels<neon64> : xsimd_kernels<xsimd::neon64>, wide_packing {
     }
 
     KVARN_INLINE static reg magnitude(reg a) noexcept { return reg(vabsq_f32(a)); }
+    KVARN_INLINE static reg rounded(reg a) noexcept { return reg(vrndnq_f32(a)); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         std::uint32_t four;

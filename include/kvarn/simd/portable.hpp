@@ -81,6 +81,10 @@ struct kernels<portable> {
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return a < b ? a : b; }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return a > b ? a : b; }
     KVARN_INLINE static reg magnitude(reg a) noexcept { return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a) & 0x7fffffffu); }
+    /// The nearest integer, ties to even, of 0 <= a <= 255.
+    KVARN_INLINE static reg rounded(reg a) noexcept { return sub(add(a, 12582912.0f), 12582912.0f); }
+    /// a > b ? yes : no, lane by lane.
+    KVARN_INLINE static reg where_greater(reg a, reg b, reg yes, reg no) noexcept { return a > b ? yes : no; }
 
     /// Keeps an accumulator in one register from turn to turn of a loop: see KVARN_HOLD.
     KVARN_INLINE static void hold(reg&) noexcept {}
@@ -117,29 +121,31 @@ struct kernels<portable> {
         std::memcpy(out, codes, 32);
     }
 
-    /// The largest of `count` elements' bits without the sign: above the bits of the largest finite value if one is not finite.
-    KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count) noexcept
+    /// The largest of `count` elements' bits without the sign, in each of `rows`: above the bits of the largest finite value if one is not finite.
+    KVARN_INLINE static std::uint32_t largest_magnitude(const float* p, std::size_t count, int rows = 1, std::ptrdiff_t stride = 0) noexcept
     {
         std::uint32_t most = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::uint32_t bits = std::bit_cast<std::uint32_t>(p[i]) & 0x7fffffffu;
-            most = bits > most ? bits : most;
-        }
+        for (int row = 0; row < rows; ++row, p += stride)
+            for (std::size_t i = 0; i < count; ++i) {
+                const std::uint32_t bits = std::bit_cast<std::uint32_t>(p[i]) & 0x7fffffffu;
+                most = bits > most ? bits : most;
+            }
         return most;
     }
     template <class T>
         requires(sizeof(T) == 2)
-    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
+    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count, int rows = 1, std::ptrdiff_t stride = 0) noexcept
     {
         std::uint32_t most = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            T x;
-            std::memcpy(&x, static_cast<const void*>(p + i), sizeof x);
+        for (int row = 0; row < rows; ++row, p += stride)
+            for (std::size_t i = 0; i < count; ++i) {
+                T x;
+                std::memcpy(&x, static_cast<const void*>(p + i), sizeof x);
 #if defined(KVARN_BIG_ENDIAN)
-            if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
+                if constexpr (std::is_same_v<T, record_half>) x.bits = swap_bytes(x).bits;
 #endif
-            most = (x.bits & 0x7fffu) > most ? x.bits & 0x7fffu : most;
-        }
+                most = (x.bits & 0x7fffu) > most ? x.bits & 0x7fffu : most;
+            }
         return most;
     }
 

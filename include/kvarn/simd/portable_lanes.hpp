@@ -156,6 +156,19 @@ KVARN_INLINE auto magnitude(const A& a) noexcept
     return lanes<portable>::make([x = detail::operand(a)](int i) KVARN_LAMBDA { return kernels<portable>::magnitude(x(i)); });
 }
 
+template <portable_lanes A>
+KVARN_INLINE auto rounded(const A& a) noexcept
+{
+    return lanes<portable>::make([x = detail::operand(a)](int i) KVARN_LAMBDA { return kernels<portable>::rounded(x(i)); });
+}
+template <portable_lanes A, portable_lanes B, portable_lanes C, portable_lanes D>
+KVARN_INLINE auto where_greater(const A& a, const B& b, const C& yes, const D& no) noexcept
+{
+    return lanes<portable>::make([x = detail::operand(a), y = detail::operand(b), z = detail::operand(yes), w = detail::operand(no)](int i) KVARN_LAMBDA {
+        return kernels<portable>::where_greater(x(i), y(i), z(i), w(i));
+    });
+}
+
 KVARN_INLINE float reduce_min(const lanes<portable>& a) noexcept
 {
     float x = a.r[0];

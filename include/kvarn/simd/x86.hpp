@@ -232,6 +232,7 @@ struct kernels<avx2> : xsimd_kernels<xsimd::fma3<xsimd::avx2>>, avx2_packing, av
     {
         return reg(_mm256_and_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))));
     }
+    KVARN_INLINE static reg rounded(reg a) noexcept { return reg(_mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
@@ -397,6 +398,7 @@ struct kernels<avx512> : xsimd_kernels<xsimd::avx512bw>, avx2_packing, avx2_prod
     {
         return reg(_mm512_castsi512_ps(_mm512_and_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff))));
     }
+    KVARN_INLINE static reg rounded(reg a) noexcept { return reg(_mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
     KVARN_INLINE static reg load_codes(const std::uint8_t* p) noexcept
     {
         return reg(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));

@@ -39,20 +39,25 @@ struct xsimd_kernels {
     KVARN_INLINE static reg code_value(reg code, reg scale, reg zero) noexcept { return fma(code, scale, zero); }
     KVARN_INLINE static reg minimum(reg a, reg b) noexcept { return (xsimd::min)(a, b); }
     KVARN_INLINE static reg maximum(reg a, reg b) noexcept { return (xsimd::max)(a, b); }
+    KVARN_INLINE static reg rounded(reg a) noexcept { return sub(add(a, broadcast(12582912.0f)), broadcast(12582912.0f)); }
+    KVARN_INLINE static reg where_greater(reg a, reg b, reg yes, reg no) noexcept { return xsimd::select(a > b, yes, no); }
 
     template <class T>
-    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count) noexcept
+    KVARN_INLINE static std::uint32_t largest_magnitude(const T* p, std::size_t count, int rows = 1, std::ptrdiff_t stride = 0) noexcept
     {
         using bits = std::conditional_t<sizeof(T) == 2, std::uint16_t, std::uint32_t>;
         using many = xsimd::batch<bits, XsimdArch>;
         const many mask(static_cast<bits>(static_cast<bits>(~bits{0}) >> 1));
         many most(bits{0});
-        std::size_t i = 0;
-        for (; i + many::size <= count; i += many::size)
-            most = (xsimd::max)(most, many::load_unaligned(reinterpret_cast<const bits*>(p + i)) & mask);
+        const std::size_t whole = count / many::size * many::size;
+        for (int row = 0; row < rows; ++row) {
+            KVARN_ROLL
+            for (std::size_t i = 0; i < whole; i += many::size)
+                most = (xsimd::max)(most, many::load_unaligned(reinterpret_cast<const bits*>(p + row * stride + i)) & mask);
+        }
         bits each[many::size];
         most.store_unaligned(each);
-        std::uint32_t largest = kernels<portable>::largest_magnitude(p + i, count - i);
+        std::uint32_t largest = whole == count ? 0 : kernels<portable>::largest_magnitude(p + whole, count - whole, rows, stride);
         for (const bits b : each) largest = b > largest ? b : largest;
         return largest;
     }
