@@ -20,7 +20,7 @@ for set in $sets; do
         case $set:$header in
             # These are parts of simd/xsimd.hpp, which includes the one that fits.
             -march=x86-64:kvarn/simd/x86*.hpp) continue ;;
-            -march=[xs]*:kvarn/simd/neon*.hpp | -march=native:kvarn/simd/x86*.hpp) continue ;;
+            -march=[xs]*:kvarn/simd/neon*.hpp | -march=native:kvarn/simd/x86*.hpp | -march=native:kvarn/simd/sse2*.hpp) continue ;;
             *:kvarn/interop/eigen*) eigen="-isystem $KVARN_EIGEN" ;;
             *:kvarn/interop/throwing*) plain= ;;
         esac

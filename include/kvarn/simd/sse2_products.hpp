@@ -7,9 +7,7 @@
 
 #include <emmintrin.h>
 
-#include <type_traits>
-
-#include <kvarn/simd/portable.hpp>
+#include <kvarn/simd/sse2_byte_sums.hpp>
 #include <kvarn/simd/wide_packing.hpp>
 
 namespace kvarn::simd {
@@ -61,7 +59,7 @@ private:
     }
 };
 
-struct sse2_products {
+struct sse2_products : sse2_byte_sums {
     static constexpr int most_byte_heads = 4;
 
     template <int Bits, int Heads>
@@ -99,19 +97,6 @@ struct sse2_products {
                 for (int j = 0; j < 4; ++j) _mm_storeu_ps(sums[h] + c + 4 * j, _mm_cvtepi32_ps(sum[h][j]));
         }
         shared = ahead;
-    }
-
-    /// Signed ones as unsigned ones, 128 larger each.
-    template <class Byte>
-    KVARN_INLINE static std::int32_t sum_bytes(const Byte* p, int n) noexcept
-    {
-        constexpr bool negative = std::is_signed_v<Byte>;
-        __m128i sum = _mm_setzero_si128();
-        for (int i = 0; i < n; i += 16) {
-            const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
-            sum = _mm_add_epi32(sum, _mm_sad_epu8(negative ? _mm_xor_si128(x, _mm_set1_epi8(-128)) : x, _mm_setzero_si128()));
-        }
-        return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum))) - (negative ? 128 * n : 0);
     }
 
     /// With the weights widened: there is no product of bytes.
