@@ -161,25 +161,32 @@ private:
         template <bool Wide>
         KVARN_INLINE static void store(const memory& m, int h, int bytes, float* to) noexcept
         {
-            for (int half = 0; half < (Wide ? 2 : 1); ++half)
-                for (int i = 0; i < 4 && (Wide || 4 * i < bytes); ++i) {
-                    __m128 x[per_byte];
-                    KVARN_UNROLL
-                    for (int k = 0; k < per_byte; ++k) {
-                        const __m128i* const from = reinterpret_cast<const __m128i*>(m.sums[k][i][h]);
-                        const __m128i sum = Wide ? _mm_load_si128(from + half) : _mm_add_epi32(_mm_load_si128(from), _mm_load_si128(from + 1));
-                        x[k] = _mm_cvtepi32_ps(sum);
-                    }
-                    float* const at = to + (16 * half + 4 * i) * per_byte;
-                    if constexpr (per_byte == 2) {
-                        _mm_storeu_ps(at, _mm_unpacklo_ps(x[0], x[1]));
-                        _mm_storeu_ps(at + 4, _mm_unpackhi_ps(x[0], x[1]));
-                    } else {
-                        _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
-                        KVARN_UNROLL
-                        for (int j = 0; j < 4; ++j) _mm_storeu_ps(at + 4 * j, x[j]);
-                    }
+            for (int i = 0; i < 4 && (Wide || 4 * i < bytes); ++i) {
+                __m256 x[per_byte];
+                KVARN_UNROLL
+                for (int k = 0; k < per_byte; ++k) {
+                    __m256i sum = load_vector(m.sums[k][i][h]);
+                    if constexpr (!Wide) sum = _mm256_add_epi32(sum, _mm256_permute2x128_si256(sum, sum, 1));
+                    x[k] = _mm256_cvtepi32_ps(sum);
                 }
+                // Columns of byte 4 i, and of byte 4 i + 16.
+                const auto put = [&](int at, __m256 y) KVARN_LAMBDA {
+                    float* const here = to + 4 * i * per_byte + at;
+                    _mm_storeu_ps(here, _mm256_castps256_ps128(y));
+                    if constexpr (Wide) _mm_storeu_ps(here + 16 * per_byte, _mm256_extractf128_ps(y, 1));
+                };
+                const __m256 a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
+                if constexpr (per_byte == 2) {
+                    put(0, a);
+                    put(4, b);
+                } else {
+                    const __m256 c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
+                    put(0, _mm256_shuffle_ps(a, c, 0x44));
+                    put(4, _mm256_shuffle_ps(a, c, 0xee));
+                    put(8, _mm256_shuffle_ps(b, d, 0x44));
+                    put(12, _mm256_shuffle_ps(b, d, 0xee));
+                }
+            }
         }
 
         /// The columns of 32 bytes of each row; or of 16, or the first ones of them.
