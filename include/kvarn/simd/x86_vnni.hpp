@@ -202,10 +202,12 @@ private:
     struct store_plan {
         static constexpr int per_byte = 8 / Bits, registers = per_byte / Parts, lanes = 4 / Parts;  // of a code
         static constexpr bool fits = registers == 1 || registers == 2;
-        alignas(64) float scale[2][16];
-        alignas(64) std::int32_t order[2][16];
-        static constexpr store_plan plan = [] {
-            store_plan p{};
+        struct vectors {
+            alignas(64) float scale[2][16];
+            alignas(64) std::int32_t order[2][16];
+        };
+        static constexpr vectors plan = [] {
+            vectors p{};
             [&]<int... K>(std::integer_sequence<int, K...>) {
                 const int positions[] = {position<Bits, K, Signed>...};
                 for (int i = 0; i < 16 * registers && fits; ++i) {
