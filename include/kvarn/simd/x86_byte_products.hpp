@@ -47,7 +47,7 @@ private:
     /// acc <- acc + products, in place: of a sum the compiler would make copies.
     KVARN_INLINE static void add_words_to(__m256i& acc, __m256i products) noexcept
     {
-        __asm__("vpaddw %1, %0, %0" : "+x"(acc) : "x"(products));
+        __asm__("vpaddw {%1, %0, %0|%0, %0, %1}" : "+x"(acc) : "x"(products));
     }
 
     /// 8-bit weights. Four rows are interleaved: each 32-bit lane has a column's codes of four rows, of all columns in a byte, still packed.

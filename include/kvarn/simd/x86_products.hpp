@@ -61,7 +61,7 @@ private:
     KVARN_INLINE static void add_words(__m256i& acc, __m256i codes, __m256i w) noexcept
     {
         const __m256i products = _mm256_madd_epi16(codes, w);
-        __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(products));  // in place: of a sum the compiler would make copies
+        __asm__("vpaddd {%1, %0, %0|%0, %0, %1}" : "+x"(acc) : "x"(products));  // in place: of a sum the compiler would make copies
     }
 
     /// Floats of `Per` interleaved sequences: in[k][word] to out[word * Per + k].
